@@ -1,0 +1,53 @@
+"""Autoencoders, variational autoencoders and conditional VAEs for Keras 3.
+
+    import keras_ae
+    train, test = keras_ae.data.load_splits("mnist")
+    vae = keras_ae.VAE((28, 28, 1), latent_dim=16)
+    vae.compile(keras_ae.Adam(2e-3))
+    vae.fit(train.images, epochs=10, callbacks=[keras_ae.KLAnnealing()])
+    vae.fit_prior(train.images)
+    digits = vae.sample(64, seed=7)
+
+Names are imported when they are first used, so that `import keras_ae` and `keras_ae.data` cost
+nothing and load no deep-learning framework.
+"""
+
+import importlib
+import os
+import sys
+
+__version__ = "0.1.0"
+
+# Torch is the default backend. Keras reads the variable when it is imported, so one that is set, or a
+# Keras that is already there, has the last word. (Keras writes ~/.keras/keras.json by itself at its
+# first import, naming tensorflow: that file is nobody's choice, and is not asked.)
+if "keras" not in sys.modules:
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+
+_HOME = {
+    "AE": "models",
+    "VAE": "models",
+    "CVAE": "models",
+    "KLAnnealing": "annealing",
+    "Adam": "optimizers",
+    "StandardNormal": "priors",
+    "ClassMixture": "priors",
+    "Settings": "fitting",
+    "fit": "fitting",
+    "load_model": "checkpoints",
+}
+_MODULES = ("annealing", "checkpoints", "data", "fitting", "losses", "networks", "pictures", "priors")
+
+__all__ = [*_HOME, *_MODULES, "__version__"]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"keras_ae.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"keras_ae.{name}")
+    raise AttributeError(f"module 'keras_ae' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,126 @@
+"""KL annealing: pure schedules of progress, and the callback that sets the model's `kl_weight`."""
+
+import math
+
+import keras
+
+
+def constant(progress):
+    """Full weight from the first step."""
+    return 1.0
+
+
+def linear(progress):
+    """A straight line from 0 to 1 (Bowman et al. 2016)."""
+    return progress
+
+
+def cosine(progress):
+    """Half a cosine: flat at both ends."""
+    return (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+def sigmoid(progress, steepness=12.0):
+    """A logistic curve centred on the half-way point, rescaled to start at 0 and to end at 1."""
+
+    def logistic(p):
+        return 1.0 / (1.0 + math.exp(-steepness * (p - 0.5)))
+
+    return (logistic(progress) - logistic(0.0)) / (logistic(1.0) - logistic(0.0))
+
+
+def cyclical(progress, cycles=4, ramp=0.5):
+    """`cycles` times: linear from 0 to 1 in the first `ramp` of a cycle, then 1 (Fu et al. 2019)."""
+    if progress >= 1.0:
+        return 1.0
+    return min(1.0, (progress * cycles) % 1.0 / ramp)
+
+
+SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, sigmoid, cyclical)}
+
+
+def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
+    """The weight of the KL term at a training step: a pure function, so a resumed run just goes on.
+
+    Args:
+        step: optimizer steps done before this one, from 0.
+        total_steps: steps of the whole run, epochs * steps per epoch.
+        schedule: a name in `SCHEDULES`.
+        weight: the weight that the schedule ends at, >= 0.
+        warmup: the fraction of the run, in (0, 1], after which the schedule has ended.
+
+    Returns:
+        A float in [0, weight].
+    """
+    return weight * SCHEDULES[schedule](min(1.0, step / (warmup * total_steps)))
+
+
+class KLAnnealing(keras.callbacks.Callback):
+    """Sets `model.kl_weight` before every step (or epoch) of `fit`, from a schedule.
+
+    The schedule spans the first `warmup` of the run that `fit(epochs=...)` announces, and depends on
+    nothing but the epoch and the batch: `fit(initial_epoch=...)` continues where it stood.
+
+    Args:
+        schedule: "linear", "cosine", "sigmoid", "cyclical" (Fu et al. 2019) or "constant".
+        weight: the final weight, on the scale of nats per image; 1 is the evidence lower bound,
+            more is a beta-VAE (Higgins et al. 2017).
+        warmup: fraction of the run in (0, 1] that the schedule takes.
+        by: "step" (default) or "epoch".
+
+    Raises:
+        ValueError: for an unknown schedule or `by`, a negative weight, a warm-up outside (0, 1].
+        TypeError: at the start of `fit`, for a model that has no `kl_weight`.
+
+    References:
+        Bowman et al. 2016, Generating Sentences from a Continuous Space, arXiv:1511.06349.
+        Fu et al. 2019, Cyclical Annealing Schedule, arXiv:1903.10145.
+    """
+
+    def __init__(self, schedule="linear", weight=1.0, warmup=1.0, by="step"):
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}.")
+        if not weight >= 0.0:
+            raise ValueError(f"weight must be 0 or more; got {weight!r}.")
+        if not 0.0 < warmup <= 1.0:
+            raise ValueError(
+                f"warmup is a fraction of the run, in (0, 1]; got {warmup!r}. A warm-up longer than "
+                "the run would never reach the full weight."
+            )
+        if by not in ("step", "epoch"):
+            raise ValueError(f"by must be 'step' or 'epoch'; got {by!r}.")
+        self.schedule, self.weight, self.warmup, self.by = schedule, weight, warmup, by
+
+    @property
+    def per_step(self):
+        """Whether the weight changes within an epoch."""
+        return self.by == "step" and self.schedule != "constant"
+
+    def value(self, epoch, batch=0):
+        """The weight at a batch of an epoch, both from 0, of the run that `fit` announced."""
+        # A data set of unknown length has no steps to count: each of its epochs is one step.
+        steps = self.params.get("steps") or 1
+        return kl_weight_at(
+            epoch * steps + min(batch, steps),
+            self.params["epochs"] * steps,
+            self.schedule,
+            self.weight,
+            self.warmup,
+        )
+
+    def on_train_begin(self, logs=None):
+        if getattr(self.model, "kl_weight", None) is None:
+            raise TypeError(
+                f"KLAnnealing needs a VAE or CVAE; {type(self.model).__name__} has no kl_weight."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self.model.kl_weight.assign(self.value(epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Through self.model, never a kept reference: on jax only this property synchronises the
+        # values that `fit` holds outside the variables.
+        if self.per_step:
+            self.model.kl_weight.assign(self.value(self._epoch, batch))

@@ -1,0 +1,357 @@
+"""The three models. Each is its `autoencode`, its loss terms and its inputs; the rest is shared.
+
+    loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
+from keras_ae.networks import BACKBONES, build_decoder, build_encoder, one_hot
+from keras_ae.priors import ClassMixture, StandardNormal
+from keras_ae.train_step import StepMixin
+
+LOG_VAR_RANGE = (-30.0, 20.0)
+
+
+def unit_range(images):
+    """uint8 in 0..255 -> float32 in [0, 1]; floats are in [0, 1] already and stay as they are."""
+    if keras.backend.standardize_dtype(images.dtype) == "uint8":
+        return ops.cast(images, "float32") / 255.0
+    return ops.cast(images, "float32")
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class AE(StepMixin, keras.Model):
+    """Autoencoder: image -> code -> image.
+
+    Call it on images (N, H, W, C), uint8 in 0..255 or float in [0, 1]; it returns reconstructions of
+    the same shape, float32 in [0, 1]. The images are their own target: `fit(images)`.
+
+    Args:
+        image_shape: (H, W, C) of the images.
+        latent_dim: number of latents D.
+        backbone: "conv" or "mlp"; see `keras_ae.networks`.
+        hidden: widths of the hidden layers; see `keras_ae.networks.build_encoder`.
+        reconstruction: "l1", "mse" or "bce", summed over pixels.
+
+    Raises:
+        ValueError: for an image_shape that is no (H, W, C), or a name that is not known.
+
+    References:
+        Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
+    """
+
+    heads = ("code",)
+    num_classes = 0
+
+    def __init__(
+        self,
+        image_shape=(28, 28, 1),
+        latent_dim=16,
+        backbone="conv",
+        hidden=None,
+        reconstruction="l1",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        image_shape = tuple(image_shape)
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {backbone!r}.")
+        if reconstruction not in RECONSTRUCTIONS:
+            names = ", ".join(RECONSTRUCTIONS)
+            raise ValueError(f"reconstruction must be one of {names}; got {reconstruction!r}.")
+        self.image_shape, self.latent_dim = image_shape, latent_dim
+        self.backbone, self.hidden = backbone, tuple(hidden) if hidden else None
+        self.reconstruction = reconstruction
+        shared = {"backbone": backbone, "hidden": hidden, "num_classes": self.num_classes}
+        self.encoder = build_encoder(image_shape, latent_dim, self.heads, **shared)
+        self.decoder = build_decoder(image_shape, latent_dim, **shared)
+        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
+        self.built = True
+
+    def build(self, input_shape=None):
+        """All layers are built by the constructor."""
+
+    def split(self, inputs):
+        """Inputs of a call -> (images in [0, 1], what the networks are conditioned on: a list)."""
+        return unit_range(inputs), []
+
+    def autoencode(self, inputs, training=False, sample=False):
+        """Everything the loss needs: a dict with `reconstruction` (N, H, W, C) and `code` (N, D)."""
+        image, condition = self.split(inputs)
+        code = self.encoder([image, *condition], training=training)["code"]
+        return {"code": code, "reconstruction": self.decoder([code, *condition], training=training)}
+
+    def call(self, inputs, training=False):
+        return self.autoencode(inputs, training=training, sample=training)["reconstruction"]
+
+    def loss_terms(self, image, outputs):
+        """(N,) terms by name, of which the loss is the sum: in pixel units or nats per image."""
+        rebuilt = outputs["reconstruction"]
+        return {"reconstruction": RECONSTRUCTIONS[self.reconstruction](image, rebuilt)}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The scalar that a step minimises; updates the trackers. `y` and `y_pred` are not used.
+
+        The target is the input itself, and the KL term needs the posterior, so the forward pass is
+        made here, in training and in evaluation alike with codes drawn from the posterior.
+        """
+        image, _ = self.split(x)
+        terms = self.loss_terms(image, self.autoencode(x, training=training, sample=True))
+        if sample_weight is not None:
+            terms = {k: v * ops.cast(sample_weight, v.dtype) for k, v in terms.items()}
+        terms = {name: ops.mean(term) for name, term in terms.items()}
+        loss = self.combine(terms)
+        n = ops.shape(image)[0]
+        for name, value in terms.items():
+            getattr(self, f"{name}_tracker").update_state(value, sample_weight=n)
+        if self._loss_tracker is not None:  # made by compile()
+            self._loss_tracker.update_state(loss, sample_weight=n)
+        return loss
+
+    def combine(self, terms):
+        """The loss from the batch means of its terms."""
+        return terms["reconstruction"]
+
+    def encode(self, inputs, batch_size=256):
+        """The codes of images (no randomness): (N, D) float32."""
+        return self._encoded(inputs, batch_size)[self.heads[0]]
+
+    def decode(self, codes, labels=None, batch_size=256):
+        """Codes (N, D) [and labels (N,)] -> images (N, H, W, C) float32 in [0, 1]."""
+        codes = np.asarray(codes, "float32")
+        condition = [] if not self.num_classes else [self._one_hot(labels, len(codes))]
+        return _run(self.decoder, [codes, *condition], batch_size)
+
+    def reconstruct(self, inputs, batch_size=256):
+        """Images rebuilt from their codes (no randomness): (N, H, W, C) float32 in [0, 1]."""
+        labels = inputs[1] if self.num_classes else None
+        return self.decode(self.encode(inputs, batch_size), labels, batch_size)
+
+    def _encoded(self, inputs, batch_size):
+        """The encoder's outputs by head, as NumPy arrays."""
+        images = np.asarray(inputs[0] if self.num_classes else inputs)
+        condition = [] if not self.num_classes else [self._one_hot(inputs[1], len(images))]
+        images = images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
+        return _run(self.encoder, [images, *condition], batch_size)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_shape": self.image_shape,
+            "latent_dim": self.latent_dim,
+            "backbone": self.backbone,
+            "hidden": self.hidden,
+            "reconstruction": self.reconstruction,
+        }
+
+    def get_compile_config(self):
+        # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
+        # file that no other backend can read. The public name is the same optimizer everywhere.
+        config = super().get_compile_config()
+        optimizer = (config or {}).get("optimizer")
+        if isinstance(optimizer, dict) and ".backend." in (optimizer.get("module") or ""):
+            optimizer.update(module="keras.optimizers", registered_name=None)
+        return config
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class VAE(AE):
+    """Variational autoencoder: q(z|x) = N(mean(x), exp(log_var(x))), prior N(0, I), x' = decoder(z).
+
+    As `AE`, and: in training and in evaluation z is drawn from q(z|x); a call outside of training,
+    and so `predict`, takes its mean. `kl_weight` is a weight of the model that `KLAnnealing` sets.
+
+    Args:
+        kl_weight: the weight of the KL term until a callback sets it; 1 maximises the evidence lower
+            bound, in nats per image.
+        prior: what `sample` draws codes from: a `StandardNormal` or `ClassMixture` layer, see
+            `fit_prior`. None is N(0, I).
+        **kwargs: the arguments of `AE`.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes, arXiv:1312.6114.
+        Higgins et al. 2017, beta-VAE.
+    """
+
+    heads = ("mean", "log_var")
+
+    def __init__(self, *args, kl_weight=1.0, prior=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kl_weight_at_start = float(kl_weight)
+        self.kl_weight = self.add_weight(
+            (),
+            keras.initializers.Constant(kl_weight),
+            trainable=False,
+            name="kl_weight",
+            dtype="float32",
+        )
+        self.seed_generator = keras.random.SeedGenerator()
+        self.prior = prior or StandardNormal(self.latent_dim, name="prior")
+        self.kl_tracker = keras.metrics.Mean(name="kl")
+        self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
+
+    def autoencode(self, inputs, training=False, sample=False):
+        """A dict with `reconstruction` (N, H, W, C), `mean` and `log_var` (N, D).
+
+        With `sample` the code is drawn from the posterior, else it is the posterior's mean.
+        """
+        image, condition = self.split(inputs)
+        posterior = self.encoder([image, *condition], training=training)
+        mean = ops.cast(posterior["mean"], "float32")
+        log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
+        latent = mean
+        if sample:
+            noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+            latent = mean + ops.exp(0.5 * log_var) * noise
+        reconstruction = self.decoder([latent, *condition], training=training)
+        return {"mean": mean, "log_var": log_var, "reconstruction": reconstruction}
+
+    def loss_terms(self, image, outputs):
+        kl = gaussian_kl(outputs["mean"], outputs["log_var"])
+        return {**super().loss_terms(image, outputs), "kl": kl}
+
+    def combine(self, terms):
+        kl_weight = ops.convert_to_tensor(self.kl_weight)
+        self.kl_weight_tracker.update_state(kl_weight)
+        return terms["reconstruction"] + kl_weight * terms["kl"]
+
+    def posterior(self, inputs, batch_size=256):
+        """Mean and log-variance of q(z|x): two arrays (N, D) float32."""
+        heads = self._encoded(inputs, batch_size)
+        return heads["mean"], np.clip(heads["log_var"], *LOG_VAR_RANGE)
+
+    def fit_prior(self, inputs, seed=0):
+        """Fit a `ClassMixture` to the codes of the training images, for `sample` to draw from.
+
+        Codes are drawn from the posteriors, one an image: what the decoder was trained on. Replaces
+        `self.prior`, which is saved with the model.
+
+        Args:
+            inputs: what `fit` was given.
+            seed: of the codes and of the mixture.
+        """
+        mean, log_var = self.posterior(inputs)
+        noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
+        self.set_prior(
+            ClassMixture.fit(
+                mean + np.exp(0.5 * log_var) * noise,
+                labels=np.asarray(inputs[1]) if self.num_classes else None,
+                num_classes=max(1, self.num_classes),
+                seed=seed,
+                name="prior",
+            )
+        )
+
+    def set_prior(self, prior):
+        """Draw samples from another prior layer from now on."""
+        del self.prior  # untracks the weights of the old one
+        self.prior = prior
+
+    def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):
+        """Draw n images: (n, H, W, C) float32 in [0, 1].
+
+        Args:
+            n: number of images, >= 0.
+            labels: for a CVAE, a class or (n,) classes, in [0, num_classes).
+            seed: of the codes. One seed gives one picture on every backend.
+            prior: "fitted" for the model's own prior, "normal" for N(0, I).
+            batch_size: images decoded at a time.
+
+        Raises:
+            ValueError: for a label that is missing, out of range, or not asked for.
+        """
+        if prior not in ("fitted", "normal"):
+            raise ValueError(f"prior must be 'fitted' or 'normal'; got {prior!r}.")
+        labels = self._check_labels(labels, n)
+        source = self.prior if prior == "fitted" else StandardNormal(self.latent_dim)
+        return self.decode(source.draw(n, labels, seed), labels, batch_size)
+
+    def _check_labels(self, labels, n):
+        if labels is not None:
+            raise ValueError(f"A {type(self).__name__} has no classes: it takes no label.")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kl_weight": self.kl_weight_at_start,
+            "prior": keras.saving.serialize_keras_object(self.prior),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        if isinstance(config.get("prior"), dict):
+            prior = keras.saving.deserialize_keras_object(config["prior"], custom_objects)
+            config = {**config, "prior": prior}
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class CVAE(VAE):
+    """Class-conditional VAE: q(z|x, y) and x' = decoder(z, y), y one-hot in both networks.
+
+    As `VAE`, on pairs: `fit((images, labels))`, `predict((images, labels))`, with labels (N,) of
+    integers in [0, num_classes).
+
+    Args:
+        num_classes: number of classes K, >= 1.
+        class_names: K names, or None for the numbers.
+        **kwargs: the arguments of `VAE`.
+
+    References:
+        Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
+        Generative Models; Kingma et al. 2014, arXiv:1406.5298 (model M2).
+    """
+
+    def __init__(self, *args, num_classes=10, class_names=None, **kwargs):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more; got {num_classes}.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{len(class_names)} class names were given for {num_classes} classes.")
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names) if class_names is not None else None
+        super().__init__(*args, **kwargs)
+
+    def split(self, inputs):
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+            raise ValueError("A CVAE takes pairs of images and labels, as in fit((images, labels)).")
+        image, labels = inputs
+        return unit_range(image), [one_hot(labels, self.num_classes)]
+
+    def _one_hot(self, labels, n):
+        return np.eye(self.num_classes, dtype="float32")[self._check_labels(labels, n)]
+
+    def _check_labels(self, labels, n):
+        if labels is None:
+            raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
+        labels = np.broadcast_to(np.asarray(labels), (n,))
+        if n and not (0 <= labels.min() and labels.max() < self.num_classes):
+            raise ValueError(f"Labels of this model are 0 to {self.num_classes - 1}.")
+        return labels.astype("int64")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+        }
+
+
+def _run(network, inputs, batch_size):
+    """Run an encoder or decoder over arrays, in batches, without gradients; NumPy in, NumPy out."""
+    if keras.backend.backend() != "openvino":
+        return network.predict(inputs, batch_size=batch_size, verbose=0)
+    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32.
+    batches = [
+        network([array[i : i + batch_size] for array in inputs])
+        for i in range(0, max(1, len(inputs[0])), batch_size)
+    ]
+    return keras.tree.map_structure(
+        lambda *parts: np.concatenate([ops.convert_to_numpy(part) for part in parts]), *batches
+    )

@@ -1,0 +1,91 @@
+"""Encoders and decoders: Functional models of any image shape, with named inputs.
+
+An encoder maps an image in [0, 1] to one output for each of its heads; a decoder maps a latent code to
+an image in [0, 1]. With `num_classes`, both take a one-hot `label` as a second input, which joins at
+the dense layers.
+"""
+
+import math
+
+import keras
+from keras import layers, ops
+
+HIDDEN = {"conv": (32, 64, 256), "mlp": (512, 256)}
+BACKBONES = tuple(HIDDEN)
+
+
+def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
+    """image (N, H, W, C) in [0, 1] [, one-hot label (N, K)] -> a (N, latent_dim) tensor per head.
+
+    Args:
+        image_shape: (H, W, C).
+        latent_dim: size D of the latent code.
+        heads: names of the outputs, e.g. ("mean", "log_var"). Each is a dense layer of its own: one
+            shared by mean and log-variance costs more than anything else in a VAE.
+        backbone: "conv" or "mlp".
+        hidden: "mlp": widths of the dense layers. "conv": filters of the convolutions, each of stride
+            2, then the width of the dense layer.
+        num_classes: number of classes K, 0 for a network without a label.
+
+    Returns:
+        A `keras.Model` with inputs named `image` [and `label`] and a dict of outputs by head.
+    """
+    hidden = tuple(hidden or HIDDEN[backbone])
+    inputs = [image := keras.Input(image_shape, name="image")]
+    x = image
+    if backbone == "conv":
+        for i, filters in enumerate(hidden[:-1]):
+            x = layers.Conv2D(
+                filters, 3, strides=2, padding="same", activation="silu", name=f"conv_{i}"
+            )(x)
+        hidden = hidden[-1:]
+    x = layers.Flatten(name="flatten")(x)
+    if num_classes:
+        inputs.append(label := keras.Input((num_classes,), name="label"))
+        x = layers.Concatenate(name="join_label")([x, label])
+    for i, width in enumerate(hidden):
+        x = layers.Dense(width, activation="silu", name=f"dense_{i}")(x)
+    outputs = {head: layers.Dense(latent_dim, name=head)(x) for head in heads}
+    return keras.Model(inputs, outputs, name="encoder")
+
+
+def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_classes=0):
+    """latent (N, D) [, one-hot label (N, K)] -> image (N, H, W, C) in [0, 1].
+
+    The encoder of the same arguments, mirrored; see `build_encoder`. The output is a sigmoid, in
+    float32 under mixed precision too.
+    """
+    height, width, channels = image_shape
+    hidden = tuple(hidden or HIDDEN[backbone])
+    inputs = [latent := keras.Input((latent_dim,), name="latent")]
+    x = latent
+    if num_classes:
+        inputs.append(label := keras.Input((num_classes,), name="label"))
+        x = layers.Concatenate(name="join_label")([latent, label])
+    dense = hidden[-1:] if backbone == "conv" else hidden[::-1]
+    for i, units in enumerate(dense):
+        x = layers.Dense(units, activation="silu", name=f"dense_{i}")(x)
+    if backbone == "conv":
+        filters = hidden[:-1][::-1]
+        rows, columns = (math.ceil(side / 2 ** len(filters)) for side in (height, width))
+        x = layers.Dense(rows * columns * filters[0], activation="silu", name="unflatten")(x)
+        x = layers.Reshape((rows, columns, filters[0]), name="reshape")(x)
+        for i, f in enumerate(filters[1:]):
+            x = layers.Conv2DTranspose(
+                f, 4, strides=2, padding="same", activation="silu", name=f"upconv_{i}"
+            )(x)
+        x = layers.Conv2DTranspose(channels, 4, strides=2, padding="same", name="pixels")(x)
+        # Sides that are no multiple of the strides come out larger: cut off what is over.
+        extra = (rows * 2 ** len(filters) - height, columns * 2 ** len(filters) - width)
+        if any(extra):
+            x = layers.Cropping2D([(e // 2, e - e // 2) for e in extra], name="crop")(x)
+    else:
+        x = layers.Dense(math.prod(image_shape), name="pixels")(x)
+        x = layers.Reshape(image_shape, name="reshape")(x)
+    image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
+    return keras.Model(inputs, image, name="decoder")
+
+
+def one_hot(labels, num_classes):
+    """Class indices (N,) -> (N, num_classes) float32."""
+    return ops.one_hot(ops.cast(labels, "int32"), num_classes, dtype="float32")

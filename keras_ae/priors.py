@@ -1,0 +1,174 @@
+"""Priors over the latent codes, as Keras layers: what `sample` decodes.
+
+The KL term pulls the codes of the images towards N(0, I) but never gets them to fill it, so that
+decoding N(0, I) decodes codes that no image has. A Gaussian mixture fitted to the codes after the
+training does not have this gap (Ghosh et al. 2020, arXiv:1903.12436, section 4).
+
+Codes are drawn by NumPy on the host: one seed gives one picture on every backend.
+"""
+
+import keras
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import log_softmax, logsumexp
+
+CANDIDATES = (1, 10, 30, 60)
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class StandardNormal(keras.layers.Layer):
+    """N(0, I) over `latent_dim` latents: the prior that the KL term is written for."""
+
+    def __init__(self, latent_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.latent_dim = latent_dim
+        self.built = True
+
+    def draw(self, n, labels=None, seed=0):
+        """Draw codes: (n, latent_dim) float32. The labels change nothing."""
+        return np.random.default_rng(seed).standard_normal((n, self.latent_dim), dtype="float32")
+
+    def log_prob(self, codes, labels=None):
+        """log p(z) in nats: codes (N, D) -> (N,)."""
+        codes = np.asarray(codes, "float64")
+        return -0.5 * (np.square(codes).sum(-1) + self.latent_dim * np.log(2 * np.pi))
+
+    def get_config(self):
+        return {**super().get_config(), "latent_dim": self.latent_dim}
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class ClassMixture(keras.layers.Layer):
+    """A mixture of Gaussians for each class, p(z | y); with one class, a mixture p(z).
+
+    Weights (not trainable; saved with the model): `logits` (K, M), `means` (K, M, D) and `cholesky`
+    (K, M, D, D), lower triangular, for K classes, M components and D latents. Before it is fitted
+    every component is N(0, I).
+
+    Args:
+        latent_dim: number of latents D.
+        num_classes: number of classes K.
+        components: components M of each class.
+    """
+
+    def __init__(self, latent_dim, num_classes=1, components=1, **kwargs):
+        super().__init__(**kwargs)
+        self.latent_dim, self.num_classes, self.components = latent_dim, num_classes, components
+        shape = (num_classes, components)
+
+        def weight(name, shape, initializer):
+            return self.add_weight(shape, initializer, trainable=False, name=name, dtype="float32")
+
+        self.logits = weight("logits", shape, "zeros")
+        self.means = weight("means", (*shape, latent_dim), "zeros")
+        self.cholesky = weight(
+            "cholesky",
+            (*shape, latent_dim, latent_dim),
+            lambda s, dtype: np.broadcast_to(np.eye(latent_dim, dtype="float32"), s),
+        )
+        self.built = True
+
+    def draw(self, n, labels=None, seed=0):
+        """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
+        rng = np.random.default_rng(seed)
+        labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
+        logits, means, cholesky = (
+            keras.ops.convert_to_numpy(w) for w in (self.logits, self.means, self.cholesky)
+        )
+        # The noise first, the component after it: a fitted and an unfitted prior of one seed draw the
+        # same noise.
+        noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
+        probabilities = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
+        threshold = rng.random(n) * probabilities[labels, -1]
+        component = (probabilities[labels] < threshold[:, None]).sum(-1)
+        scaled = np.einsum("nij,nj->ni", cholesky[labels, component], noise)
+        return (means[labels, component] + scaled).astype("float32")
+
+    def log_prob(self, codes, labels=None):
+        """log p(z | y) in nats: codes (N, D), labels (N,) -> (N,) float64."""
+        codes = np.asarray(codes, "float64")
+        labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
+        logits, means, cholesky = (
+            keras.ops.convert_to_numpy(w).astype("float64")
+            for w in (self.logits, self.means, self.cholesky)
+        )
+        log_weights = log_softmax(logits, axis=-1)
+        result = np.empty(len(codes))
+        for y in np.unique(labels):
+            mine = labels == y
+            terms = [
+                log_weights[y, m] - 0.5 * np.square(white).sum(0) - np.log(np.diag(factor)).sum()
+                for m, factor in enumerate(cholesky[y])
+                for white in [solve_triangular(factor, (codes[mine] - means[y, m]).T, lower=True)]
+            ]
+            result[mine] = logsumexp(terms, axis=0) - 0.5 * self.latent_dim * np.log(2 * np.pi)
+        return result
+
+    @classmethod
+    def fit(cls, codes, labels=None, num_classes=1, components=CANDIDATES, seed=0, **kwargs):
+        """Fit a mixture with full covariances to each class by expectation maximisation.
+
+        The number of components, one for all classes, is the candidate under which a tenth of the
+        codes that was held out is most likely; the mixture is then fitted to all codes.
+
+        Args:
+            codes: (N, D) latent codes.
+            labels: (N,) classes in [0, num_classes), or None for one mixture over all codes.
+            num_classes: number of classes K. A class without codes keeps N(0, I).
+            components: candidates, ascending. The search stops at the first that does worse.
+            seed: of the split and of scikit-learn's initialisation.
+
+        Returns:
+            A `ClassMixture`.
+        """
+        codes = np.asarray(codes, "float64")
+        labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
+        order = np.random.default_rng(seed).permutation(len(codes))
+        held_out, kept = np.split(order, [len(codes) // 10])
+        best, best_score = components[0], -np.inf
+        for m in components if len(held_out) else ():
+            score = sum(
+                mixture.score_samples(codes[held_out][labels[held_out] == y]).sum()
+                for y, mixture in _mixtures(codes[kept], labels[kept], m, seed)
+                if (labels[held_out] == y).any()
+            )
+            if score <= best_score:
+                break
+            best, best_score = m, score
+
+        prior = cls(codes.shape[1], num_classes, best, **kwargs)
+        logits, means, cholesky = (
+            keras.ops.convert_to_numpy(w).copy() for w in (prior.logits, prior.means, prior.cholesky)
+        )
+        for y, mixture in _mixtures(codes, labels, best, seed):
+            m = mixture.n_components  # fewer than `best` where a class has few codes
+            logits[y] = -np.inf
+            logits[y, :m] = np.log(mixture.weights_)
+            means[y, :m] = mixture.means_
+            cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
+        prior.logits.assign(logits)
+        prior.means.assign(means)
+        prior.cholesky.assign(cholesky)
+        return prior
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "latent_dim": self.latent_dim,
+            "num_classes": self.num_classes,
+            "components": self.components,
+        }
+
+
+def _mixtures(codes, labels, components, seed):
+    """Yield (class, fitted GaussianMixture) for each class that has codes."""
+    from sklearn.mixture import GaussianMixture
+
+    for y in np.unique(labels):
+        mine = codes[labels == y]
+        # A covariance of D latents needs more than D codes to say anything.
+        m = max(1, min(components, len(mine) // (codes.shape[1] + 1)))
+        if len(mine) == 1:
+            mine = np.repeat(mine, 2, axis=0)
+        mixture = GaussianMixture(m, reg_covar=1e-4, max_iter=100, tol=1e-3, random_state=seed)
+        yield y, mixture.fit(mine)

@@ -1,0 +1,41 @@
+"""The training step on jax: a pure function of the state, gradients by `jax.value_and_grad`."""
+
+import jax
+import keras
+
+
+class StepMixin:
+    def _stateless_loss(self, trainable, others, values, data, training):
+        """`compute_loss` with the model's variables as arguments.
+
+        Returns (loss to differentiate, (logs, the new values of `others`)).
+        """
+        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        state = [*zip(self.trainable_variables, trainable), *zip(others, values)]
+        with keras.StatelessScope(state) as scope:
+            loss = self.compute_loss(x, sample_weight=sample_weight, training=training)
+            if training:
+                loss = self.optimizer.scale_loss(loss)
+            logs = self.get_metrics_result()
+        return loss, (logs, [scope.get_current_value(v) for v in others])
+
+    def train_step(self, state, data):
+        trainable, non_trainable, optimizer, metrics = state
+        others = [*self.non_trainable_variables, *self.optimizer.variables, *self.metrics_variables]
+        gradients, (logs, values) = jax.grad(self._stateless_loss, has_aux=True)(
+            trainable, others, [*non_trainable, *optimizer, *metrics], data, True
+        )
+        first, last = len(non_trainable), len(values) - len(metrics)
+        trainable, optimizer = self.optimizer.stateless_apply(
+            values[first:last], gradients, trainable
+        )
+        return logs, (trainable, values[:first], optimizer, values[last:])
+
+    def test_step(self, state, data):
+        trainable, non_trainable, metrics = state
+        others = [*self.non_trainable_variables, *self.metrics_variables]
+        _, (logs, values) = self._stateless_loss(
+            trainable, others, [*non_trainable, *metrics], data, False
+        )
+        first = len(non_trainable)
+        return logs, (trainable, values[:first], values[first:])
