@@ -1,0 +1,175 @@
+"""TFDS datasets as uint8 arrays, without TensorFlow.
+
+    train, test = load_splits("mnist")
+    train.images.shape, train.labels[:3], train.class_names
+
+The first call prepares the dataset (mnist from files in this package), decodes it and keeps the
+arrays in a cache; later calls map those, and import nothing but NumPy. Whatever goes wrong is a
+DataError, whose text is one line that says what to do.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from keras_ae.data import cache, disk, reading
+from keras_ae.data.disk import DataError, Prepared, available, resolve_data_dir
+from keras_ae.data.preparing import prepare
+from keras_ae.data.reading import ImageData
+
+__all__ = [
+    "DataError",
+    "ImageData",
+    "Prepared",
+    "available",
+    "load",
+    "load_splits",
+    "prepare",
+    "resolve_data_dir",
+    "verify",
+]
+
+TEST_SPLITS = ("test", "validation", "val", "valid")  # in order of preference
+
+# SHA-256 of images and labels in the order of the records, which TFDS fixes by the examples' keys.
+GENUINE = {
+    "mnist/3.0.1/train": "ef80b4281e56b21d759a53bf05077b463d222ef8c3bc7de638091242e7c02667",
+    "mnist/3.0.1/test": "670e94e863b684ad97d36ceef5ae7bb7dad7897e955a7ac0d1ba5cdb9bedb946",
+    "fashion_mnist/3.0.1/train": "1fc8802f422a8de6f04d0f4f78a3712fc03fb8474221d84707982f873bd60239",
+    "fashion_mnist/3.0.1/test": "1c706ad5aa51c27f729eade5e233f3a7464291b1294967130c0fe6b9a7406fcd",
+}
+
+
+def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
+    """Loads one split of a dataset, and prepares the dataset if need be.
+
+    Args:
+        name: TFDS name, "mnist", "emnist/balanced" or "mnist:3.0.1".
+        split: one of the dataset's splits, "train" or "test".
+        data_dir: where datasets lie, see `resolve_data_dir`.
+        limit: keep only the first so many images.
+        progress: called with one line when there is something to tell.
+
+    Raises:
+        DataError: see `prepare` and `reading.read`; also no such split, and a limit below 1.
+    """
+    _check_limit(limit)
+    prepared = prepare(name, data_dir, progress=progress)
+    if split not in prepared.splits:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(prepared.splits)}")
+    return _first(_load_whole(prepared, split, progress), limit)
+
+
+def load_splits(name, data_dir=None, limit=None, progress=None) -> tuple[ImageData, ImageData]:
+    """Loads what to train on and what to test on.
+
+    Training uses the split "train", testing the first there is of "test", "validation", "val" and
+    "valid". If there is none, a tenth of the training images, drawn with a fixed seed, is held out:
+    always the same ones, and never trained on. A dataset of a single split under another name
+    counts as one with only "train".
+
+    Args:
+        limit: keep only the first so many images of each of the two.
+        name, data_dir, progress: as for `load`.
+
+    Raises:
+        DataError: as for `load`.
+    """
+    _check_limit(limit)
+    prepared = prepare(name, data_dir, progress=progress)
+    names = list(prepared.splits)
+    train_name = names[0] if len(names) == 1 else "train"
+    if train_name not in names:
+        raise DataError(f"{name} has no split 'train' to train on; it has {', '.join(names)}")
+    train = _load_whole(prepared, train_name, progress)
+    test_name = next((s for s in TEST_SPLITS if s in names and s != train_name), None)
+    if test_name is None:
+        train, test = _hold_out(train)
+    else:
+        test = _load_whole(prepared, test_name, progress)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{name} has images of {train.images.shape[1:]} to train on and of "
+            f"{test.images.shape[1:]} to test on: a model needs one size"
+        )
+    return _first(train, limit), _first(test, limit)
+
+
+def verify(name, data_dir=None) -> dict:
+    """Reads a prepared dataset again from its records, past the cache, and decodes every image.
+
+    Returns:
+        name, version, format, path and splits; for each split its images, shape, sha256 (of images
+        and labels) and genuine: True where the right sha256 is known, None for any other dataset.
+
+    Raises:
+        DataError: it is not there, it is damaged, or it is not what its name says.
+    """
+    data_dir = resolve_data_dir(data_dir)
+    prepared = disk.find(name, data_dir)
+    if prepared is None:
+        raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}`")
+    splits = {}
+    for split in prepared.splits:
+        data = reading.read(prepared, split)
+        digest = hashlib.sha256(data.images)
+        if data.labels is not None:
+            digest.update(data.labels.astype("<i4"))
+        expected = GENUINE.get(f"{prepared.name}/{prepared.version}/{split}")
+        if expected not in (None, digest.hexdigest()):
+            why = f"{split}: the images and labels are not those of {prepared.name}"
+            raise disk.damaged(prepared.path, prepared.name, why)
+        splits[split] = {
+            "images": len(data.images),
+            "shape": list(data.images.shape[1:]),
+            "sha256": digest.hexdigest(),
+            "genuine": True if expected else None,
+        }
+    return {
+        "name": prepared.name,
+        "version": prepared.version,
+        "format": prepared.format,
+        "path": str(prepared.path),
+        "splits": splits,
+    }
+
+
+def _load_whole(prepared, split, progress) -> ImageData:
+    data = cache.load(prepared, split)
+    if data is None:
+        progress = progress or (lambda line: None)
+        progress(f"reading {prepared.splits[split]:,} images of {prepared.name} {split} …")
+        data = reading.read(prepared, split)
+        try:
+            cache.store(prepared, data)
+        except OSError as error:
+            progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
+    return data
+
+
+def _check_limit(limit):
+    if limit is not None and limit < 1:
+        raise DataError(f"the limit must be at least 1, not {limit}")
+
+
+def _first(data, limit) -> ImageData:
+    if limit is None:
+        return data
+    labels = None if data.labels is None else data.labels[:limit]
+    return replace(data, images=data.images[:limit], labels=labels)
+
+
+def _hold_out(data) -> tuple[ImageData, ImageData]:
+    count = len(data.images)
+    if count < 2:
+        raise DataError(f"{data.name} has one image: at least two are needed, one to test on")
+    held_out = np.zeros(count, bool)
+    held_out[np.random.default_rng(0).permutation(count)[: max(1, count // 10)]] = True
+
+    def part(mask, split):
+        labels = None if data.labels is None else data.labels[mask]
+        return replace(data, split=split, images=data.images[mask], labels=labels)
+
+    train = part(~held_out, f"{data.split} (nine tenths)")
+    return train, part(held_out, f"{data.split} (held-out tenth)")

@@ -1,0 +1,224 @@
+"""Puts a dataset on disk, once, by a TFDS builder."""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import os
+import socket
+import tempfile
+import threading
+import urllib.parse
+import warnings
+from pathlib import Path
+
+from keras_ae.data import disk
+from keras_ae.data.disk import DataError, Prepared
+
+CONNECT_SECONDS = 4
+
+
+def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
+    """Makes sure that a dataset is on disk; returns at once when it is.
+
+    mnist comes with the package and needs no network. fashion_mnist, kmnist and emnist/* are
+    downloaded, or read from `source`. Other TFDS datasets are downloaded too, but most of their
+    builders need TensorFlow. A dataset appears in the data directory complete or not at all, also
+    when two processes prepare it at once.
+
+    Args:
+        name: TFDS name, "kmnist" or "emnist/balanced".
+        data_dir: see `disk.resolve_data_dir`.
+        source: folder with the four IDX files of mnist or fashion_mnist (plain, .gz or .xz; on
+            Debian, the package dataset-fashion-mnist puts the latter into
+            /usr/share/datasets/fashion-mnist), the four original .gz files of kmnist, or the
+            original gzip.zip of emnist. Verified by SHA-256.
+        progress: called with one line when there is something to tell.
+
+    Raises:
+        DataError: no such dataset, no network, no TensorFlow, a wrong checksum, a folder that
+            cannot be written, or a damaged dataset in its place.
+    """
+    data_dir = disk.resolve_data_dir(data_dir)
+    if found := disk.find(name, data_dir):
+        return found
+    progress = progress or (lambda line: None)
+    try:
+        builder = _find_builder(name, data_dir, source)
+        _generate(builder, data_dir, progress)
+    except DataError:
+        raise
+    except Exception as error:
+        if found := disk.find(name, data_dir):
+            return found  # another process was faster, and TFDS does not replace what is there
+        raise _explain(error, name, data_dir) from error
+    return disk.find(name, data_dir)
+
+
+def _generate(builder, data_dir, progress):
+    import tensorflow_datasets as tfds
+
+    name = "/".join(filter(None, (builder.name, builder.builder_config_name)))
+    target = Path(builder.data_dir)
+    if (target / "dataset_info.json").is_file():
+        return  # another process was faster
+    if target.exists():
+        # TFDS would take any folder for the dataset.
+        raise disk.damaged(target, name, "dataset_info.json is missing")
+    local = getattr(builder, "source", None) is not None
+    if not local and (url := _first_missing_download(builder, data_dir)):
+        _check_connection(url)
+        progress(f"downloading {name} from {urllib.parse.urlsplit(url).hostname} …")
+    progress(f"preparing {name} {builder.version} in {data_dir} …")
+    try:
+        with _quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
+            builder.download_and_prepare(
+                # A local source downloads nothing, and leaves no empty downloads/ behind.
+                download_dir=scratch if local else None,
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except BaseException:
+        # TFDS removes its unfinished folder, not the ones above it.
+        for folder in target.parents:
+            if folder == data_dir or not folder.is_relative_to(data_dir):
+                break
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
+
+
+def _find_builder(name, data_dir, source):
+    """The builder of a dataset that is not on disk: ours where there is one, else the stock one."""
+    import tensorflow_datasets as tfds
+
+    from keras_ae.data.builders import BUILDERS, EMBEDDED_MNIST
+
+    parts = disk.parse_name(name)
+    known = tfds.list_builders(with_community_datasets=False)
+    if parts is None or parts[0] not in known:
+        known = {*known, *(p.name for p in disk.available(data_dir))}
+        raise DataError(f"there is no dataset {name!r}{_did_you_mean(name, known)}")
+    dataset, config, version = parts
+    if source is not None and dataset not in BUILDERS:
+        raise DataError(
+            f"{dataset} cannot be prepared from a folder: only {', '.join(BUILDERS)} can"
+        )
+    if source is not None and not Path(source).is_dir():
+        raise DataError(f"there is no folder {source}")
+    if dataset not in BUILDERS and importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"{name} is not in {data_dir}, and preparing it needs TensorFlow: install "
+            f"`keras-ae[tensorflow]` and run `kae data prepare {name}`, or copy {dataset}/ from "
+            f"the data directory of a machine where it is prepared"
+        )
+    make = BUILDERS.get(dataset) or tfds.builder_cls(dataset)
+    configs = list(make.builder_configs)
+    if config is not None and config not in configs:
+        has = f"; it has {', '.join(configs)}" if configs else ""
+        raise DataError(f"{dataset} has no config {config!r}{_did_you_mean(config, configs)}{has}")
+    builder = make(data_dir=data_dir, config=config, file_format="array_record")
+    if version not in (None, str(builder.version)):
+        raise DataError(
+            f"only version {builder.version} of {dataset} can be prepared, not {version}"
+        )
+    if source is not None:
+        builder.source = Path(source)
+    elif dataset == "mnist":
+        builder.source = EMBEDDED_MNIST
+    return builder
+
+
+def _did_you_mean(name, candidates) -> str:
+    normal = name.lower().replace("-", "_")
+    close = difflib.get_close_matches(normal, candidates, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _first_missing_download(builder, data_dir):
+    """The URL of a file that is neither in the download folder of TFDS nor put there by hand."""
+    from tensorflow_datasets.core.download import resource
+
+    for url, info in (builder.url_infos or {}).items():
+        cached = data_dir / "downloads" / builder.name / resource.get_dl_fname(url, info.checksum)
+        by_hand = data_dir / "downloads" / "manual" / (info.filename or "")
+        if not cached.is_file() and not by_hand.is_file():
+            return url
+    return None
+
+
+def _check_connection(url):
+    """Raises ConnectionError unless the host of `url`, or the proxy on the way, answers in seconds.
+
+    TFDS itself would try for minutes. In a thread, because looking up a name has no timeout.
+    """
+    import urllib.request
+
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname):
+        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
+    failure = [f"no answer in {CONNECT_SECONDS} seconds"]
+
+    def connect():
+        try:
+            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+            failure.clear()
+        except OSError as error:
+            failure[:] = [str(error)]
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if failure:
+        raise ConnectionError(f"{parts.hostname} cannot be reached: {failure[0]}")
+
+
+def _explain(error, name, data_dir) -> DataError:
+    """One line for whatever TFDS, the network or the disk raised."""
+    import requests
+    from tensorflow_datasets.core.download import download_manager, util
+
+    from keras_ae.data.builders import BUILDERS
+
+    why = str(error).strip().partition("\n")[0] or type(error).__name__
+    if isinstance(error, download_manager.NonMatchingChecksumError):
+        return DataError(f"{name}: a download has the wrong checksum; try again ({why})")
+    # Before OSError: the errors of requests are OSErrors as well.
+    if isinstance(error, ConnectionError | requests.RequestException | util.DownloadError):
+        dataset = name.partition("/")[0].partition(":")[0]
+        by_hand = f"run `kae data prepare {name} --from DIR` with the original files in DIR, or "
+        return DataError(
+            f"{name} is not in {data_dir} and cannot be downloaded ({why}). Offline: "
+            f"{by_hand if dataset in BUILDERS else ''}copy {dataset}/ from the data directory of a "
+            f"machine where it is prepared, or name a data directory that has it (--data-dir, "
+            f"KAE_DATA_DIR)"
+        )
+    if isinstance(error, OSError):
+        return DataError(
+            f"{name} cannot be prepared in {data_dir} ({why}): choose a data directory that can be "
+            f"written (--data-dir or KAE_DATA_DIR)"
+        )
+    return DataError(f"{name} cannot be prepared: {type(error).__name__}: {why}")
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+    """TFDS prints, logs and draws bars unasked, and tries a dead server ten times."""
+    from absl import logging
+    from tensorflow_datasets.core.download import downloader
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in case a builder imports TensorFlow
+    before = logging.get_verbosity(), tqdm_utils._active, downloader.MAX_RETRIES
+    logging.set_verbosity(logging.FATAL)
+    tqdm_utils.display_progress_bar(False)
+    downloader.MAX_RETRIES = 1
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before[0])
+        tqdm_utils.display_progress_bar(before[1])
+        downloader.MAX_RETRIES = before[2]
