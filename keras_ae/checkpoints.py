@@ -1,0 +1,249 @@
+"""Files of a run: the only module that knows their layout. Every file is written whole or not at all.
+
+    checkpoints/cvae/
+      model.keras        architecture, weights and fitted prior, without the optimizer
+      run.json           settings, data, versions, final figures
+      history.csv        one row an epoch
+      epochs/001.png     pictures, one an epoch
+      backup/state.npz   what --resume needs; removed when the run ends
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_ae.errors import UserError
+from keras_ae.models import AE
+from keras_ae.settings import MODELS
+
+FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is not there, not whole, or not one of ours."""
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Give a temporary path to write to, which then takes the place of `path` in one step.
+
+    A reader, or a kill at any moment, meets the old file or the new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: Keras goes by it. The leading dot hides the file from a listing.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_bytes(path, content):
+    """Write bytes or text to a file in one step."""
+    with atomic(path) as temporary:
+        Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_model(model, path):
+    """Write a model's architecture, weights and prior, without its optimizer, to a .keras file."""
+    # A copy that was never compiled: Keras has no other way to leave the optimizer out.
+    bare = type(model).from_config(model.get_config())
+    bare.set_weights(model.get_weights())
+    with atomic(path) as temporary:
+        bare.save(temporary)
+
+
+def load_model(path):
+    """Load an AE, VAE or CVAE on the running backend, without its optimizer.
+
+    Runs no code from the file: Keras' safe mode is on, and the file must name one of our models.
+
+    Args:
+        path: a .keras file.
+
+    Raises:
+        CheckpointError: if the file is not there, not whole, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = json.loads(archive.read("config.json"))["registered_name"]
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is no Keras model file, or a damaged one.") from error
+    if name not in {f"keras_ae>{m.upper()}" for m in MODELS}:
+        raise CheckpointError(f"{path} holds a {name!r}, not an AE, VAE or CVAE of keras-ae.")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} cannot be loaded: {reason}") from error
+    assert isinstance(model, AE)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model file and what its run folder says of it.
+
+    Attributes:
+        path: the .keras file.
+        run: the contents of run.json beside it, {} without one.
+        origin: "path", "trained here" or "released with keras-ae".
+    """
+
+    path: Path
+    run: dict
+    origin: str
+
+    @property
+    def settings(self):
+        """The settings of the run, {} where they are not known."""
+        return self.run.get("settings", {})
+
+
+def released(name):
+    """The folder of the weights released under a name (it may not exist)."""
+    package = Path(__file__).parent
+    installed = package / "released" / name
+    return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
+
+
+def find_checkpoint(model, root="checkpoints"):
+    """Find what MODEL names: a path first, then `checkpoints/<name>/`, then the released weights.
+
+    Args:
+        model: "ae", "vae" or "cvae", the path of a run folder, or of a .keras file.
+        root: the folder that holds the runs of this user.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+    """
+    path = Path(model)
+    if model in MODELS:
+        folder, origin = Path(root) / model, "trained here"
+        if not (folder / "model.keras").is_file():
+            folder, origin = released(model), "released with keras-ae"
+        path = folder / "model.keras"
+        if not path.is_file():
+            raise CheckpointError(
+                f"There is no checkpoint of {model} yet: train one with `kae fit {model}`."
+            )
+    else:
+        origin = "path"
+        if path.is_dir():
+            path = path / "model.keras"
+        if not path.is_file():
+            raise CheckpointError(
+                f"There is no checkpoint {path}. Give {', '.join(MODELS)}, a run folder or a .keras file."
+            )
+    return Checkpoint(path, read_run(path.parent), origin)
+
+
+def read_run(folder):
+    """The contents of a folder's run.json, {} where there is none.
+
+    Raises:
+        CheckpointError: if it is damaged or of a newer format.
+    """
+    path = Path(folder) / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        version = run.get("format", 0)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
+        )
+    return run
+
+
+def write_run(folder, run):
+    """Write a folder's run.json."""
+    write_bytes(Path(folder) / "run.json", json.dumps({"format": FORMAT, **run}, indent=2) + "\n")
+
+
+def write_history(folder, rows):
+    """Write a folder's history.csv, a row for each dict."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(Path(folder) / "history.csv", text.getvalue())
+
+
+def write_backup(folder, model, epochs_done, history):
+    """Write all that a run needs to go on after so many epochs: weights, optimizer, history."""
+    arrays = {f"model/{i}": w for i, w in enumerate(model.get_weights())}
+    optimizer = {}
+    model.optimizer.save_own_variables(optimizer)
+    arrays |= {f"optimizer/{name}": np.asarray(value) for name, value in optimizer.items()}
+    about = {"format": FORMAT, "epochs_done": epochs_done, "history": history}
+    with atomic(Path(folder) / "backup" / "state.npz") as temporary:
+        np.savez(temporary, about=json.dumps(about), **arrays)
+
+
+def read_backup(folder, model):
+    """Put a run's last backup into a compiled model; returns (epochs done, history).
+
+    Raises:
+        CheckpointError: if there is no backup, or it is damaged or of another model.
+    """
+    path = Path(folder) / "backup" / "state.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            model.set_weights([arrays[f"model/{i}"] for i in range(len(model.weights))])
+            model.optimizer.build(model.trainable_variables)
+            model.optimizer.load_own_variables(
+                {
+                    name.removeprefix("optimizer/"): arrays[name]
+                    for name in arrays.files
+                    if name.startswith("optimizer/")
+                }
+            )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is nothing to resume in {folder}: no {path}.") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is damaged or of another model; start over with --force."
+        ) from error
+    return about["epochs_done"], about["history"]
+
+
+def clear(folder):
+    """Remove the files that a run writes, and nothing else."""
+    folder = Path(folder)
+    for name in ("model.keras", "run.json", "history.csv"):
+        (folder / name).unlink(missing_ok=True)
+    for picture in (folder / "epochs").glob("[0-9]*.png"):
+        picture.unlink()
+    remove_backup(folder)
+
+
+def remove_backup(folder):
+    """Remove what only an unfinished run needs."""
+    shutil.rmtree(Path(folder) / "backup", ignore_errors=True)

@@ -1,0 +1,103 @@
+"""The settings of a run: what `kae fit` is told and `run.json` keeps. No framework is imported here."""
+
+import dataclasses
+
+MODELS = ("ae", "vae", "cvae")
+BACKBONES = ("conv", "mlp")
+RECONSTRUCTIONS = ("l1", "mse", "bce")
+KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
+LR_SCHEDULES = ("onecycle", "cosine", "constant")
+OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that, with the package versions, determines a run.
+
+    Attributes:
+        model: "ae", "vae" or "cvae".
+        dataset: name of a TFDS dataset.
+        backbone: "conv" or "mlp".
+        hidden: widths of the hidden layers (see `keras_ae.networks`), None for the backbone's own.
+        latent_dim: number of latents.
+        epochs: passes over the training images.
+        batch_size: images a step; the last batch of an epoch may be smaller.
+        optimizer: a name in OPTIMIZERS.
+        learning_rate: the peak of the schedule.
+        lr_schedule: "onecycle" (linear up for a tenth of the run, then half a cosine down to 0),
+            "cosine" (half a cosine down to 0) or "constant".
+        reconstruction: "l1", "mse" or "bce", summed over pixels.
+        kl_weight: final weight of the KL term in nats per image; 1 is the evidence lower bound.
+        kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
+        kl_warmup: fraction of the run that this takes, in (0, 1].
+        binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
+        seed: of the weights, the order of the images and all noise.
+        limit: train on the first so many images only; None for all.
+    """
+
+    model: str
+    dataset: str = "mnist"
+    backbone: str = "conv"
+    hidden: tuple[int, ...] | None = None
+    latent_dim: int = 16
+    epochs: int = 12
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float = 2e-3
+    lr_schedule: str = "onecycle"
+    reconstruction: str = "l1"
+    kl_weight: float = 0.5
+    kl_schedule: str = "linear"
+    kl_warmup: float = 1.0
+    binarize: bool = False
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self):
+        for field, names in (
+            ("model", MODELS),
+            ("backbone", BACKBONES),
+            ("optimizer", OPTIMIZERS),
+            ("lr_schedule", LR_SCHEDULES),
+            ("reconstruction", RECONSTRUCTIONS),
+            ("kl_schedule", KL_SCHEDULES),
+        ):
+            if getattr(self, field) not in names:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(names)}; got {getattr(self, field)!r}."
+                )
+        for field in ("latent_dim", "epochs", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be 1 or more; got {getattr(self, field)}.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be 1 or more; got {self.limit}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight must be 0 or more; got {self.kl_weight}.")
+        if not 0 < self.kl_warmup <= 1:
+            raise ValueError(
+                f"kl_warmup is a fraction of the run, in (0, 1]; got {self.kl_warmup}. A warm-up longer "
+                "than the run would never reach the full weight."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
+        if self.hidden is not None:
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+            if not self.hidden or min(self.hidden) < 1:
+                raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
+            if self.backbone == "conv" and len(self.hidden) < 2:
+                raise ValueError(
+                    "hidden of a conv backbone is filters, then the width of the dense layer: "
+                    f"two numbers or more; got {self.hidden}."
+                )
+
+    def to_dict(self):
+        """A dict of plain values, as `run.json` keeps it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The settings in a dict, with keys that are not settings left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
