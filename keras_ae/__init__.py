@@ -36,7 +36,16 @@ _HOME = {
     "fit": "fitting",
     "load_model": "checkpoints",
 }
-_MODULES = ("annealing", "checkpoints", "data", "fitting", "losses", "networks", "pictures", "priors")
+_MODULES = (
+    "annealing",
+    "checkpoints",
+    "data",
+    "fitting",
+    "losses",
+    "networks",
+    "pictures",
+    "priors",
+)
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

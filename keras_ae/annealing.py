@@ -91,6 +91,7 @@ class KLAnnealing(keras.callbacks.Callback):
         if by not in ("step", "epoch"):
             raise ValueError(f"by must be 'step' or 'epoch'; got {by!r}.")
         self.schedule, self.weight, self.warmup, self.by = schedule, weight, warmup, by
+        self._epoch = 0
 
     @property
     def per_step(self):
@@ -124,3 +125,7 @@ class KLAnnealing(keras.callbacks.Callback):
         # values that `fit` holds outside the variables.
         if self.per_step:
             self.model.kl_weight.assign(self.value(self._epoch, batch))
+
+    def on_train_end(self, logs=None):
+        # Where the schedule stands after the last step: the model is saved with the weight it has reached.
+        self.model.kl_weight.assign(self.value(self._epoch + 1))

@@ -1,11 +1,11 @@
 """Files of a run: the only module that knows their layout. Every file is written whole or not at all.
 
-    checkpoints/cvae/
-      model.keras        architecture, weights and fitted prior, without the optimizer
-      run.json           settings, data, versions, final figures
-      history.csv        one row an epoch
-      epochs/001.png     pictures, one an epoch
-      backup/state.npz   what --resume needs; removed when the run ends
+checkpoints/cvae/
+  model.keras        architecture, weights and fitted prior, without the optimizer
+  run.json           settings, data, versions, final figures
+  history.csv        one row an epoch
+  epochs/001.png     pictures, one an epoch
+  backup/state.npz   what --resume needs; removed when the run ends
 """
 
 import contextlib
@@ -42,7 +42,9 @@ def atomic(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: Keras goes by it. The leading dot hides the file from a listing.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
+    )
     os.close(handle)
     try:
         yield temporary

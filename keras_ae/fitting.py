@@ -168,7 +168,9 @@ def build_optimizer(settings, total_steps):
         rate = schedules.CosineDecay(rate, total_steps)
     if settings.optimizer == "adam":
         return Adam(rate)
-    return keras.optimizers.get({"class_name": settings.optimizer, "config": {"learning_rate": rate}})
+    return keras.optimizers.get(
+        {"class_name": settings.optimizer, "config": {"learning_rate": rate}}
+    )
 
 
 def claim(folder, resume, force):
@@ -192,7 +194,9 @@ def claim(folder, resume, force):
     if run.get("finished"):
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
-        raise RunError(f"{folder} holds a finished run; --force replaces it, --out writes elsewhere.")
+        raise RunError(
+            f"{folder} holds a finished run; --force replaces it, --out writes elsewhere."
+        )
     if run and not resume:
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."

@@ -1,6 +1,6 @@
 """The three models. Each is its `autoencode`, its loss terms and its inputs; the rest is shared.
 
-    loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
+loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
 """
 
 import keras
@@ -313,14 +313,18 @@ class CVAE(VAE):
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {num_classes}.")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"{len(class_names)} class names were given for {num_classes} classes.")
+            raise ValueError(
+                f"{len(class_names)} class names were given for {num_classes} classes."
+            )
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else None
         super().__init__(*args, **kwargs)
 
     def split(self, inputs):
         if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
-            raise ValueError("A CVAE takes pairs of images and labels, as in fit((images, labels)).")
+            raise ValueError(
+                "A CVAE takes pairs of images and labels, as in fit((images, labels))."
+            )
         image, labels = inputs
         return unit_range(image), [one_hot(labels, self.num_classes)]
 

@@ -138,7 +138,8 @@ class ClassMixture(keras.layers.Layer):
 
         prior = cls(codes.shape[1], num_classes, best, **kwargs)
         logits, means, cholesky = (
-            keras.ops.convert_to_numpy(w).copy() for w in (prior.logits, prior.means, prior.cholesky)
+            keras.ops.convert_to_numpy(w).copy()
+            for w in (prior.logits, prior.means, prior.cholesky)
         )
         for y, mixture in _mixtures(codes, labels, best, seed):
             m = mixture.n_components  # fewer than `best` where a class has few codes

@@ -1,0 +1,1 @@
+"""The command line `kae`: parses, calls `keras_ae`, prints."""

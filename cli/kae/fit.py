@@ -1,0 +1,122 @@
+"""kae fit: train a model and write a run folder."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from keras_ae import settings as options
+from keras_ae.settings import Settings
+from kae import common, main
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+
+class Widths(click.ParamType):
+    """Whole numbers with commas between: 512,256."""
+
+    name = "N,N"
+
+    def convert(self, value, param, context):
+        if value is None or isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 512,256", param, context)
+
+
+def setting(name, kind, help, **kwargs):
+    """An option for a field of Settings, with the field's default."""
+    default = DEFAULTS[name]
+    return click.option(
+        "--" + name.replace("_", "-"), type=kind, default=default, help=help,
+        show_default=default is not None, **kwargs,
+    )  # fmt: skip
+
+
+@click.command("fit")
+@click.argument("model", type=click.Choice(options.MODELS))
+@setting("dataset", str, "A TFDS dataset.")
+@common.data_dir_option
+@setting("backbone", click.Choice(options.BACKBONES), "Convolutions, or dense layers only.")
+@setting("latent_dim", click.IntRange(1), "Number of latents.")
+@setting("epochs", click.IntRange(1), "Passes over the training images.")
+@setting(
+    "hidden", Widths(), "conv: filters of each convolution, then a dense width; mlp: dense widths."
+)
+@setting("batch_size", click.IntRange(1), "Images a step.")
+@setting("optimizer", click.Choice(options.OPTIMIZERS), "Optimizer.")
+@setting("learning_rate", float, "Peak of the learning rate.")
+@setting("lr_schedule", click.Choice(options.LR_SCHEDULES), "Course of the learning rate.")
+@setting(
+    "reconstruction", click.Choice(options.RECONSTRUCTIONS), "Loss of an image, a sum over pixels."
+)
+@setting("kl_weight", float, "Final weight of the KL divergence; 1 is the evidence lower bound.")
+@setting("kl_schedule", click.Choice(options.KL_SCHEDULES), "Course of the KL weight.")
+@setting("kl_warmup", float, "Fraction of the run that the course of the KL weight takes.")
+@click.option(
+    "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
+)
+@setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
+@setting("limit", click.IntRange(1), "Take only the first so many images.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder.  [default: checkpoints/MODEL]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run in the folder.")
+@common.force_option
+@common.quiet_option
+@common.json_option
+@click.pass_context
+def command(context, data_dir, out, resume, force, quiet, as_json, **values):
+    """Train MODEL (ae, vae or cvae) and write a run folder.
+
+    Progress and messages go to stderr. Ctrl-C stops cleanly: whole epochs are kept, and --resume goes
+    on after them.
+    """
+    with common.usage_errors():
+        settings = Settings(**values)
+    if resume and force:
+        raise click.UsageError(
+            "--resume goes on with a run, --force replaces it: give one of them."
+        )
+    common.start_backend(training=True)
+    from keras_ae import fitting
+
+    folder = out or Path("checkpoints") / settings.model
+    if resume:
+        stored = fitting.stored_settings(folder)
+        for name in fitting.differences(settings, stored):
+            if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"--resume goes on with the settings of the run, where {name} is "
+                    f"{getattr(stored, name)}, not {getattr(settings, name)}."
+                )
+        settings = stored
+
+    report = (lambda message: None) if quiet else common.say
+    verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
+    try:
+        result = common.stdout_to_stderr(fitting.fit)(
+            settings, folder, data_dir, resume, force, verbose, report
+        )
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"Stopped. Whole epochs are kept in {folder}; --resume goes on after them."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot write to {folder}: {error.strerror or error}."
+        ) from error
+    result["seconds"] = round(time.perf_counter() - main.STARTED, 3)  # the whole command
+    if as_json:
+        return common.print_json(result)
+    report(
+        f"{result['epochs']} epochs in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "
+        f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
+    )
+    if settings.model != "ae":
+        report(f"next: kae sample {out or settings.model}")
+    return None

@@ -1,0 +1,71 @@
+"""kae info: what a checkpoint is, or what this installation has."""
+
+import click
+
+from kae import common
+
+
+@click.command("info")
+@click.argument("model", required=False)
+@common.json_option
+def command(model, as_json):
+    """Show what MODEL is, or without MODEL: versions, backends and the device."""
+    facts = checkpoint(model) if model else installation()
+    if as_json:
+        return common.print_json(facts)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+        click.echo(f"{name:{width}}  {value}")
+    return None
+
+
+def installation():
+    """Versions, installed backends, and where arrays live."""
+    import importlib.util
+    import platform
+
+    common.start_backend()
+    import keras
+
+    from keras_ae import __version__, fitting
+
+    packages = ("keras", "torch", "jax", "tensorflow", "openvino", "tensorflow-datasets", "numpy")
+    return {
+        "keras-ae": __version__,
+        "python": platform.python_version(),
+        "backend": keras.backend.backend(),
+        "device": str(getattr(keras.ops.zeros(1), "device", "cpu")),
+        "backends": [
+            name
+            for name, (needs, _) in common.BACKENDS.items()
+            if all(importlib.util.find_spec(package) for package in needs)
+        ],
+        "versions": {name: fitting.version(name) for name in packages},
+    }
+
+
+def checkpoint(model):
+    """What a model file and its run.json say."""
+    network, found = common.load(model)
+    facts = {
+        "file": str(found.path),
+        "model": type(network).__name__,
+        "image_shape": list(network.image_shape),
+        "latent_dim": network.latent_dim,
+        "backbone": network.backbone,
+        "reconstruction": network.reconstruction,
+        "parameters": sum(int(w.value.numel() if hasattr(w.value, "numel") else w.value.size)
+                          for w in network.trainable_weights),
+    }  # fmt: skip
+    if network.num_classes:
+        facts["classes"] = network.num_classes
+        facts["class_names"] = list(network.class_names or map(str, range(network.num_classes)))
+    if hasattr(network, "prior"):
+        facts["prior"] = type(network.prior).__name__
+        facts["kl_weight"] = float(network.kl_weight)
+    for name in ("finished", "settings", "data", "environment", "prior", "final"):
+        if name in found.run:
+            facts["run_" + name if name in facts else name] = found.run[name]
+    return facts

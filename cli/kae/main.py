@@ -1,0 +1,69 @@
+"""The group of commands. A command's module is imported when it runs or is asked for help."""
+
+import importlib
+import sys
+import time
+
+import click
+
+from keras_ae import __version__
+from keras_ae.errors import UserError
+
+STARTED = time.perf_counter()
+
+COMMANDS = {
+    "fit": "Train a model and write a run folder.",
+    "sample": "Draw new images.",
+    "reconstruct": "Draw test images over their reconstructions.",
+    "evaluate": "Measure reconstruction, likelihood and samples.",
+    "data": "List, prepare and verify datasets.",
+    "info": "Show what a checkpoint is, or what this installation has.",
+}
+
+
+class Commands(click.Group):
+    """Lists commands without importing them; turns the library's errors into one line."""
+
+    def list_commands(self, context):
+        return list(COMMANDS)
+
+    def get_command(self, context, name):
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"kae.{name}").command
+
+    def format_commands(self, context, formatter):
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            raise click.ClickException(str(error)) from error
+        except MemoryError as error:
+            raise click.ClickException(
+                "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
+            ) from error
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kae")
+def cli():
+    """Autoencoders, VAEs and conditional VAEs: train, look at, sample.
+
+    \b
+    kae fit cvae          train on MNIST, about a coffee
+    kae sample cvae 5     a grid of fives
+
+    KERAS_BACKEND chooses torch (default), jax or tensorflow; numpy and openvino load and sample.
+    """
+
+
+def main():
+    """Run the command line; a reader that closes the pipe early is no error."""
+    try:
+        cli(prog_name="kae")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,95 @@
+"""kae sample: draw new images."""
+
+from pathlib import Path
+
+import click
+
+from kae import common
+
+
+@click.command("sample")
+@click.argument("model")
+@click.argument("label", required=False)
+@click.option(
+    "-n", "number", type=click.IntRange(1), help="Images.  [default: 64, or 10 of each class]"
+)
+@common.seed_option
+@click.option(
+    "--prior",
+    type=click.Choice(["fitted", "normal"]),
+    default="fitted",
+    show_default=True,
+    help="Draw codes from the mixture fitted to the training codes, or from N(0, I).",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help=".png for a picture, .npy for uint8 (N, H, W, C).  [default: samples/MODEL[-LABEL].png]",
+)
+@common.force_option
+@common.json_option
+def command(model, label, number, seed, prior, out, force, as_json):
+    """Draw images from MODEL: ae has none, vae takes no label, cvae takes a class or gives a row of each.
+
+    MODEL is a name (vae, cvae), a run folder or a .keras file; LABEL is the number or the name of a
+    class. Without LABEL, images of a cvae are in label order.
+    """
+    if out and out.suffix not in (".png", ".npy"):
+        raise click.UsageError(f"--out must end in .png or .npy; got {out}.")
+    # A default name is ours to replace: the same command gives the same picture.
+    target = out or Path("samples") / f"{Path(model).stem}{f'-{label}' if label else ''}.png"
+    if out:
+        common.check_free(out, force)
+    network, _ = common.load(model)
+
+    import numpy as np
+
+    from keras_ae import pictures
+    from keras_ae.models import VAE
+
+    if not isinstance(network, VAE):
+        raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
+    labels, columns = None, None
+    if network.num_classes:
+        if label is not None:
+            number = number or 64
+            labels = np.full(number, class_index(network, label))
+        else:
+            number = number or 10 * network.num_classes
+            labels = np.sort(np.arange(number) % network.num_classes)
+            columns = -(-number // network.num_classes)
+    elif label is not None:
+        raise click.UsageError("This model has no classes: sample it without a label.")
+    images = pictures.to_uint8(network.sample(number or 64, labels, seed, prior))
+
+    if target.suffix == ".npy":
+        with_handle = lambda path: np.save(path, images)  # noqa: E731
+        common.write(target, with_handle)
+    else:
+        common.write(target, pictures.grid(images, columns).save)
+    if as_json:
+        common.print_json(
+            {
+                "model": model,
+                "out": str(target),
+                "n": len(images),
+                "labels": labels,
+                "seed": seed,
+                "prior": prior,
+                "shape": images.shape,
+            }
+            | ({"labels": labels.tolist()} if labels is not None else {})
+        )
+    else:
+        click.echo(target)
+
+
+def class_index(network, label):
+    """The class that a label names, by its number or by its name."""
+    names = [name.lower() for name in network.class_names or ()]
+    if label.lower() in names:
+        return names.index(label.lower())
+    if label.isdecimal() and int(label) < network.num_classes:
+        return int(label)
+    named = f" ({', '.join(network.class_names)})" if network.class_names else ""
+    raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")

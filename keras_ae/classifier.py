@@ -1,0 +1,235 @@
+"""The classifier that judges samples: a small convolutional network, trained once for each dataset.
+
+    classifier = evaluation_classifier(train, test)
+    features, probabilities = classifier(images)
+
+It sees the dataset and nothing of the model that it judges. For MNIST its weights are released with
+the package, made by `python -m keras_ae.classifier`.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_ae.checkpoints import atomic, released
+from keras_ae.data import load_splits
+from keras_ae.data.cache import cache_dir
+from keras_ae.errors import UserError
+from keras_ae.optimizers import Adam
+
+FEATURES = 64
+STEPS = 3750  # eight epochs of MNIST
+BATCH = 128
+LEARNING_RATE = 3e-3
+SHIFT = 2  # pixels
+VERSION = 1  # to be raised when the network or its training changes
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained network and how well it does.
+
+    Attributes:
+        network: keras.Model: image (N, H, W, C) in [0, 1] -> {"features", "logits", "probabilities"}.
+        accuracy: share of the test images that it classifies as labelled, in [0, 1].
+        origin: "released with keras-ae", "trained earlier" or "trained now".
+    """
+
+    network: keras.Model
+    accuracy: float
+    origin: str
+
+    def __call__(self, images):
+        return classify(self.network, images)
+
+
+def classify(network, images):
+    """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, 64), probabilities (N, K)."""
+    images = np.asarray(images)
+    images = images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
+    outputs = network.predict(images, batch_size=500, verbose=0)
+    return outputs["features"], outputs["probabilities"]
+
+
+def accuracy(network, data) -> float:
+    """Share of the images of an `ImageData` that a network classifies as labelled."""
+    _, probabilities = classify(network, data.images)
+    return float((probabilities.argmax(-1) == data.labels).mean())
+
+
+def evaluation_classifier(train, test, progress=None) -> Classifier:
+    """The classifier of a dataset: released, or from the cache, or trained now and put there.
+
+    The cache is KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. Its key holds the
+    dataset's name, version, classes and shape, and what the images are.
+
+    Args:
+        train: `ImageData` to train on, whole.
+        test: `ImageData` for the accuracy that the classifier states.
+        progress: called with one line when there is something to tell.
+
+    Raises:
+        UserError: the dataset has no labels or one class; or the classifier has to be trained, and the
+            backend cannot train.
+    """
+    progress = progress or (lambda line: None)
+    if train.labels is None or test.labels is None:
+        raise UserError(f"{train.name} has no labels to train an evaluation classifier on")
+    if train.num_classes < 2:
+        raise UserError(f"{train.name} has one class, and a classifier needs two")
+    name = f"classifier-{train.name}".replace("/", "-")
+    cached = cache_dir() / "classifiers" / f"{name}-{train.version}-{_fingerprint(train)}.keras"
+    places = {"released with keras-ae": released(name) / "model.keras", "trained earlier": cached}
+    for origin, path in places.items():
+        network = _load(path, train)
+        if network is not None:
+            return Classifier(network, accuracy(network, test), origin)
+
+    if keras.backend.backend() not in ("torch", "jax", "tensorflow"):
+        raise UserError(
+            f"the {keras.backend.backend()} backend cannot train the evaluation classifier of "
+            f"{train.name}: evaluate once with KERAS_BACKEND=torch, which keeps it"
+        )
+    progress(f"training the evaluation classifier of {train.name}: once, a few minutes …")
+    network = train_classifier(train, progress=progress)
+    try:
+        save(network, cached)
+    except OSError as error:
+        progress(f"not kept ({error}): set KAE_CACHE to a folder that can be written")
+    return Classifier(network, accuracy(network, test), "trained now")
+
+
+def build_classifier(image_shape, num_classes, seed=0):
+    """image (N, H, W, C) in [0, 1] -> {"features" (N, 64), "logits", "probabilities" (N, K)}.
+
+    Pairs of convolutions, the first of each of stride 2, until the shorter side is 8 pixels or less;
+    then a dense layer of 64 features.
+    """
+    seeds = iter(range(100 * seed, 100 * seed + 100))
+
+    def convolution(x, filters, size, strides, name):
+        x = layers.Conv2D(
+            filters,
+            size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=keras.initializers.HeNormal(next(seeds)),
+            name=name,
+        )(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+        return layers.ReLU(name=f"{name}_relu")(x)
+
+    x = image = keras.Input(image_shape, name="image")
+    filters, size, i = 32, 5, 0
+    while i == 0 or min(x.shape[1:3]) > 8:
+        x = convolution(x, filters, size, 2, f"conv_{i}")
+        x = convolution(x, filters, 3, 1, f"conv_{i + 1}")
+        filters, size, i = 64, 3, i + 2
+    x = layers.Flatten(name="flatten")(x)
+    initializer = keras.initializers.HeNormal(next(seeds))
+    features = layers.Dense(
+        FEATURES, activation="relu", kernel_initializer=initializer, name="features"
+    )(x)
+    initializer = keras.initializers.GlorotUniform(next(seeds))
+    logits = layers.Dense(num_classes, kernel_initializer=initializer, name="logits")(features)
+    probabilities = layers.Softmax(name="probabilities")(logits)
+    outputs = {"features": features, "logits": logits, "probabilities": probabilities}
+    return keras.Model(image, outputs, name="classifier")
+
+
+def train_classifier(train, seed=0, steps=STEPS, progress=None):
+    """Train the classifier of a dataset from a seed: a network as of `build_classifier`.
+
+    Cross-entropy, Adam with a warm-up and a cosine decay, images shifted by up to two pixels.
+
+    Args:
+        train: `ImageData` with labels.
+        seed: of the weights, of the order and of the shifts.
+        steps: batches of up to 128 images.
+        progress: called with one line an epoch.
+    """
+    progress = progress or (lambda line: None)
+    network = build_classifier(train.images.shape[1:], train.num_classes, seed)
+    batches = _ShiftedBatches(train.images, train.labels, seed)
+    epochs = max(1, round(steps / len(batches)))
+    steps = epochs * len(batches)
+    warmup = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        LEARNING_RATE / 10, steps - warmup, warmup_target=LEARNING_RATE, warmup_steps=warmup
+    )
+    # The network itself stays without an optimizer, and is saved without one.
+    trained = keras.Model(network.inputs, network.get_layer("logits").output)
+    trained.compile(Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+    def report(epoch, logs):
+        progress(f"classifier: epoch {epoch + 1}/{epochs}, loss {logs['loss']:.4f}")
+
+    report = keras.callbacks.LambdaCallback(on_epoch_end=report)
+    trained.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[report])
+    return network
+
+
+def save(network, path):
+    """Write the network to a .keras file, in one step."""
+    with atomic(path) as temporary:
+        network.save(temporary)
+
+
+class _ShiftedBatches(keras.utils.PyDataset):
+    """Batches of (images in [0, 1], labels) in a new order each epoch, each image shifted at random."""
+
+    def __init__(self, images, labels, seed):
+        super().__init__()
+        self.images, self.labels = images, labels
+        self.random = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return max(1, len(self.images) // BATCH)  # what is left over comes in another epoch
+
+    def __getitem__(self, i):
+        chosen = self.order[i * BATCH : (i + 1) * BATCH]
+        images = self.images[chosen]
+        around = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+        padded = np.pad(images, around, mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], (1, 2))
+        rows, columns = self.random.integers(0, 2 * SHIFT + 1, (2, len(chosen)))
+        shifted = np.moveaxis(windows[np.arange(len(chosen)), rows, columns], 1, -1)
+        return shifted / np.float32(255), self.labels[chosen]
+
+    def on_epoch_end(self):
+        self.order = self.random.permutation(len(self.images))
+
+
+def _fingerprint(data):
+    """Twelve digits that change with the images, the labels, the classes or the recipe."""
+    recipe = (VERSION, data.images.shape, data.num_classes)
+    digest = hashlib.sha256(repr(recipe).encode())
+    digest.update(np.ascontiguousarray(data.images[:: max(1, len(data.images) // 1000)]))
+    digest.update(np.ascontiguousarray(data.labels))
+    return digest.hexdigest()[:12]
+
+
+def _load(path, data):
+    """The network in a file, or None if there is none that fits the dataset."""
+    if not path.is_file():
+        return None
+    try:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception:  # damaged, or of another version of Keras: it is made anew
+        return None
+    fits = network.input_shape[1:] == data.images.shape[1:]
+    return network if fits and network.output_shape["logits"][1] == data.num_classes else None
+
+
+if __name__ == "__main__":
+    train, test = load_splits("mnist")
+    network = train_classifier(train, progress=lambda line: print(line, file=sys.stderr))
+    path = released("classifier-mnist") / "model.keras"
+    save(network, path)
+    print(f"wrote {path}: {accuracy(network, test):.2%} of {len(test.images):,} test images")
