@@ -335,7 +335,7 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
         labels = np.broadcast_to(np.asarray(labels), (n,))
-        if n and not (0 <= labels.min() and labels.max() < self.num_classes):
+        if n and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(f"Labels of this model are 0 to {self.num_classes - 1}.")
         return labels.astype("int64")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from kae import common, main
 from keras_ae import settings as options
 from keras_ae.settings import Settings
-from kae import common, main
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
