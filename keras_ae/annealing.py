@@ -126,6 +126,6 @@ class KLAnnealing(keras.callbacks.Callback):
         if self.per_step:
             self.model.kl_weight.assign(self.value(self._epoch, batch))
 
-    def on_train_end(self, logs=None):
-        # Where the schedule stands after the last step: the model is saved with the weight it has reached.
-        self.model.kl_weight.assign(self.value(self._epoch + 1))
+    def on_epoch_end(self, epoch, logs=None):
+        # Where the schedule stands now: whoever saves the model after this saves the weight it reached.
+        self.model.kl_weight.assign(self.value(epoch + 1))
