@@ -1,0 +1,93 @@
+"""Real digits for every test, in any image shape, and real MNIST prepared once a session."""
+
+import fcntl
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers share the cores
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+import keras_ae
+
+MNIST = Path(keras_ae.__file__).parent / "data" / "mnist"
+
+
+def embedded(name):
+    """The array in one of the IDX files of the package."""
+    raw = lzma.decompress((MNIST / f"{name}.xz").read_bytes())
+    dimensions = raw[3]
+    shape = np.frombuffer(raw, ">i4", dimensions, 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The 10,000 test images of MNIST, uint8 (N, 28, 28, 1), and their labels (N,)."""
+    images, labels = embedded("t10k-images-idx3-ubyte"), embedded("t10k-labels-idx1-ubyte")
+    return images[..., None].copy(), labels.astype("int64")
+
+
+@pytest.fixture(scope="session")
+def images_of(digits):
+    """A function: the first n digits as images of a shape up to 32 x 32, cropped or padded."""
+
+    def make(shape, n):
+        height, width, channels = shape
+        large = np.pad(digits[0][: n + channels, ..., 0], ((0, 0), (2, 2), (2, 2)))
+        top, left = (32 - height) // 2, (32 - width) // 2
+        cropped = large[:, top : top + height, left : left + width]
+        return np.stack([cropped[c : n + c] for c in range(channels)], axis=-1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory):
+    """A folder of this session; one for all workers under xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def once(shared_tmp):
+    """A function that runs `make(folder)` the first time that any worker asks for a name.
+
+    Returns the folder. The other workers wait for the one that came first.
+    """
+
+    def get(name, make):
+        folder = shared_tmp / name
+        with open(shared_tmp / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared_tmp / f"{name}.done").exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                (shared_tmp / f"{name}.done").touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(once, shared_tmp):
+    """A data directory with real MNIST, read once into the cache in the folder `cache`."""
+    environment = {**os.environ, "KAE_CACHE": str(shared_tmp / "cache")}
+    script = "import sys; from keras_ae import data; data.load_splits('mnist', sys.argv[1])"
+
+    def prepare(folder):
+        subprocess.run([sys.executable, "-c", script, str(folder)], env=environment, check=True)
+
+    return once("mnist-of-the-suite", prepare)
+
+
+@pytest.fixture
+def mnist_env(mnist_dir, shared_tmp, monkeypatch):
+    """Points `keras_ae.data` of this process and of its children to real MNIST."""
+    monkeypatch.setenv("KAE_DATA_DIR", str(mnist_dir))
+    monkeypatch.setenv("KAE_CACHE", str(shared_tmp / "cache"))

@@ -1,0 +1,150 @@
+"""Priors against SciPy and scikit-learn, and the choice of components on data of known make."""
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.mixture import GaussianMixture
+
+from keras_ae import ClassMixture, StandardNormal
+
+
+def clusters(n, count, dimensions=2, seed=0):
+    """n codes in `count` separate round clusters on a circle of radius 10."""
+    rng = np.random.default_rng(seed)
+    angle = 2 * np.pi * rng.integers(count, size=n) / count
+    codes = rng.normal(size=(n, dimensions))
+    codes[:, 0] += 10 * np.cos(angle)
+    codes[:, 1] += 10 * np.sin(angle)
+    return codes
+
+
+def test_standard_normal_log_prob():
+    z = np.random.default_rng(0).normal(size=(20, 3)) * 3
+    expected = stats.multivariate_normal(np.zeros(3)).logpdf(z)
+    np.testing.assert_allclose(StandardNormal(3).log_prob(z), expected)
+
+
+def test_standard_normal_draws():
+    z = StandardNormal(3).draw(20_000, seed=1)
+    assert z.shape == (20_000, 3) and z.dtype == np.float32
+    np.testing.assert_allclose(z.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.05)
+
+
+def test_an_unfitted_mixture_is_the_standard_normal():
+    z = np.random.default_rng(0).normal(size=(20, 3))
+    mixture = ClassMixture(3, num_classes=2, components=4)
+    np.testing.assert_allclose(
+        mixture.log_prob(z, np.arange(20) % 2), StandardNormal(3).log_prob(z)
+    )
+    np.testing.assert_array_equal(
+        mixture.draw(5, [0, 1, 0, 1, 0], seed=3), StandardNormal(3).draw(5, seed=3)
+    )
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_log_prob_is_that_of_scikit_learn(components):
+    codes = clusters(600, 3)
+    theirs = GaussianMixture(
+        components, reg_covar=1e-4, max_iter=100, tol=1e-3, random_state=0
+    ).fit(codes)
+    ours = ClassMixture.fit(codes, components=(components,))
+    z = clusters(50, 3, seed=1)
+    np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z), rtol=1e-4)
+
+
+def test_log_prob_of_each_class_is_its_own_gaussian():
+    codes = clusters(400, 2)
+    labels = (codes[:, 0] > 0).astype(int)
+    prior = ClassMixture.fit(codes, labels, num_classes=2, components=(1,))
+    z = np.random.default_rng(1).normal(size=(10, 2))
+    for y in (0, 1):
+        mine = codes[labels == y]
+        covariance = np.cov(mine.T, bias=True) + 1e-4 * np.eye(2)
+        expected = stats.multivariate_normal(mine.mean(0), covariance).logpdf(z)
+        np.testing.assert_allclose(prior.log_prob(z, np.full(10, y)), expected, rtol=1e-4)
+
+
+def test_draws_have_the_moments_of_the_codes():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 3)) + [1, 2, 3]
+    z = ClassMixture.fit(codes, components=(1,)).draw(40_000, seed=4)
+    np.testing.assert_allclose(z.mean(0), codes.mean(0), atol=0.08)
+    np.testing.assert_allclose(np.cov(z.T), np.cov(codes.T), rtol=0.08, atol=0.08)
+
+
+def test_draws_take_components_by_their_weight():
+    codes = np.concatenate([clusters(900, 1), clusters(100, 1) - [20, 0]])
+    z = ClassMixture.fit(codes, components=(2,)).draw(20_000, seed=5)
+    assert (z[:, 0] > 0).mean() == pytest.approx(0.9, abs=0.01)
+
+
+def test_draws_of_a_class_are_in_its_cluster():
+    codes = clusters(1000, 4)
+    labels = np.round(np.arctan2(codes[:, 1], codes[:, 0]) / (np.pi / 2)).astype(int) % 4
+    prior = ClassMixture.fit(codes, labels, num_classes=4, components=(1,))
+    asked = np.arange(200) % 4
+    z = prior.draw(200, asked, seed=6)
+    assert z.dtype == np.float32
+    found = np.round(np.arctan2(z[:, 1], z[:, 0]) / (np.pi / 2)).astype(int) % 4
+    np.testing.assert_array_equal(found, asked)
+
+
+def test_one_seed_draws_the_same_and_another_draws_other():
+    prior = ClassMixture.fit(clusters(300, 3), components=(3,))
+    np.testing.assert_array_equal(prior.draw(10, seed=7), prior.draw(10, seed=7))
+    assert np.abs(prior.draw(10, seed=7) - prior.draw(10, seed=8)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("count", "candidates"), [(1, (1, 30)), (3, (1, 3, 12)), (6, (1, 3, 6, 30))]
+)
+def test_the_number_of_components_is_found_by_held_out_likelihood(count, candidates):
+    assert ClassMixture.fit(clusters(3000, count), components=candidates).components == count
+
+
+def test_the_same_seed_fits_the_same_mixture():
+    fits = [ClassMixture.fit(clusters(300, 3), components=(3,), seed=5) for _ in range(2)]
+    for a, b in zip(fits[0].get_weights(), fits[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_class_without_codes_keeps_the_standard_normal():
+    codes = clusters(200, 2)
+    prior = ClassMixture.fit(codes, np.zeros(200, int), num_classes=3, components=(2,))
+    z = np.random.default_rng(0).normal(size=(10, 2))
+    np.testing.assert_allclose(prior.log_prob(z, np.full(10, 2)), StandardNormal(2).log_prob(z))
+    assert np.abs(prior.draw(500, np.full(500, 1), seed=0)).max() < 6
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 40])
+def test_few_codes_give_a_finite_prior(n):
+    codes = np.random.default_rng(0).normal(size=(n, 5))
+    prior = ClassMixture.fit(codes)
+    assert np.isfinite(prior.draw(50, seed=0)).all()
+    assert np.isfinite(prior.log_prob(codes)).all()
+
+
+def test_one_class_with_few_codes_beside_one_with_many():
+    codes = np.concatenate([clusters(600, 3), [[0.0, 0.0], [0.1, 0.1]]])
+    labels = np.array([0] * 600 + [1] * 2)
+    prior = ClassMixture.fit(codes, labels, num_classes=2, components=(3,))
+    z = prior.draw(200, np.ones(200, int), seed=0)
+    np.testing.assert_allclose(z.mean(0), [0.05, 0.05], atol=0.05)  # never an empty component
+    assert np.isfinite(prior.log_prob(codes, labels)).all()
+
+
+def test_codes_on_a_line_or_all_alike_give_positive_definite_covariances():
+    line = np.outer(np.linspace(-1, 1, 100), np.ones(4))
+    for codes in (line, np.zeros((100, 4))):
+        factors = keras.ops.convert_to_numpy(ClassMixture.fit(codes, components=(1,)).cholesky)
+        assert (np.linalg.eigvalsh(factors[0, 0] @ factors[0, 0].T) > 0).all()
+
+
+def test_a_prior_survives_its_config_and_weights():
+    prior = ClassMixture.fit(clusters(300, 3), components=(3,), name="prior")
+    copy = ClassMixture.from_config(prior.get_config())
+    copy.set_weights(prior.get_weights())
+    np.testing.assert_array_equal(copy.draw(20, seed=2), prior.draw(20, seed=2))
+    assert copy.name == "prior" and not copy.trainable_weights
