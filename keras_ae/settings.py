@@ -7,7 +7,16 @@ BACKBONES = ("conv", "mlp")
 RECONSTRUCTIONS = ("l1", "mse", "bce")
 KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
+LEARNING_RATES = {"conv": 5e-3, "mlp": 1e-3}
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
+EXPORT_SUFFIXES = {
+    "onnx": ".onnx",
+    "torch": ".pt2",
+    "openvino": ".xml",
+    "saved_model": "",
+    "litert": ".tflite",
+}
+EXPORT_PARTS = ("decoder", "encoder", "autoencoder", "sampler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Settings:
         epochs: passes over the training images.
         batch_size: images a step; the last batch of an epoch may be smaller.
         optimizer: a name in OPTIMIZERS.
-        learning_rate: the peak of the schedule.
+        learning_rate: the peak of the schedule, None for the backbone's own.
         lr_schedule: "onecycle" (linear up for a tenth of the run, then half a cosine down to 0),
             "cosine" (half a cosine down to 0) or "constant".
         reconstruction: "l1", "mse" or "bce", summed over pixels.
@@ -43,7 +52,7 @@ class Settings:
     epochs: int = 12
     batch_size: int = 128
     optimizer: str = "adam"
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     lr_schedule: str = "onecycle"
     reconstruction: str = "l1"
     kl_weight: float = 0.5
@@ -71,6 +80,8 @@ class Settings:
                 raise ValueError(f"{field} must be 1 or more; got {getattr(self, field)}.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be 1 or more; got {self.limit}.")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.backbone])
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if not self.kl_weight >= 0:

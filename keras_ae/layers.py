@@ -1,0 +1,92 @@
+"""Keras' convolutions and batch normalisation, on torch by one kernel each.
+
+Keras computes these on torch through its own general code: copies between memory layouts around each
+convolution, a transposed convolution larger than asked and cut, a normalisation of a dozen small
+operations. Here each is the one torch function that does it, to the same result, when torch runs in
+float32; in every other case it is Keras' own code. Weights, configs and results are those of Keras.
+"""
+
+import keras
+
+if keras.backend.backend() == "torch":
+    import torch
+    from torch.nn import functional
+else:
+    torch = None
+
+
+def _fast(layer, x):
+    """Whether torch's kernel may stand in: torch, float32, real tensors."""
+    return torch is not None and layer.compute_dtype == "float32" and x.device.type != "meta"
+
+
+def _to_torch(x):
+    """(N, H, W, C) -> a (N, C, H, W) view of the same memory, which torch calls channels_last."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _to_keras(x):
+    return x.permute(0, 2, 3, 1)
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class Conv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D`."""
+
+    def convolution_op(self, inputs, kernel):
+        if not _fast(self, inputs) or self.padding != "same" or self.data_format != "channels_last":
+            return super().convolution_op(inputs, kernel)
+        kernel = keras.ops.convert_to_tensor(kernel).permute(3, 2, 0, 1)
+        x = _to_torch(inputs)
+        pads = [
+            max(0, (-(-side // stride) - 1) * stride + size - side)
+            for side, stride, size in zip(x.shape[2:], self.strides, kernel.shape[2:])
+        ]
+        if all(pad % 2 == 0 for pad in pads):
+            padding = [pad // 2 for pad in pads]
+        else:  # the odd row and column go to the bottom and the right, as everywhere in Keras
+            (top, left), padding = (pad // 2 for pad in pads), 0
+            x = functional.pad(x, (left, pads[1] - left, top, pads[0] - top))
+        return _to_keras(functional.conv2d(x, kernel, None, self.strides, padding))
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose`."""
+
+    def call(self, inputs):
+        crops = [size - stride for size, stride in zip(self.kernel_size, self.strides)]
+        if (
+            not _fast(self, inputs)
+            or self.padding != "same"
+            or self.data_format != "channels_last"
+            or self.output_padding is not None
+            or any(crop < 0 or crop % 2 for crop in crops)
+        ):
+            return super().call(inputs)
+        outputs = functional.conv_transpose2d(
+            _to_torch(inputs),
+            self.kernel.value.permute(3, 2, 0, 1),
+            self.bias.value if self.use_bias else None,
+            self.strides,
+            [crop // 2 for crop in crops],
+        )
+        return self.activation(_to_keras(outputs))
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` over the last axis."""
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable and _fast(self, inputs)) or mask is not None:
+            return super().call(inputs, training=training, mask=mask)
+        x = _to_torch(inputs) if inputs.ndim == 4 else inputs
+        outputs, mean, inverse_deviation = torch.native_batch_norm(
+            x, self.gamma.value, self.beta.value, None, None, True, 0.0, self.epsilon
+        )
+        with torch.no_grad():
+            variance = inverse_deviation.pow(-2).sub_(self.epsilon)
+            self.moving_mean.value.lerp_(mean, 1.0 - self.momentum)
+            self.moving_variance.value.lerp_(variance, 1.0 - self.momentum)
+        return _to_keras(outputs) if inputs.ndim == 4 else outputs
