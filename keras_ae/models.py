@@ -251,7 +251,7 @@ class VAE(AE):
 
     def set_prior(self, prior):
         """Draw samples from another prior layer from now on."""
-        del self.prior  # untracks the weights of the old one
+        self._tracker.untrack(self.prior)  # or its weights would stay in the model's
         self.prior = prior
 
     def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):
@@ -349,12 +349,15 @@ class CVAE(VAE):
 
 def _run(network, inputs, batch_size):
     """Run an encoder or decoder over arrays, in batches, without gradients; NumPy in, NumPy out."""
+    if not len(inputs[0]):  # Keras cannot: none of the outputs of one
+        one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
+        return keras.tree.map_structure(lambda output: output[:0], _run(network, one, 1))
     if keras.backend.backend() != "openvino":
         return network.predict(inputs, batch_size=batch_size, verbose=0)
     # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32.
     batches = [
         network([array[i : i + batch_size] for array in inputs])
-        for i in range(0, max(1, len(inputs[0])), batch_size)
+        for i in range(0, len(inputs[0]), batch_size)
     ]
     return keras.tree.map_structure(
         lambda *parts: np.concatenate([ops.convert_to_numpy(part) for part in parts]), *batches
