@@ -49,10 +49,14 @@ class Classifier:
 
 def classify(network, images):
     """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, 64), probabilities (N, K)."""
-    images = np.asarray(images)
-    images = images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
-    outputs = network.predict(images, batch_size=500, verbose=0)
-    return outputs["features"], outputs["probabilities"]
+    features, probabilities = [], []
+    for i in range(0, len(images), 10_000):  # as floats, a training set may not fit into memory
+        part = np.asarray(images[i : i + 10_000])
+        part = part / np.float32(255) if part.dtype == np.uint8 else part.astype("float32")
+        outputs = network.predict(part, batch_size=500, verbose=0)
+        features.append(outputs["features"])
+        probabilities.append(outputs["probabilities"])
+    return np.concatenate(features), np.concatenate(probabilities)
 
 
 def accuracy(network, data) -> float:

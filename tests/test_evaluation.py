@@ -1,0 +1,595 @@
+"""Every estimator against one that shares no code with it: a closed form, SciPy or scikit-learn."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kae.main import cli
+from scipy import integrate, linalg, spatial, stats
+from sklearn.neighbors import NearestNeighbors
+
+import keras_ae
+from keras_ae import classifier as classifiers
+from keras_ae import evaluation
+from keras_ae.checkpoints import released, save_model
+from keras_ae.classifier import Classifier, build_classifier, classify, evaluation_classifier
+from keras_ae.data import ImageData
+from keras_ae.errors import UserError
+
+RELEASED = released("classifier-mnist") / "model.keras"
+
+
+class LinearGaussian:
+    """x = offset + W z + noise of variance kl_weight / 2 with z ~ N(0, I), of which log p(x) is known.
+
+    W has orthogonal columns, so that the exact posterior has a diagonal covariance. `error` is added to
+    its means and `widening` multiplies its deviations.
+    """
+
+    image_shape, latent_dim, num_classes = (2, 3, 1), 3, 0
+    reconstruction, kl_weight = "mse", 0.3
+
+    def __init__(self, error=0.0, widening=1.0, prior=None):
+        rng = np.random.default_rng(5)
+        self.scales = np.array([1.5, 0.8, 0.2])
+        self.weights = linalg.orth(rng.normal(size=(6, 3))) * self.scales
+        self.offset = rng.normal(size=6)
+        self.variance = self.kl_weight / 2
+        self.error, self.widening, self.prior = error, widening, prior
+
+    def draw(self, n, seed=0):
+        rng = np.random.default_rng(seed)
+        noise = np.sqrt(self.variance) * rng.normal(size=(n, 6))
+        flat = self.offset + rng.normal(size=(n, 3)) @ self.weights.T + noise
+        return flat.reshape(-1, *self.image_shape).astype("float32")
+
+    def posterior(self, inputs, batch_size=256):
+        flat = np.asarray(inputs, "float64").reshape(len(inputs), -1)
+        variance = 1 / (1 + self.scales**2 / self.variance)
+        mean = (flat - self.offset) @ self.weights / self.variance * variance + self.error
+        log_var = np.broadcast_to(np.log(variance * self.widening**2), mean.shape)
+        return mean.astype("float32"), log_var.astype("float32")
+
+    def decode(self, codes, labels=None, batch_size=256):
+        flat = self.offset + np.asarray(codes) @ self.weights.T
+        return flat.reshape(-1, *self.image_shape).astype("float32")
+
+    def log_likelihood(self, images, mean=0.0, covariance=None):
+        """log p(x) where z ~ N(mean, covariance)."""
+        covariance = np.eye(3) if covariance is None else covariance
+        center = self.offset + self.weights @ np.broadcast_to(mean, 3)
+        spread = self.weights @ covariance @ self.weights.T + self.variance * np.eye(6)
+        return stats.multivariate_normal(center, spread).logpdf(images.reshape(len(images), -1))
+
+
+# Evidence
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_with_the_exact_posterior_every_importance_weight_is_the_likelihood(k):
+    model = LinearGaussian()
+    images = model.draw(40)
+    estimate = evaluation.importance_weighted_log_likelihood(model, images, k)
+    np.testing.assert_allclose(estimate, model.log_likelihood(images), atol=2e-4)
+
+
+def test_importance_weighted_log_likelihood_reaches_the_likelihood():
+    model = LinearGaussian(error=0.3, widening=1.4)
+    images = model.draw(100)
+    estimate = evaluation.importance_weighted_log_likelihood(model, images, 5_000)
+    np.testing.assert_allclose(estimate, model.log_likelihood(images), atol=0.15)
+    assert abs(estimate.mean() - model.log_likelihood(images).mean()) < 0.01
+
+
+def test_bounds_rise_with_k_from_the_elbo_to_the_likelihood():
+    model = LinearGaussian(error=0.3, widening=1.4)
+    images = model.draw(1_000)
+    bounds = [evaluation.elbo(model, images)[0]] + [
+        evaluation.importance_weighted_log_likelihood(model, images, k) for k in (3, 20, 200)
+    ]
+    means = [bound.mean() for bound in (*bounds, model.log_likelihood(images))]
+    assert means == sorted(means)
+    assert means[1] - means[0] > 0.1
+
+
+def test_importance_weights_of_a_fitted_prior():
+    rng = np.random.default_rng(0)
+    prior = keras_ae.ClassMixture(3)
+    factor = np.tril(rng.normal(size=(3, 3)) * 0.3) + np.eye(3)
+    prior.means.assign([[[0.5, -0.5, 1.0]]])
+    prior.cholesky.assign(factor[None, None])
+    model = LinearGaussian(widening=1.3, prior=prior)
+    images = model.draw(50)
+    estimate = evaluation.importance_weighted_log_likelihood(model, images, 5_000, prior="fitted")
+    exact = model.log_likelihood(images, [0.5, -0.5, 1.0], factor @ factor.T)
+    assert abs(estimate.mean() - exact.mean()) < 0.05
+    assert abs(estimate.mean() - model.log_likelihood(images).mean()) > 0.2
+
+
+def test_elbo_against_its_closed_form():
+    model = LinearGaussian(error=0.3, widening=1.4)
+    image = model.draw(1)
+    values, likelihood = evaluation.elbo(model, np.repeat(image, 20_000, axis=0))
+    mean, log_var = (a[0].astype("float64") for a in model.posterior(image))
+    residual = image.reshape(6) - model.offset - model.weights @ mean
+    spread = model.weights @ np.diag(np.exp(log_var)) @ model.weights.T
+    expected_nll = 3 * np.log(2 * np.pi * model.variance) + (
+        residual @ residual + np.trace(spread)
+    ) / (2 * model.variance)
+    kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum()
+    assert likelihood == "normal(variance=0.15)"
+    assert abs(values.mean() + expected_nll + kl) < 4 * values.std() / np.sqrt(len(values))
+
+
+def test_elbo_of_a_bernoulli_that_ignores_its_code():
+    class Constant(LinearGaussian):
+        reconstruction = "bce"
+
+        def posterior(self, inputs, batch_size=256):
+            return np.zeros((len(inputs), 3), "float32"), np.zeros((len(inputs), 3), "float32")
+
+        def decode(self, codes, labels=None, batch_size=256):
+            return np.full((len(codes), 2, 3, 1), 0.3, "float32")
+
+    images = np.random.default_rng(0).integers(0, 2, (20, 2, 3, 1)).astype("float32")
+    expected = stats.bernoulli(0.3).logpmf(images).sum((1, 2, 3))
+    values, likelihood = evaluation.elbo(Constant(), images)
+    assert likelihood == "bernoulli"
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    values = evaluation.importance_weighted_log_likelihood(Constant(), images, 5)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_unlikely_images_do_not_underflow():
+    model = LinearGaussian(error=0.3)
+    images = model.draw(3) + 1_000
+    estimate = evaluation.importance_weighted_log_likelihood(model, images, 50)
+    exact = model.log_likelihood(images)
+    assert exact.max() < -1e5  # exp of it is 0
+    np.testing.assert_allclose(estimate, exact, rtol=1e-3)
+
+
+def test_figures_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
+    model = LinearGaussian(error=0.3)
+    images = model.draw(30)
+    points = np.random.default_rng(0).normal(size=(2, 50, 4))
+
+    def figures():
+        yield evaluation.elbo(model, images)[0]
+        yield evaluation.importance_weighted_log_likelihood(model, images, 11)
+        yield evaluation.mutual_information(*model.posterior(images))
+        yield list(evaluation.manifold_overlap(*points).values())
+        yield evaluation.nearest_training_images(images[:5], images[5:])[1]
+        yield list(evaluation.reconstruction_error(images, images[::-1]).values())
+
+    whole = list(figures())
+    monkeypatch.setattr(evaluation, "VALUES", 150)
+    for one, other in zip(whole, figures(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+# Codes
+
+
+def test_kl_per_latent_against_an_integral():
+    mean, log_var = np.array([[0.7, 0.0], [-1.2, 0.0]]), np.array([[-1.0, 0.0], [0.5, 0.0]])
+
+    def divergence(m, v):
+        q, p = stats.norm(m, np.exp(v / 2)), stats.norm()
+        return integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), -12, 12)[0]
+
+    expected = np.mean([divergence(0.7, -1.0), divergence(-1.2, 0.5)])
+    np.testing.assert_allclose(evaluation.kl_per_latent(mean, log_var), [expected, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 3.0])
+def test_mutual_information_of_gaussians(deviation):
+    mean = np.random.default_rng(1).normal(size=(8_000, 2))
+    estimate = evaluation.mutual_information(mean, np.full(mean.shape, 2 * np.log(deviation)))
+    assert estimate == pytest.approx(np.log1p(deviation**-2), abs=0.04)
+
+
+def test_mutual_information_has_its_limits():
+    mean = np.random.default_rng(1).normal(size=(500, 4))
+    apart = evaluation.mutual_information(mean, np.full(mean.shape, -30.0))
+    assert apart == pytest.approx(np.log(500), abs=1e-6)
+    alike = evaluation.mutual_information(np.zeros((500, 4)), np.zeros((500, 4)))
+    assert alike == pytest.approx(0, abs=1e-9)
+
+
+def test_active_units():
+    mean = np.random.default_rng(0).normal(size=(2_000, 4)) * [1.0, 0.2, 0.05, 0.0] + 3
+    assert evaluation.active_units(mean) == 2
+
+
+# Images and features
+
+
+def test_reconstruction_error_of_bytes_and_of_floats():
+    rng = np.random.default_rng(0)
+    images, rebuilt = rng.integers(0, 256, (7, 4, 5, 3), "uint8"), rng.random((7, 4, 5, 3))
+    difference = images / 255 - rebuilt
+    expected = pytest.approx([np.abs(difference).mean(), np.square(difference).mean()])
+    assert list(evaluation.reconstruction_error(images, rebuilt).values()) == expected
+    assert list(evaluation.reconstruction_error(images / 255, rebuilt).values()) == expected
+
+
+def test_frechet_distance_against_scipy():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8))
+    other = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8)) + rng.normal(size=8)
+    c1, c2 = np.cov(one.T), np.cov(other.T)
+    root = linalg.sqrtm(c1 @ c2).real
+    expected = np.square(one.mean(0) - other.mean(0)).sum() + np.trace(c1 + c2 - 2 * root)
+    assert evaluation.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert evaluation.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_with_features_that_never_fire():
+    rng = np.random.default_rng(0)
+    deviations, others = np.array([1.0, 2.0, 0.0]), np.array([3.0, 0.0, 0.0])
+    sample = rng.normal(size=(200_000, 3))
+    expected = np.square(deviations - others).sum() + 4  # diagonal covariances; means 2 apart
+    estimate = evaluation.frechet_distance(sample * deviations, sample * others + [0, 0, 2])
+    assert estimate == pytest.approx(expected, rel=0.01)
+
+
+def test_manifold_overlap_against_brute_force():
+    rng = np.random.default_rng(0)
+    real, samples = rng.normal(size=(120, 3)), rng.normal(size=(80, 3)) * 0.8 + 0.5
+    k = 4
+
+    def radius(points):  # k + 1: here a point is its own nearest neighbour
+        return NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)[0][:, k]
+
+    distance = spatial.distance.cdist(real, samples)
+    in_real, in_sample = distance <= radius(real)[:, None], distance <= radius(samples)
+    assert evaluation.manifold_overlap(real, samples, k) == pytest.approx(
+        {
+            "precision": in_real.any(0).mean(),
+            "recall": in_sample.any(1).mean(),
+            "density": in_real.sum() / (k * len(samples)),
+            "coverage": in_real.any(1).mean(),
+        }
+    )
+    assert 0.2 < in_real.any(0).mean() < 1  # the case says something
+
+
+def test_manifold_overlap_of_strangers_is_nothing():
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    assert set(evaluation.manifold_overlap(points, points + 100).values()) == {0.0}
+
+
+def test_nearest_training_images_against_brute_force():
+    rng = np.random.default_rng(0)
+    images = rng.random((30, 4, 4, 2), dtype="float32")
+    train = rng.integers(0, 256, (200, 4, 4, 2), "uint8")
+    distance, index = evaluation.nearest_training_images(images, train)
+    expected = spatial.distance.cdist(images.reshape(30, -1), train.reshape(200, -1) / 255)
+    np.testing.assert_array_equal(index, expected.argmin(1))
+    np.testing.assert_allclose(distance, expected.min(1), rtol=1e-5)
+
+
+def test_closest_pairs_begin_with_a_copy():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (50, 4, 4, 1), "uint8")
+    images = rng.random((20, 4, 4, 1))
+    images[7] = train[13] / 255
+    ours, theirs, distance = evaluation.closest_pairs(images, train, n=5)
+    assert len(ours) == len(theirs) == 5
+    np.testing.assert_array_equal(ours[0], images[7])
+    np.testing.assert_array_equal(theirs[0], train[13])
+    assert distance[0] == pytest.approx(0, abs=1e-3) and (np.diff(distance) >= 0).all()
+    np.testing.assert_allclose(
+        distance[1:], np.sqrt(np.square(ours - theirs / 255.0).sum((1, 2, 3)))[1:], rtol=1e-5
+    )
+
+
+def test_conditional_accuracy():
+    probabilities = np.eye(3)[[0, 1, 1, 2]]
+    accuracy, per_class = evaluation.conditional_accuracy(probabilities, np.array([0, 0, 1, 1]))
+    assert accuracy == 0.5 and per_class == [0.5, 0.5, None]
+
+
+# The classifier
+
+
+@pytest.fixture
+def toy(digits):
+    """A small dataset: 300 digits to train on, 100 to test on."""
+    images, labels = digits[0][:400], digits[1][:400].astype("int32")
+    names = tuple("0123456789")
+    return (
+        ImageData("toy", "1.0.0", "train", images[:300], labels[:300], names),
+        ImageData("toy", "1.0.0", "test", images[300:], labels[300:], names),
+    )
+
+
+def without_labels(data):
+    return ImageData(data.name, data.version, data.split, data.images, None, None)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (5, 9, 2), (70, 64, 3)])
+def test_a_classifier_takes_any_shape(shape):
+    features, probabilities = classify(build_classifier(shape, 4), np.zeros((3, *shape), "uint8"))
+    assert features.shape == (3, 64) and probabilities.shape == (3, 4)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_the_released_classifier(digits):
+    network = keras.saving.load_model(RELEASED, compile=False)
+    _, probabilities = classify(network, digits[0])
+    assert (probabilities.argmax(1) == digits[1]).mean() >= 0.993
+    assert RELEASED.stat().st_size <= 1_500_000
+    with zipfile.ZipFile(RELEASED) as archive:
+        assert json.loads(archive.read("config.json"))["compile_config"] is None
+
+
+@pytest.mark.parametrize("backend", ["numpy", "jax", "tensorflow"])
+def test_the_released_classifier_on_another_backend(backend, digits, tmp_path):
+    if not importlib.util.find_spec("jax" if backend == "numpy" else backend):
+        pytest.skip(f"{backend} is not installed")
+    np.save(tmp_path / "images.npy", digits[0][:50])
+    script = (
+        "import sys, keras, numpy as np; from keras_ae.classifier import classify;"
+        "network = keras.saving.load_model(sys.argv[1], compile=False);"
+        "features, _ = classify(network, np.load(sys.argv[2] + '/images.npy'));"
+        "np.save(sys.argv[2] + '/features.npy', features)"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-c", script, RELEASED, tmp_path], env=environment, check=True)
+    here, _ = classify(keras.saving.load_model(RELEASED, compile=False), digits[0][:50])
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), here, atol=1e-3)
+
+
+def test_a_classifier_learns(digits):
+    images, labels = digits[0], digits[1].astype("int32")
+    train = ImageData("toy", "1.0.0", "train", images[:4000], labels[:4000], tuple("0123456789"))
+    test = ImageData(
+        "toy", "1.0.0", "test", images[4000:5000], labels[4000:5000], train.class_names
+    )
+    network = classifiers.train_classifier(train, steps=62)
+    assert classifiers.accuracy(network, test) > 0.85
+    assert not network.compiled
+
+
+def test_shifted_batches_hold_every_image_shifted(digits):
+    images = digits[0][:256]
+    batches = classifiers._ShiftedBatches(images, np.arange(256), seed=0)
+    shifted, which = (np.concatenate(parts) for parts in zip(batches[0], batches[1]))
+    assert sorted(which) == list(range(256))
+    # Away from the border, each is its original, moved by up to two pixels.
+    for image, i in zip(shifted[:20], which):
+        inner = (image[2:-2, 2:-2, 0] * 255).round()
+        assert any(
+            (inner == images[i, 2 + y : 26 + y, 2 + x : 26 + x, 0]).all()
+            for y in range(-2, 3)
+            for x in range(-2, 3)
+        )
+
+
+@pytest.fixture
+def trainings(monkeypatch, tmp_path):
+    """An empty cache, and the datasets that a classifier was trained for."""
+    calls = []
+
+    def train_classifier(train, progress=None):
+        calls.append(train)
+        return build_classifier(train.images.shape[1:], train.num_classes, seed=len(calls))
+
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifiers, "train_classifier", train_classifier)
+    return calls
+
+
+def test_a_classifier_is_trained_once(toy, trainings):
+    train, test = toy
+    first, second = evaluation_classifier(train, test), evaluation_classifier(train, test)
+    assert len(trainings) == 1
+    assert (first.origin, second.origin) == ("trained now", "trained earlier")
+    np.testing.assert_array_equal(first(test.images)[0], second(test.images)[0])
+    labels = np.where(test.labels < 5, first(test.images)[1].argmax(1), 99)
+    half = ImageData("toy", "1.0.0", "test", test.images, labels, test.class_names)
+    assert evaluation_classifier(train, half).accuracy == (test.labels < 5).mean()
+
+
+def test_other_data_of_the_same_name_get_another_classifier(toy, trainings):
+    train, test = toy
+    evaluation_classifier(train, test)
+    images = train.images.copy()
+    images[0, 0, 0] += 1
+    changed = ImageData("toy", "1.0.0", "train", images, train.labels, train.class_names)
+    evaluation_classifier(changed, test)
+    assert len(trainings) == 2
+
+
+def test_a_damaged_classifier_is_made_anew(toy, trainings, tmp_path):
+    evaluation_classifier(*toy)
+    (file,) = (tmp_path / "cache" / "classifiers").iterdir()
+    file.write_bytes(file.read_bytes()[:5_000])
+    evaluation_classifier(*toy)
+    assert len(trainings) == 2
+    assert keras.saving.load_model(file, compile=False)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(toy, trainings, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    lines = []
+    assert evaluation_classifier(*toy, progress=lines.append).origin == "trained now"
+    assert "KAE_CACHE" in lines[-1]
+
+
+def test_what_cannot_have_a_classifier(toy, trainings, monkeypatch):
+    train, test = toy
+    with pytest.raises(UserError, match="no labels"):
+        evaluation_classifier(without_labels(train), test)
+    one = ImageData("toy", "1.0.0", "train", train.images, train.labels * 0, ("digit",))
+    with pytest.raises(UserError, match="one class"):
+        evaluation_classifier(one, test)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    with pytest.raises(UserError, match="KERAS_BACKEND=torch"):
+        evaluation_classifier(train, test)
+    assert not trainings
+
+
+def test_mnist_has_its_classifier_released(digits, trainings):
+    names = tuple("0123456789")
+    images, labels = digits[0][:500], digits[1][:500].astype("int32")
+    mnist = ImageData("mnist", "3.0.1", "train", images, labels, names)
+    classifier = evaluation_classifier(mnist, mnist)
+    assert classifier.origin == "released with keras-ae" and classifier.accuracy > 0.98
+
+
+# All of it
+
+PROMISED = (
+    *("dataset", "split", "n", "reconstruction_l1", "reconstruction_mse", "kl", "elbo"),
+    *("likelihood", "active_units", "fid", "conditional_accuracy"),
+)
+
+
+def small(cls, **kwargs):
+    return cls((28, 28, 1), latent_dim=3, backbone="mlp", hidden=(16,), **kwargs)
+
+
+@pytest.fixture
+def judge():
+    return Classifier(build_classifier((28, 28, 1), 10), 0.5, "trained earlier")
+
+
+def test_evaluate_a_cvae(toy, judge):
+    train, test = toy
+    model = small(keras_ae.CVAE)
+    model.fit_prior((train.images, train.labels))
+    figures = evaluation.evaluate(
+        model, train, test, samples=60, importance_samples=4, classifier=judge
+    )
+    assert figures == evaluation.evaluate(
+        model, train, test, samples=60, importance_samples=4, classifier=judge
+    ) | {"seconds": figures["seconds"]}
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["reasons"] == {}
+    assert [name for name in PROMISED if figures[name] is None] == []
+    assert (figures["n"], figures["split"], figures["dataset"]) == (100, "test", "toy")
+    assert figures["kl"] == pytest.approx(sum(figures["kl_per_latent"]))
+    assert figures["log_likelihood"] > figures["elbo"]
+    assert figures["likelihood"] == "laplace(scale=1)"
+    assert "10 classes" in figures["prior"]
+
+    inputs = (test.images, test.labels)
+    rebuilt = model.predict(inputs, verbose=0)
+    assert figures["reconstruction_l1"] == pytest.approx(
+        np.abs(test.images / 255 - rebuilt).mean(), rel=1e-5
+    )
+    # Samples are what `sample` draws; labels are as frequent as in the training set.
+    labels = np.random.default_rng(0).choice(train.labels, 60)
+    features, probabilities = judge(model.sample(60, labels, seed=0))
+    assert figures["conditional_accuracy"] == (probabilities.argmax(1) == labels).mean()
+    assert figures["fid"] == pytest.approx(
+        evaluation.frechet_distance(features, judge(train.images)[0]), rel=1e-4
+    )
+
+
+def test_evaluate_a_vae_on_images_without_labels(toy):
+    train, test = (without_labels(data) for data in toy)
+    figures = evaluation.evaluate(small(keras_ae.VAE), train, test, samples=20)
+    assert figures["fid"] is None and "no labels" in figures["reasons"]["classifier"]
+    assert figures["elbo"] < 0 < figures["kl"]
+    assert figures["prior"] == "N(0, I)"
+    assert figures["nearest_training_image"]["samples"]["n"] == 20
+
+
+def test_evaluate_an_ae(toy, judge):
+    figures = evaluation.evaluate(small(keras_ae.AE), *toy, classifier=judge)
+    missing = {name for name in PROMISED if figures[name] is None}
+    assert missing == set(PROMISED) - {
+        "dataset", "split", "n", "reconstruction_l1", "reconstruction_mse"
+    }  # fmt: skip
+    assert figures["fid_reconstructions"] > 0 and figures["fid_test_images"] > 0
+    assert {"kl", "elbo", "samples"} <= set(figures["reasons"])
+
+
+def test_evaluate_few_images(toy, judge):
+    figures = evaluation.evaluate(small(keras_ae.VAE), *toy, samples=3, limit=2, classifier=judge)
+    assert figures["n"] == 2 and figures["fid"] is None and "fid" in figures["reasons"]
+    assert json.dumps(figures, allow_nan=False)
+
+
+def test_evaluate_without_samples_and_without_a_likelihood(toy, judge):
+    model = small(keras_ae.VAE, kl_weight=0.0)
+    figures = evaluation.evaluate(model, *toy, samples=0, classifier=judge)
+    assert figures["fid"] is None and figures["elbo"] is None and figures["kl"] > 0
+    assert {"samples", "elbo"} <= set(figures["reasons"])
+
+
+def test_evaluate_draws_pixels_for_a_model_of_binary_images(toy, judge):
+    seen = []
+
+    class Spy(keras_ae.VAE):
+        def posterior(self, inputs, batch_size=256):
+            seen.append(inputs)
+            return super().posterior(inputs, batch_size)
+
+    train, test = toy
+    model = small(Spy, reconstruction="bce")
+    figures = evaluation.evaluate(model, train, test, samples=20, binarize=True, classifier=judge)
+    assert figures["binarized"] and figures["likelihood"] == "bernoulli"
+    assert set(np.unique(seen[0])) == {0, 1}
+    assert (seen[0][test.images == 0] == 0).all() and (seen[0][test.images == 255] == 1).all()
+    assert seen[0].mean() == pytest.approx(test.images.mean() / 255, abs=0.005)
+
+
+def test_evaluate_refuses_what_does_not_fit(toy):
+    train, test = toy
+    with pytest.raises(UserError, match="28, 28"):
+        evaluation.evaluate(keras_ae.VAE((8, 8, 1), 2, "mlp", (4,)), train, test)
+    with pytest.raises(UserError, match="labels"):
+        evaluation.evaluate(small(keras_ae.CVAE), without_labels(train), without_labels(test))
+    with pytest.raises(UserError, match="classes"):
+        evaluation.evaluate(small(keras_ae.CVAE, num_classes=3), train, test)
+
+
+# The command
+
+
+@pytest.fixture
+def cvae_file(toy, judge, monkeypatch, tmp_path):
+    """A CVAE on disk, and a dataset and a classifier for `kae evaluate` to find."""
+    monkeypatch.setattr("keras_ae.data.load_splits", lambda name, **kwargs: toy)
+    monkeypatch.setattr(evaluation, "evaluation_classifier", lambda *args: judge)
+    save_model(small(keras_ae.CVAE), tmp_path / "model.keras")
+    return str(tmp_path / "model.keras")
+
+
+def test_command_prints_one_json_object(cvae_file):
+    result = CliRunner().invoke(
+        cli, ["evaluate", cvae_file, "--json", "--samples", "40", "--iw", "3", "--limit", "50"]
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert [name for name in PROMISED if figures[name] is None] == []
+    assert figures["n"] == 50 and figures["importance_samples"] == 3
+    assert "drawing 40 samples" in result.stderr
+
+
+def test_command_prints_a_table(cvae_file):
+    result = CliRunner().invoke(cli, ["evaluate", cvae_file, "--samples", "40"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "CVAE on 100 images of toy test; 40 samples from N(0, I)" in lines[0]
+    assert any("ELBO" in line and "nats per image, likelihood laplace" in line for line in lines)
+    assert any("no log likelihood: not asked for" in line for line in lines)
+
+
+def test_command_says_what_is_wrong(cvae_file, tmp_path):
+    assert CliRunner().invoke(cli, ["evaluate", cvae_file, "--samples", "-1"]).exit_code == 2
+    missing = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "none.keras")])
+    assert missing.exit_code == 1 and missing.stdout == ""
+    assert missing.stderr.count("\n") == 1 and missing.stderr.startswith("Error: ")
