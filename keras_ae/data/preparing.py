@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import importlib.util
 import io
-import os
 import socket
 import tempfile
 import threading
@@ -44,7 +43,8 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
         return found
     progress = progress or (lambda line: None)
     try:
-        builder = _find_builder(name, data_dir, source)
+        with _quiet_tfds():
+            builder = _find_builder(name, data_dir, source)
         _generate(builder, data_dir, progress)
     except DataError:
         raise
@@ -209,7 +209,6 @@ def _quiet_tfds():
     from tensorflow_datasets.core.download import downloader
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in case a builder imports TensorFlow
     before = logging.get_verbosity(), tqdm_utils._active, downloader.MAX_RETRIES
     logging.set_verbosity(logging.FATAL)
     tqdm_utils.display_progress_bar(False)
