@@ -1,0 +1,156 @@
+"""The array cache: it saves the reading, and never the truth."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from keras_ae import data
+from keras_ae.data import cache, reading
+
+X = np.random.default_rng(0).integers(0, 256, (30, 8, 6, 1), np.uint8)
+Y = np.arange(30) % 3
+
+
+@pytest.fixture
+def cached(make_dataset, tmp_path, monkeypatch):
+    """A dataset whose split "train" has been loaded once; the folder of its cache entry."""
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    make_dataset({"train": (X, Y), "test": (X[:5], None)}, name="plain")
+    data.load("plain", "train")
+    return tmp_path / "cache" / "arrays"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts how often records are read."""
+    calls = []
+    read = reading.read
+    monkeypatch.setattr(reading, "read", lambda *args: calls.append(args) or read(*args))
+    return calls
+
+
+def same(loaded):
+    assert np.array_equal(loaded.images, X) and np.array_equal(loaded.labels, Y)
+    assert loaded.class_names == ("cat", "dog", "owl")
+    assert (loaded.name, loaded.version, loaded.split) == ("plain", "3.0.1", "train")
+    return True
+
+
+@pytest.fixture
+def make_dataset(make_dataset):
+    """With labels in every split."""
+
+    def make(splits, **kwargs):
+        full = {s: (x, Y[: len(x)] if y is None else y) for s, (x, y) in splits.items()}
+        return make_dataset(full, **kwargs)
+
+    return make
+
+
+def test_the_second_load_reads_nothing(cached, reads):
+    assert same(data.load("plain", "train")) and not reads
+    assert len(data.load("plain", "test").images) == 5 and len(reads) == 1
+
+
+def test_writing_to_the_arrays_harms_nobody(cached, reads):
+    data.load("plain", "train").images[:] = 0
+    assert same(data.load("plain", "train")) and not reads
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def retype(path):
+    """The same bytes, announced as another type."""
+    path.write_bytes(path.read_bytes().replace(b"'|u1'", b"'|i1'").replace(b"'<i4'", b"'<u4'"))
+
+
+DAMAGE = [cut, flip, retype, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=["cut", "flip", "retype", "empty", "missing"])
+@pytest.mark.parametrize("suffix", ["images.npy", "labels.npy"])
+def test_what_is_damaged_is_read_again(cached, reads, damage, suffix):
+    (path,) = cached.glob(f"*.{suffix}")
+    before = path.read_bytes()
+    damage(path)
+    assert not path.exists() or path.read_bytes() != before
+    assert same(data.load("plain", "train")) and len(reads) == 1
+    assert path.read_bytes() == before
+    assert same(data.load("plain", "train")) and len(reads) == 1
+
+
+def test_json_that_is_something_else(cached, reads):
+    (path,) = cached.glob("*.json")
+    for text in ("", "{", "[]", "{}", "3", json.dumps({"images_crc32": 0, "class_names": None})):
+        path.write_text(text)
+        assert same(data.load("plain", "train"))
+    assert len(reads) == 6
+
+
+def test_a_dataset_that_changed_is_read_again(cached, reads, make_dataset, tmp_path):
+    """Same name, version, counts and byte counts: only the labels are others."""
+    import shutil
+
+    shutil.rmtree(tmp_path / "data" / "plain")
+    make_dataset({"train": (X, (Y + 1) % 3), "test": (X[:5], None)}, name="plain")
+    assert np.array_equal(data.load("plain", "train").labels, (Y + 1) % 3) and len(reads) == 1
+
+
+def test_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    prepared = data.Prepared("bare", "1.0.0", "array_record", {"train": 30}, tmp_path)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    stored = data.ImageData("bare", "1.0.0", "train", X, None, None)
+    cache.store(prepared, stored)
+    loaded = cache.load(prepared, "train")
+    assert np.array_equal(loaded.images, X)
+    assert loaded.labels is None and loaded.class_names is None
+
+
+def test_a_cache_that_cannot_be_written(make_dataset, tmp_path, monkeypatch, reads):
+    make_dataset({"train": (X, Y)}, name="plain")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "file"))
+    lines = []
+    assert same(data.load("plain", "train", progress=lines.append))
+    assert same(data.load("plain", "train")) and len(reads) == 2
+    assert len(lines) == 2 and lines[1].startswith("not cached (")
+
+
+def test_a_write_that_fails_leaves_nothing(cached, tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = sorted(cached.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        cache._write(before[0], fail)
+    assert sorted(cached.iterdir()) == before and before[0].read_bytes() != b"half"
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "kae"))
+    assert cache.cache_dir() == tmp_path / "kae"
+    monkeypatch.delenv("KAE_CACHE")
+    assert cache.cache_dir() == tmp_path / "xdg" / "keras-ae"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.cache_dir() == tmp_path / ".cache" / "keras-ae"
+
+
+def test_nothing_of_it_is_in_the_data_directory(cached, tmp_path):
+    names = {p.name for p in (tmp_path / "data" / "plain" / "3.0.1").iterdir()}
+    assert not {n for n in names if n.endswith(".npy")} and os.listdir(tmp_path / "data") == [
+        "plain"
+    ]
