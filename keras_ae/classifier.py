@@ -227,8 +227,8 @@ def _load(path, data):
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception:  # damaged, or of another version of Keras: it is made anew
         return None
-    fits = network.input_shape[1:] == data.images.shape[1:]
-    return network if fits and network.output_shape["logits"][1] == data.num_classes else None
+    shapes = network.input.shape[1:], network.output["logits"].shape[1:]
+    return network if shapes == (data.images.shape[1:], (data.num_classes,)) else None
 
 
 if __name__ == "__main__":
