@@ -93,9 +93,10 @@ def normalized_silu(x, name):
     """Batch normalisation, then SiLU.
 
     The normalisation is what keeps the l1 loss out of its trap, an output that is black everywhere:
-    with it, three epochs reach what twelve reach without.
+    with it, three epochs reach what twelve reach without. Its averages remember about ten batches, so
+    that they are of use after a few dozen.
     """
-    x = BatchNormalization(name=f"{name}_norm")(x)
+    x = BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
     return layers.Activation("silu", name=f"{name}_silu")(x)
 
 
