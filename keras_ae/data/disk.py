@@ -11,11 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_ae.errors import UserError
+
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
-class DataError(Exception):
+class DataError(UserError):
     """What went wrong with the data and what to do about it, in one line."""
 
 
