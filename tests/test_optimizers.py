@@ -1,0 +1,97 @@
+"""The fused Adam takes the steps of `keras.optimizers.Adam`."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ae
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="elsewhere it is Keras' own Adam"
+)
+
+ADAM_ARGUMENTS = [
+    {"learning_rate": 2e-3},
+    {"learning_rate": keras.optimizers.schedules.CosineDecay(0.0, 80, 0.1, "lr", 5e-3, 20)},
+    {"learning_rate": 1e-3, "epsilon": 1e-3, "beta_1": 0.8, "beta_2": 0.95},
+    {"learning_rate": 1e-3, "clipnorm": 0.5, "weight_decay": 1e-2},
+    {"learning_rate": 1e-3, "amsgrad": True},
+    {"learning_rate": 1e-3, "gradient_accumulation_steps": 3},
+]
+
+
+def trained(optimizer, digits, epochs=10):
+    """A VAE after 10 steps an epoch."""
+    keras.utils.set_random_seed(1)
+    vae = keras_ae.VAE((28, 28, 1), 4, "conv", (4, 8, 16))
+    vae.compile(optimizer)
+    vae.fit(digits[0][:160], batch_size=16, epochs=epochs, verbose=0, shuffle=False)
+    return vae
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """Counts the calls of torch's fused kernel."""
+    calls, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    return calls
+
+
+@pytest.mark.parametrize("arguments", ADAM_ARGUMENTS, ids=lambda a: "-".join(list(a)[1:]) or None)
+def test_100_steps_on_the_gradients_of_a_model_are_those_of_keras(arguments, digits):
+    """Both are given the same gradients: training apart, rounding would grow from step to step."""
+    vae = trained(keras_ae.Adam(**arguments), digits, epochs=0)
+    twins = [keras.Variable(w) for w in vae.trainable_weights]
+    theirs = keras.optimizers.Adam(**arguments)
+    for step in range(100):
+        loss = vae.compute_loss(digits[0][step * 16 : step * 16 + 16])
+        gradients = torch.autograd.grad(loss, [w.value for w in vae.trainable_weights])
+        with torch.no_grad():
+            vae.optimizer.apply([g.clone() for g in gradients], vae.trainable_weights)
+            theirs.apply([g.clone() for g in gradients], twins)
+    for a, b in zip(vae.trainable_weights, twins, strict=True):
+        np.testing.assert_allclose(
+            *map(keras.ops.convert_to_numpy, (a, b)), atol=2e-6, rtol=1e-5, err_msg=a.path
+        )
+
+
+def test_a_single_step_is_that_of_keras_to_rounding():
+    updated = []
+    for make in (keras_ae.Adam, keras.optimizers.Adam):
+        weight = keras.Variable(np.linspace(-1, 1, 7, dtype="float32"))
+        optimizer = make(0.1)
+        for k in (1.0, -2.0, 1e-4):
+            gradient = keras.ops.convert_to_tensor(np.full(7, k, "float32"))
+            optimizer.apply([gradient], [weight])
+        updated.append(keras.ops.convert_to_numpy(weight))
+    np.testing.assert_allclose(updated[0], updated[1], atol=5e-7)
+
+
+def test_the_fused_kernel_takes_every_step(fused_calls, digits):
+    """Fails if a release of Keras renames the private hook that the optimizer overrides."""
+    trained(keras_ae.Adam(1e-3), digits, epochs=1)
+    assert len(fused_calls) == 10
+
+
+def test_amsgrad_is_left_to_keras(fused_calls, digits):
+    trained(keras_ae.Adam(1e-3, amsgrad=True), digits, epochs=1)
+    assert not fused_calls
+
+
+def test_the_step_counter_is_loaded_with_the_state(digits, tmp_path):
+    """With a counter that starts anew, the bias correction would make the next step far too large."""
+    whole = trained(keras_ae.Adam(1e-3), digits, epochs=1)
+    whole.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras_ae.Adam)
+    gradients = [keras.ops.ones_like(w) for w in whole.trainable_weights]
+    for model in (whole, loaded):
+        model.optimizer.apply(gradients, model.trainable_weights)
+    for a, b in zip(whole.trainable_weights, loaded.trainable_weights, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)))
+
+
+def test_config_is_that_of_adam():
+    config = keras_ae.Adam(3e-3, beta_1=0.7).get_config()
+    assert config == keras.optimizers.Adam(3e-3, beta_1=0.7, name=config["name"]).get_config()

@@ -1,0 +1,96 @@
+"""Settings: their checks, and that they name what the library has."""
+
+import json
+
+import keras
+import pytest
+
+from keras_ae import annealing, fitting, losses, networks, settings
+from keras_ae.settings import Settings
+
+
+def test_names_are_those_of_the_library():
+    assert set(settings.KL_SCHEDULES) == set(annealing.SCHEDULES)
+    assert set(settings.RECONSTRUCTIONS) == set(losses.RECONSTRUCTIONS)
+    assert set(settings.BACKBONES) == set(networks.BACKBONES) == set(settings.LEARNING_RATES)
+    assert set(settings.MODELS) == set(fitting.MODEL_CLASSES)
+
+
+@pytest.mark.parametrize("name", settings.OPTIMIZERS)
+def test_every_optimizer_is_made_with_the_learning_rate(name):
+    chosen = Settings("ae", optimizer=name, learning_rate=0.125, lr_schedule="constant")
+    optimizer = fitting.build_optimizer(chosen, 10)
+    assert isinstance(optimizer, keras.optimizers.Optimizer)
+    assert type(optimizer).__name__.lower() == name
+    assert float(optimizer.learning_rate) == 0.125
+
+
+def rates(lr_schedule, steps=100):
+    chosen = Settings("ae", learning_rate=1.0, lr_schedule=lr_schedule)
+    rate = fitting.build_optimizer(chosen, steps)._learning_rate
+    return [float(rate(step)) for step in range(steps + 1)]
+
+
+def test_cosine_falls_from_the_rate_to_zero():
+    values = rates("cosine")
+    assert values[0] == pytest.approx(1.0) and values[-1] == pytest.approx(0.0, abs=1e-6)
+    assert values == sorted(values, reverse=True)
+
+
+def test_onecycle_rises_for_a_tenth_then_falls_to_zero():
+    values = rates("onecycle")
+    assert values[0] == pytest.approx(1 / 25) and values[-1] == pytest.approx(0.0, abs=1e-6)
+    assert max(values) == pytest.approx(1.0, rel=1e-3)
+    peak = values.index(max(values))
+    assert peak == 10
+    assert values[:peak] == sorted(values[:peak])
+    assert values[peak:] == sorted(values[peak:], reverse=True)
+
+
+def test_a_run_of_one_step_has_a_schedule():
+    for name in settings.LR_SCHEDULES:
+        fitting.build_optimizer(Settings("ae", lr_schedule=name), 1)
+
+
+def test_settings_survive_json():
+    chosen = Settings("cvae", hidden=[8, 16], limit=7, kl_weight=0.25)
+    assert Settings.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+def test_unknown_keys_are_left_out():
+    assert Settings.from_dict({"model": "ae", "of_a_later_version": 1}) == Settings("ae")
+
+
+def test_the_learning_rate_is_that_of_the_backbone_unless_given():
+    for backbone, rate in settings.LEARNING_RATES.items():
+        assert Settings("ae", backbone=backbone).learning_rate == rate
+        assert Settings("ae", backbone=backbone, learning_rate=0.5).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "gan"}, "model must be one of ae, vae, cvae; got 'gan'"),
+        ({"backbone": "resnet"}, "backbone must be one of conv, mlp"),
+        ({"optimizer": "lion"}, "optimizer must be one of"),
+        ({"reconstruction": "l3"}, "reconstruction must be one of l1, mse, bce"),
+        ({"kl_schedule": "square"}, "kl_schedule must be one of"),
+        ({"lr_schedule": "step"}, "lr_schedule must be one of"),
+        ({"latent_dim": 0}, "latent_dim must be 1 or more; got 0"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"batch_size": -1}, "batch_size must be 1 or more"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
+        ({"kl_warmup": 0.0}, r"kl_warmup is a fraction of the run, in \(0, 1\]"),
+        ({"kl_warmup": 1.5}, "would never reach the full weight"),
+        ({"seed": -1}, "seed must be 0 to 4294967295"),
+        ({"hidden": ()}, "widths of 1 or more"),
+        ({"hidden": (8, 0)}, "widths of 1 or more"),
+        ({"hidden": (8,)}, "two numbers or more"),
+    ],
+)
+def test_checks(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**{"model": "vae", **arguments})
