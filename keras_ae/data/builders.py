@@ -1,23 +1,21 @@
 """TFDS builders of the MNIST family that do without TensorFlow.
 
 The stock builders open files and encode images with TensorFlow. These subclasses read the IDX files
-with the standard library and encode with Pillow; name, version, features, URLs, checksums and
-example keys are inherited, so what they write is the stock dataset, and the stock
-`tfds.builder(name)` opens it.
+and write PNG with the standard library; name, version, features, URLs, checksums and example keys
+are inherited, so what they write is the stock dataset, and the stock `tfds.builder(name)` opens it.
 """
 
 import contextlib
 import gzip
 import hashlib
-import io
 import lzma
+import struct
 import zipfile
 import zlib
 from pathlib import Path
 from urllib.parse import urljoin
 
 import numpy as np
-from PIL import Image
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import mnist as stock
 
@@ -163,10 +161,21 @@ def read_idx_shape(file):
 
 
 def encode_png(image):
-    """uint8 (H, W) to the bytes of a PNG file; arrays are what TFDS encodes with TensorFlow."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    """uint8 (H, W) to the bytes of a PNG file, since TFDS would encode an array with TensorFlow.
+
+    Pillow takes five times as long for images this small, and its row filters make digits larger.
+    """
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    height, width = image.shape
+    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with its filter, 0: none
+    rows[:, 1:] = image
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))  # 8 bits, grey
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
 
 
 def check_download(path, url_info, dataset):
