@@ -40,6 +40,7 @@ _MODULES = (
     "annealing",
     "checkpoints",
     "data",
+    "export",
     "fitting",
     "losses",
     "networks",

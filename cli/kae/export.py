@@ -1,0 +1,65 @@
+"""kae export: write a model for another runtime."""
+
+from pathlib import Path
+
+import click
+
+from kae import common
+from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
+
+
+@click.command("export")
+@click.argument("model")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(EXPORT_SUFFIXES)),
+    required=True,
+    help="What to write.",
+)
+@click.option(
+    "--part", type=click.Choice(EXPORT_PARTS), default="decoder", show_default=True,
+    help="encoder: image to code; decoder: latent to image; autoencoder: image to reconstruction; "
+    "sampler: noise to image, with the fitted prior. A cvae's take a label too.",
+)  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help=f"File ({', '.join(filter(None, EXPORT_SUFFIXES.values()))}), or folder of a saved_model."
+    "  [default: exports/MODEL-PART]",
+)
+@common.force_option
+@common.json_option
+def command(model, form, part, out, force, as_json):
+    """Write a part of MODEL for ONNX Runtime, torch, OpenVINO, TensorFlow or LiteRT.
+
+    Images go in and come out as float32 in [0, 1], labels go in as int64, in batches of any size. Where
+    the backend in use cannot write the format, a process of one that can does it.
+    """
+    path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[form]}"
+    common.start_backend()
+    from keras_ae import export
+    from keras_ae.models import VAE
+
+    with common.usage_errors():
+        export.check(path, form, part, force)
+    network, _ = common.load(model)
+    if part == "sampler" and not isinstance(network, VAE):
+        raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
+    try:
+        written = export.export(network, path, form, part, force, report=common.say)
+    except OSError as error:
+        raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
+    for target in written:
+        common.say(f"wrote {target}")
+    if as_json:
+        common.print_json(
+            {
+                "model": model,
+                "format": form,
+                "out": [str(target) for target in written],
+                **export.describe(network, part),
+            }
+        )
+    else:
+        click.echo(path)

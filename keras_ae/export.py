@@ -1,0 +1,356 @@
+"""Write a model in the formats of other runtimes: ONNX, torch, OpenVINO, SavedModel, LiteRT.
+
+A part of a model is written as one graph from named inputs to one named output, of any batch size:
+
+part         inputs                        output
+encoder      image [, label]               code, the posterior's mean
+decoder      latent [, label]              image
+autoencoder  image [, label]               reconstruction, from the posterior's mean
+sampler      noise, uniform [, label]      image, with the fitted prior in the graph
+
+image    (N, H, W, C) float32 in [0, 1], as is reconstruction; divide uint8 pixels by 255
+label    (N,) int64, 0 to K - 1, for a CVAE
+latent   (N, D) float32, as is code
+noise    (N, D) float32, standard normal
+uniform  (N,) float32 in [0, 1): chooses the component of the prior; only where a mixture was fitted
+
+The same as a dict, in JSON, goes into the file: see `describe`.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ae import __version__, checkpoints
+from keras_ae.errors import UserError
+from keras_ae.models import VAE
+from keras_ae.priors import ClassMixture
+from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
+
+METADATA = "keras_ae"  # the key of the metadata; its file is called keras_ae.json
+
+
+class ExportError(UserError):
+    """A part that the model does not have, a package that is missing, or a path that is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What writes a format: a backend, the packages it takes, and how to install them."""
+
+    backend: str
+    packages: tuple[str, ...]
+    install: str
+
+
+FORMATS = {
+    "onnx": Format("torch", ("torch", "onnx", "onnxscript"), "'keras-ae[onnx]'"),
+    "torch": Format("torch", ("torch",), "torch"),
+    "openvino": Format("torch", ("torch", "openvino"), "'keras-ae[openvino]'"),
+    "saved_model": Format("tensorflow", ("tensorflow",), "'keras-ae[tensorflow]'"),
+    "litert": Format("tensorflow", ("tensorflow",), "'keras-ae[litert]'"),
+}
+
+
+def export(model, path, format="onnx", part="decoder", force=False, report=print):
+    """Write a part of a model for another runtime.
+
+    Where the running backend cannot write the format, a process of a backend that can does the work.
+
+    Args:
+        model: an AE, VAE or CVAE.
+        path: the file to write (for "saved_model" the folder), with the suffix of the format.
+            "openvino" writes the weights beside it, as .bin.
+        format: "onnx", "torch" (an ExportedProgram), "openvino", "saved_model" or "litert".
+        part: "decoder", "encoder", "autoencoder" or "sampler".
+        force: replace what is there.
+        report: is given lines that tell what happens.
+
+    Returns:
+        The files or the folder written, a list of `Path`.
+
+    Raises:
+        ValueError: for a format or part that is not known, or a path of another suffix.
+        ExportError: if a package is missing, the path is taken, or an AE is asked for its sampler.
+    """
+    path = Path(path)
+    check(path, format, part, force)
+    if part == "sampler" and not isinstance(model, VAE):
+        raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
+    form = FORMATS[format]
+    missing = [name for name in form.packages if not importlib.util.find_spec(name)]
+    if missing:
+        raise ExportError(
+            f"Writing {format} needs {' and '.join(missing)}: pip install {form.install}"
+        )
+    # Made beside the target, and moved when whole: a reader or a kill never meets half a file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        made = Path(temporary) / "new" / path.name
+        made.parent.mkdir()
+        if keras.backend.backend() == form.backend and on_cpu(model):
+            with quiet():
+                WRITERS[format](build_part(model, part), describe(model, part), made)
+        else:
+            report(f"{keras.backend.backend()} hands the writing of {format} to {form.backend}")
+            hand_over(model, made, format, part)
+        return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
+
+
+def check(path, format, part, force):
+    """Refuse what `export` could not do, before the work.
+
+    Raises:
+        ValueError, ExportError: as `export`.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
+    if part not in EXPORT_PARTS:
+        raise ValueError(f"part must be one of {', '.join(EXPORT_PARTS)}; got {part!r}.")
+    suffix = EXPORT_SUFFIXES[format]
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"A file of format {format} ends in {suffix}; got {path}.")
+    for taken in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
+        if taken.exists() and not force:
+            raise ExportError(f"{taken} exists; --force replaces it.")
+    if suffix and path.is_dir():
+        raise ExportError(f"{path} is a folder; give a file.")
+    if not suffix and path.exists() and not (path / "saved_model.pb").is_file():
+        raise ExportError(f"{path} is no SavedModel: it is left as it is; give another path.")
+
+
+def build_part(model, part):
+    """A part of a model as a Functional model: named inputs, one output. See the top of this module."""
+    latent, classes = (model.latent_dim,), model.num_classes
+    label = [keras.Input((), dtype="int64", name="label")] if classes else []
+    condition = [ops.one_hot(label[0], classes, dtype="float32")] if classes else []
+    if part in ("encoder", "autoencoder"):
+        inputs = [keras.Input(model.image_shape, name="image")]
+        output = model.encoder([*inputs, *condition])[model.heads[0]]
+    elif part == "decoder":
+        inputs = [keras.Input(latent, name="latent")]
+        output = inputs[0]
+    else:
+        inputs = [keras.Input(latent, name="noise")]
+        output = inputs[0]
+        if isinstance(model.prior, ClassMixture):
+            inputs.append(keras.Input((), name="uniform"))
+            output = draw(model.prior, *inputs, *label)
+    if part != "encoder":
+        output = model.decoder([output, *condition])
+    return keras.Model([*inputs, *label], output, name=part)
+
+
+def draw(prior, noise, uniform, label=None):
+    """`ClassMixture.draw` as a graph: noise (N, D), uniform (N,) [, label (N,)] -> codes (N, D)."""
+    classes, components, size = prior.means.shape
+    logits, means, cholesky = (
+        ops.convert_to_numpy(w) for w in (prior.logits, prior.means, prior.cholesky)
+    )
+    cumulative = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
+    if label is None:
+        label = ops.cast(ops.zeros_like(uniform), "int64")
+    row = ops.take(cumulative, label, axis=0)
+    threshold = ops.expand_dims(uniform * row[:, -1], -1)
+    component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
+    # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.
+    index = label * components + component
+    mean = ops.take(means.reshape(classes * components, size), index, axis=0)
+    factor = ops.take(cholesky.reshape(classes * components, size * size), index, axis=0)
+    factor = ops.reshape(factor, (-1, size, size))
+    return mean + ops.sum(factor * ops.expand_dims(noise, 1), axis=-1)
+
+
+def describe(model, part):
+    """What a program must know of a part, the metadata of the file: a dict of plain values."""
+    image = f"(N, {', '.join(map(str, model.image_shape))}) float32 in [0, 1]"
+    code = f"(N, {model.latent_dim}) float32"
+    inputs = {
+        "encoder": {"image": image},
+        "autoencoder": {"image": image},
+        "decoder": {"latent": code},
+        "sampler": {"noise": f"{code}, standard normal"},
+    }[part]
+    if part == "sampler" and isinstance(model.prior, ClassMixture):
+        inputs["uniform"] = "(N,) float32 in [0, 1), chooses a component of the prior"
+    if model.num_classes:
+        inputs["label"] = f"(N,) int64, 0 to {model.num_classes - 1}; not checked"
+    return {
+        "producer": f"keras-ae {__version__}",
+        "model": type(model).__name__,
+        "part": part,
+        "inputs": inputs,
+        "outputs": {
+            "encoder": {"code": code},
+            "autoencoder": {"reconstruction": image},
+            "decoder": {"image": image},
+            "sampler": {"image": image},
+        }[part],
+        "class_names": list(getattr(model, "class_names", None) or ()),
+    }
+
+
+def on_cpu(model):
+    """Whether a model's weights are in the memory of the host: a graph of a GPU's runs on a GPU only."""
+    device = getattr(model.decoder.weights[0].value, "device", "cpu")
+    return "cpu" in str(device).lower()
+
+
+# What the process of another backend runs.
+HAND_OVER = """
+import sys
+from keras_ae import checkpoints, export
+export.export(checkpoints.load_model(sys.argv[1]), *sys.argv[2:])
+"""
+
+
+def hand_over(model, path, format, part):
+    """Have a process with the format's own backend, on the CPU, write a part of a model."""
+    source = path.parent.parent / "model.keras"
+    checkpoints.save_model(model, source)
+    environment = os.environ | {
+        "KERAS_BACKEND": FORMATS[format].backend,
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ExportError(f"{FORMATS[format].backend} could not write {format}: {last}")
+
+
+def move(new, target):
+    """Put a whole file or folder in the place of what is there; returns where."""
+    if new.is_file():
+        with open(new, "rb+") as file:
+            os.fsync(file.fileno())
+    elif target.exists():  # a folder cannot be replaced in one step: first move the old one away
+        os.replace(target, new.with_name(f"{new.name}.old"))
+    os.replace(new, target)
+    return target
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silences the exporters, which warn of their own insides and print what they do."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def output_name(about):
+    """The name of the one output of a part that `describe` describes."""
+    return next(iter(about["outputs"]))
+
+
+def write_torch(net, about, path):
+    """An ExportedProgram: `torch.export.load(path).module()(*inputs)`."""
+    import torch
+
+    program = exported_program(net)
+    torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(about)})
+
+
+def write_onnx(net, about, path):
+    """An ONNX file, with torch's exporter."""
+    import torch
+
+    program = torch.onnx.export(
+        exported_program(net),
+        dynamo=True,
+        verbose=False,
+        input_names=list(about["inputs"]),
+        output_names=[output_name(about)],
+    )
+    program.model.metadata_props[METADATA] = json.dumps(about)
+    program.save(str(path))
+
+
+def write_openvino(net, about, path):
+    """An OpenVINO IR: path and, beside it, the weights as .bin."""
+    import openvino
+
+    program = openvino.convert_model(exported_program(net))
+    for port, name in zip(program.inputs, about["inputs"]):
+        port.get_tensor().set_names({name})
+    program.outputs[0].get_tensor().set_names({output_name(about)})
+    program.set_rt_info(json.dumps(about), METADATA)
+    openvino.save_model(program, path, compress_to_fp16=False)
+
+
+def exported_program(net):
+    """A Functional model as a `torch.export.ExportedProgram` of a dynamic batch size."""
+    import torch
+
+    class Part(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, *inputs):
+            return self.net(list(inputs))
+
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    # Three images to trace with: sizes of 0 and 1 would be taken for fixed.
+    example = tuple(ops.ones((3, *t.shape[1:]), dtype=t.dtype) for t in net.inputs)
+    shapes = tuple({0: batch} for _ in example)
+    with torch.no_grad():
+        return torch.export.export(Part().eval(), example, dynamic_shapes=(shapes,))
+
+
+def write_saved_model(net, about, path):
+    """A SavedModel folder, with the signature `serving_default` of named inputs and outputs."""
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec(t.shape, t.dtype, t.name) for t in net.inputs]
+    archive = keras.export.ExportArchive()
+    archive.track(net)
+    archive.add_endpoint(
+        "serving_default",
+        lambda *inputs: {output_name(about): net(list(inputs), training=False)},
+        input_signature=signature,
+    )
+    archive.write_out(path, verbose=False)
+    (path / f"{METADATA}.json").write_text(json.dumps(about))
+
+
+def write_litert(net, about, path):
+    """A LiteRT (TensorFlow Lite) file; its metadata is a zip at the end, as is LiteRT's custom."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+        write_saved_model(net, about, Path(folder) / "model")
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(Path(folder) / "model"))
+        path.write_bytes(converter.convert())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{METADATA}.json", json.dumps(about))
+
+
+WRITERS = {
+    "onnx": write_onnx,
+    "torch": write_torch,
+    "openvino": write_openvino,
+    "saved_model": write_saved_model,
+    "litert": write_litert,
+}

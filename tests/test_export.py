@@ -1,0 +1,192 @@
+"""Exports, loaded back by their own runtimes and compared with the model on real images."""
+
+import importlib.util
+import json
+import os
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ae import AE, CVAE, VAE, Adam, checkpoints, data, export
+from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
+
+BACKEND = keras.backend.backend()
+BENCHMARK = runpy.run_path(Path(__file__).parents[1] / "benchmarks" / "runtimes.py")
+RUNTIMES, sampler_inputs = BENCHMARK["RUNTIMES"], BENCHMARK["sampler_inputs"]
+PACKAGES = {
+    "onnx": ("onnxruntime", *export.FORMATS["onnx"].packages),
+    "torch": ("torch",),
+    "openvino": ("openvino", "torch"),
+    "saved_model": ("tensorflow",),
+    "litert": ("tensorflow", "ai_edge_litert"),
+}
+# Every part in the formats that the backend of these tests writes itself. A format that it hands on to
+# another is the same code in another process, whose own run tests the parts.
+CASES = [
+    (format, part)
+    for format in EXPORT_SUFFIXES
+    for part in EXPORT_PARTS
+    if part == "sampler" or export.FORMATS[format].backend == BACKEND
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load_splits("mnist", limit=600)[0]
+
+
+@pytest.fixture(scope="module")
+def cvae(images):
+    model = CVAE(latent_dim=8, hidden=(8, 8, 32))
+    if BACKEND in ("torch", "jax", "tensorflow"):
+        model.compile(Adam(2e-3))
+        model.fit((images.images, images.labels), epochs=1, verbose=0)
+    model.fit_prior((images.images, images.labels))
+    return model
+
+
+def needs(*packages):
+    for package in packages:
+        if not importlib.util.find_spec(package):
+            pytest.skip(f"{package} is not installed")
+
+
+def inputs_and_truth(model, part, images, n=5):
+    """Inputs of a part by name, and what the model itself makes of them."""
+    unit, labels = images.images[:n] / np.float32(255), images.labels[:n].astype("int64")
+    if part == "sampler":
+        return sampler_inputs(n, labels, model.latent_dim, 7), model.sample(n, labels, seed=7)
+    if part == "encoder":
+        return {"image": unit, "label": labels}, model.encode((unit, labels))
+    if part == "autoencoder":
+        return {"image": unit, "label": labels}, model.reconstruct((unit, labels))
+    latent = np.random.default_rng(0).standard_normal((n, model.latent_dim), dtype="float32")
+    return {"latent": latent, "label": labels}, model.decode(latent, labels)
+
+
+@pytest.mark.parametrize(("format", "part"), CASES)
+def test_file_gives_what_the_model_gives(cvae, images, tmp_path, format, part):
+    needs(*PACKAGES[format])
+    path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
+    said = []
+    export.export(cvae, path, format, part, report=said.append)
+    handed_on = export.FORMATS[format].backend != BACKEND
+    assert said == [
+        f"{BACKEND} hands the writing of {format} to {export.FORMATS[format].backend}"
+    ] * (handed_on)
+    for n in (1, 5):  # any batch size
+        inputs, truth = inputs_and_truth(cvae, part, images, n)
+        np.testing.assert_allclose(RUNTIMES[format](path, inputs), truth, atol=1e-4)
+    about = metadata(path, format)
+    assert about["part"] == part and list(about["inputs"]) == list(inputs)
+    assert "int64, 0 to 9" in about["inputs"]["label"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def metadata(path, format):
+    """The metadata that a file carries, read as a program without keras-ae would."""
+    if format == "onnx":
+        import onnx
+
+        (entry,) = onnx.load(path).metadata_props
+        return json.loads(entry.value)
+    if format == "torch":
+        import torch
+
+        extra = {"keras_ae.json": ""}
+        torch.export.load(path, extra_files=extra)
+        return json.loads(extra["keras_ae.json"])
+    if format == "openvino":
+        import openvino
+
+        return json.loads(openvino.Core().read_model(path).get_rt_info("keras_ae").astype(str))
+    if format == "saved_model":
+        return json.loads((path / "keras_ae.json").read_text())
+    return json.loads(zipfile.ZipFile(path).read("keras_ae.json"))
+
+
+@pytest.mark.parametrize("model", ["ae", "vae", "vae, not fitted", "cvae, not fitted"])
+@pytest.mark.parametrize("part", EXPORT_PARTS)
+def test_parts_of_other_models(images, model, part):
+    if model == "ae" and part == "sampler":
+        pytest.skip("an ae has no sampler")
+    built = {"a": AE, "v": VAE, "c": CVAE}[model[0]](backbone="mlp", hidden=(16,), latent_dim=3)
+    unit, labels = images.images[:4] / np.float32(255), images.labels[:4]
+    conditional = [labels.astype("int64")] if model[0] == "c" else []
+    given = (unit, labels) if conditional else unit
+    if model == "vae":
+        built.fit_prior(images.images)
+    drawn = sampler_inputs(4, [], 3, 7)
+    latent = drawn["noise"]
+    inputs, truth = {
+        "encoder": ([unit], built.encode(given)),
+        "autoencoder": ([unit], built.reconstruct(given)),
+        "decoder": ([latent], built.decode(latent, *conditional)),
+        "sampler": (
+            [latent, drawn["uniform"]] if model == "vae" else [latent],
+            built.sample(4, *conditional, seed=7) if model != "ae" else None,
+        ),
+    }[part]
+    net = export.build_part(built, part)
+    about = export.describe(built, part)
+    assert [tensor.name for tensor in net.inputs] == list(about["inputs"])
+    output = keras.ops.convert_to_numpy(net([*inputs, *conditional]))
+    np.testing.assert_allclose(output, truth, atol=1e-5)
+
+
+def test_nothing_is_overwritten_without_force(cvae, tmp_path):
+    path = tmp_path / "model.pt2"
+    path.write_text("mine")
+    with pytest.raises(export.ExportError, match="--force"):
+        export.export(cvae, path, "torch")
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    with pytest.raises(export.ExportError, match="no SavedModel"):
+        export.export(cvae, folder, "saved_model", force=True)
+    (tmp_path / "weights.bin").write_text("mine")
+    with pytest.raises(export.ExportError, match="weights.bin exists"):
+        export.export(cvae, tmp_path / "weights.xml", "openvino")
+    assert path.read_text() == "mine" and not list(folder.iterdir())
+
+
+def test_force_replaces_a_saved_model(tmp_path):
+    target, new = tmp_path / "model", tmp_path / "t" / "new" / "model"
+    for folder, content in ((target, "old"), (new, "new")):
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").write_text(content)
+    assert export.move(new, target) == target
+    assert (target / "saved_model.pb").read_text() == "new"
+
+
+def test_a_missing_package_names_the_extra(cvae, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        export.ExportError, match=r"needs torch and onnx and onnxscript: pip.*\[onnx\]"
+    ):
+        export.export(cvae, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments_are_one_line_and_exit_2(cvae, tmp_path):
+    checkpoints.save_model(AE(backbone="mlp", hidden=(8,)), tmp_path / "ae.keras")
+    for arguments in (
+        ["ae.keras", "--format", "torch", "--out", "model.onnx"],
+        ["ae.keras", "--format", "torch", "--part", "sampler"],
+        ["ae.keras", "--format", "pdf"],
+    ):
+        done = kae("export", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("Error: ")
+        assert "Traceback" not in done.stderr
+
+
+def kae(*arguments, backend=BACKEND, cwd=None):
+    """Run `kae` in a process of its own."""
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    command = [sys.executable, "-m", "kae", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
