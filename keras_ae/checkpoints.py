@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def load_model(path):
     if name not in {f"keras_ae>{m.upper()}" for m in MODELS}:
         raise CheckpointError(f"{path} holds a {name!r}, not an AE, VAE or CVAE of keras-ae.")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():  # of a file that does not fit: the error says it
+            warnings.simplefilter("ignore")
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be loaded: {reason}") from error

@@ -174,21 +174,8 @@ def build_optimizer(settings, total_steps):
 
 
 def claim(folder, resume, force):
-    """Check that a run may be written to a folder, and make the folder.
-
-    Returns:
-        The contents of its run.json, {} for a new run.
-    """
-    try:
-        run = checkpoints.read_run(folder)
-        if force and not resume:
-            checkpoints.clear(folder)
-            run = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_bytes(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
+    """Check that a run may be written to a folder. Returns its run.json, {} for a new run."""
+    run = {} if force else checkpoints.read_run(folder)
     if resume and not run:
         raise RunError(f"There is no run in {folder} to resume.")
     if run.get("finished"):
@@ -202,6 +189,18 @@ def claim(folder, resume, force):
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
         )
     return run
+
+
+def make_folder(folder, force):
+    """Make a run folder that can be written to; with `force`, remove the run in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_bytes(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+        if force:
+            checkpoints.clear(folder)
+    except OSError as error:
+        raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
 
 
 def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="auto", report=print):
@@ -233,6 +232,7 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     train, test = data.load_splits(
         settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
     )
+    make_folder(folder, force)
     keras.utils.set_random_seed(settings.seed)
     model = build_model(settings, train)
     conditional = isinstance(model, CVAE)

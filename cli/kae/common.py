@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from keras_ae.settings import MODELS
+
 # What each backend needs beside Keras, and what to install for it.
 BACKENDS = {
     "torch": (["torch"], "torch"),
@@ -79,8 +81,11 @@ def usage_errors():
 
 def load(model):
     """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
-    if not model.strip():
-        raise click.UsageError("MODEL must not be empty.")
+    path = Path(model)
+    if model not in MODELS and not path.exists() and path.suffix != ".keras" and path.name == model:
+        raise click.UsageError(
+            f"MODEL must be {', '.join(MODELS)}, a run folder or a .keras file; got {model!r}."
+        )
     start_backend()
     from keras_ae import checkpoints
 

@@ -59,9 +59,20 @@ def prepare(name, data_dir, source):
 @command.command()
 @click.argument("name")
 @common.data_dir_option
-def verify(name, data_dir):
+@common.json_option
+def verify(name, data_dir, as_json):
     """Read a whole prepared dataset again and check counts and contents."""
     from keras_ae import data
 
     report = data.verify(name, data_dir)
-    click.echo(report)
+    if as_json:
+        return common.print_json(report)
+    click.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
+    for split, facts in report["splits"].items():
+        shape = "x".join(map(str, facts["shape"]))
+        known = {True: "genuine", False: "not the known content", None: "no known content"}
+        click.echo(
+            f"  {split}: {facts['images']} images of {shape}, {known[facts['genuine']]}, "
+            f"sha256 {facts['sha256']}"
+        )
+    return None

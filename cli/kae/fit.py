@@ -49,7 +49,9 @@ def setting(name, kind, help, **kwargs):
 )
 @setting("batch_size", click.IntRange(1), "Images a step.")
 @setting("optimizer", click.Choice(options.OPTIMIZERS), "Optimizer.")
-@setting("learning_rate", float, "Peak of the learning rate.  [default: 0.005 for conv, 0.001 for mlp]")
+@setting(
+    "learning_rate", float, "Peak of the learning rate.  [default: 0.005 for conv, 0.001 for mlp]"
+)
 @setting("lr_schedule", click.Choice(options.LR_SCHEDULES), "Course of the learning rate.")
 @setting(
     "reconstruction", click.Choice(options.RECONSTRUCTIONS), "Loss of an image, a sum over pixels."
