@@ -7,12 +7,13 @@ training does not have this gap (Ghosh et al. 2020, arXiv:1903.12436, section 4)
 Codes are drawn by NumPy on the host: one seed gives one picture on every backend.
 """
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.special import log_softmax, logsumexp
 
-CANDIDATES = (1, 10, 30, 60)
+CANDIDATES = (1, 10, 40, 80)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -79,13 +80,17 @@ class ClassMixture(keras.layers.Layer):
         # same noise.
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
         probabilities = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
-        threshold = rng.random(n) * probabilities[labels, -1]
+        # In float32, as an exported sampler does it: the same component to the last bit.
+        threshold = rng.random(n).astype("float32") * probabilities[labels, -1]
         component = (probabilities[labels] < threshold[:, None]).sum(-1)
         scaled = np.einsum("nij,nj->ni", cholesky[labels, component], noise)
         return (means[labels, component] + scaled).astype("float32")
 
     def log_prob(self, codes, labels=None):
         """log p(z | y) in nats: codes (N, D), labels (N,) -> (N,) float64."""
+        from scipy.linalg import solve_triangular
+        from scipy.special import log_softmax, logsumexp
+
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
         logits, means, cholesky = (
@@ -109,7 +114,7 @@ class ClassMixture(keras.layers.Layer):
         """Fit a mixture with full covariances to each class by expectation maximisation.
 
         The number of components, one for all classes, is the candidate under which a tenth of the
-        codes that was held out is most likely; the mixture is then fitted to all codes.
+        codes, held out of the fits, is most likely.
 
         Args:
             codes: (N, D) latent codes.
@@ -125,24 +130,26 @@ class ClassMixture(keras.layers.Layer):
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
         order = np.random.default_rng(seed).permutation(len(codes))
         held_out, kept = np.split(order, [len(codes) // 10])
-        best, best_score = components[0], -np.inf
-        for m in components if len(held_out) else ():
+        by_class = {y: codes[kept][labels[kept] == y] for y in np.unique(labels[kept])}
+        best, best_score = {}, -np.inf
+        for m in components:
+            mixtures = _mixtures(by_class, m, seed)
             score = sum(
-                mixture.score_samples(codes[held_out][labels[held_out] == y]).sum()
-                for y, mixture in _mixtures(codes[kept], labels[kept], m, seed)
-                if (labels[held_out] == y).any()
+                mixtures[y].score_samples(codes[held_out][labels[held_out] == y]).sum()
+                for y in np.intersect1d(labels[held_out], list(mixtures))
             )
             if score <= best_score:
                 break
-            best, best_score = m, score
+            best, best_score = mixtures, score
 
-        prior = cls(codes.shape[1], num_classes, best, **kwargs)
+        size = max(mixture.n_components for mixture in best.values())
+        prior = cls(codes.shape[1], num_classes, size, **kwargs)
         logits, means, cholesky = (
             keras.ops.convert_to_numpy(w).copy()
             for w in (prior.logits, prior.means, prior.cholesky)
         )
-        for y, mixture in _mixtures(codes, labels, best, seed):
-            m = mixture.n_components  # fewer than `best` where a class has few codes
+        for y, mixture in best.items():
+            m = mixture.n_components  # fewer than the others have, where a class has few codes
             logits[y] = -np.inf
             logits[y, :m] = np.log(mixture.weights_)
             means[y, :m] = mixture.means_
@@ -161,15 +168,20 @@ class ClassMixture(keras.layers.Layer):
         }
 
 
-def _mixtures(codes, labels, components, seed):
-    """Yield (class, fitted GaussianMixture) for each class that has codes."""
+def _mixtures(by_class, components, seed):
+    """Fit a mixture to the codes of each class; {class: GaussianMixture}."""
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
-    for y in np.unique(labels):
-        mine = codes[labels == y]
+    def fitted(codes):
         # A covariance of D latents needs more than D codes to say anything.
-        m = max(1, min(components, len(mine) // (codes.shape[1] + 1)))
-        if len(mine) == 1:
-            mine = np.repeat(mine, 2, axis=0)
+        m = max(1, min(components, len(codes) // (codes.shape[1] + 1)))
+        if len(codes) == 1:
+            codes = np.repeat(codes, 2, axis=0)
         mixture = GaussianMixture(m, reg_covar=1e-4, max_iter=100, tol=1e-3, random_state=seed)
-        yield y, mixture.fit(mine)
+        return mixture.fit(codes)
+
+    # A class to a thread: the matrices are too small for several threads each.
+    with threadpool_limits(1), ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fits that stop at max_iter
+        return dict(zip(by_class, pool.map(fitted, by_class.values())))

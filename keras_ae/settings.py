@@ -7,7 +7,8 @@ BACKBONES = ("conv", "mlp")
 RECONSTRUCTIONS = ("l1", "mse", "bce")
 KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
-LEARNING_RATES = {"conv": 5e-3, "mlp": 1e-3}
+LEARNING_RATES = {"conv": 4e-3, "mlp": 1e-3}
+DTYPES = ("float32", "mixed_bfloat16")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
 EXPORT_SUFFIXES = {
     "onnx": ".onnx",
@@ -40,6 +41,8 @@ class Settings:
         kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
         kl_warmup: fraction of the run that this takes, in (0, 1].
         binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
+        dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, weights, losses and the
+            checkpoint stay float32.
         seed: of the weights, the order of the images and all noise.
         limit: train on the first so many images only; None for all.
     """
@@ -59,6 +62,7 @@ class Settings:
     kl_schedule: str = "linear"
     kl_warmup: float = 1.0
     binarize: bool = False
+    dtype: str = "float32"
     seed: int = 0
     limit: int | None = None
 
@@ -70,6 +74,7 @@ class Settings:
             ("lr_schedule", LR_SCHEDULES),
             ("reconstruction", RECONSTRUCTIONS),
             ("kl_schedule", KL_SCHEDULES),
+            ("dtype", DTYPES),
         ):
             if getattr(self, field) not in names:
                 raise ValueError(

@@ -50,7 +50,7 @@ def setting(name, kind, help, **kwargs):
 @setting("batch_size", click.IntRange(1), "Images a step.")
 @setting("optimizer", click.Choice(options.OPTIMIZERS), "Optimizer.")
 @setting(
-    "learning_rate", float, "Peak of the learning rate.  [default: 0.005 for conv, 0.001 for mlp]"
+    "learning_rate", float, "Peak of the learning rate.  [default: 0.004 for conv, 0.001 for mlp]"
 )
 @setting("lr_schedule", click.Choice(options.LR_SCHEDULES), "Course of the learning rate.")
 @setting(
@@ -61,6 +61,9 @@ def setting(name, kind, help, **kwargs):
 @setting("kl_warmup", float, "Fraction of the run that the course of the KL weight takes.")
 @click.option(
     "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
+)
+@setting(
+    "dtype", click.Choice(options.DTYPES), "Precision of the layers; a checkpoint is float32."
 )
 @setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
 @setting("limit", click.IntRange(1), "Take only the first so many images.")
