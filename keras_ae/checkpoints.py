@@ -67,9 +67,12 @@ def write_bytes(path, content):
 
 
 def save_model(model, path):
-    """Write a model's architecture, weights and prior, without its optimizer, to a .keras file."""
+    """Write a model's architecture, weights and prior, without its optimizer, to a .keras file.
+
+    The file holds a float32 model, in whatever precision this one computes.
+    """
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
-    bare = type(model).from_config(model.get_config())
+    bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
     bare.set_weights(model.get_weights())
     with atomic(path) as temporary:
         bare.save(temporary)
@@ -175,7 +178,7 @@ def read_run(folder):
     try:
         run = json.loads(path.read_text())
         version = run.get("format", 0)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -212,10 +215,13 @@ def write_backup(folder, model, epochs_done, history):
 
 
 def read_backup(folder, model):
-    """Put a run's last backup into a compiled model; returns (epochs done, history).
+    """Put a run's last backup into a compiled model.
+
+    Returns:
+        (epochs done, history); (0, []) for a run that was stopped in its first epoch.
 
     Raises:
-        CheckpointError: if there is no backup, or it is damaged or of another model.
+        CheckpointError: if the backup is damaged or of another model.
     """
     path = Path(folder) / "backup" / "state.npz"
     try:
@@ -230,8 +236,8 @@ def read_backup(folder, model):
                     if name.startswith("optimizer/")
                 }
             )
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is nothing to resume in {folder}: no {path}.") from error
+    except FileNotFoundError:
+        return 0, []
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} is damaged or of another model; start over with --force."

@@ -96,18 +96,25 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Ends the run at the first step whose loss is no number, before anything is written."""
+    """Ends the run when its loss is no number any more, before anything is written."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            step = self._epoch * self.params["steps"] + batch + 1
+        step = self._epoch * self.params["steps"] + batch + 1
+        self._check(logs["loss"], f"at step {step} (epoch {self._epoch + 1}, batch {batch + 1})")
+
+    def on_epoch_end(self, epoch, logs=None):
+        # What the last step of an epoch breaks shows in the validation first.
+        step = (epoch + 1) * self.params["steps"]
+        self._check(logs["val_loss"], f"after step {step} (validation of epoch {epoch + 1})")
+
+    def _check(self, loss, when):
+        if not np.isfinite(loss):
             raise RunError(
-                f"The loss became {logs['loss']} at step {step} (epoch {self._epoch + 1}, batch "
-                f"{batch + 1}). The weights of the last whole epoch are kept, if there was one. Try "
-                "a lower --learning-rate."
+                f"The loss became {loss} {when}. The weights of the last whole epoch are kept, if "
+                "there was one. Try a lower --learning-rate."
             )
 
 
@@ -155,7 +162,12 @@ def build_model(settings, train):
     }
     if settings.model == "cvae":
         arguments |= {"num_classes": train.num_classes, "class_names": train.class_names}
-    return MODEL_CLASSES[settings.model](**arguments, name=settings.model)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(settings.dtype)
+    try:
+        return MODEL_CLASSES[settings.model](**arguments, name=settings.model)
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_optimizer(settings, total_steps):
@@ -232,9 +244,9 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     train, test = data.load_splits(
         settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
     )
-    make_folder(folder, force)
     keras.utils.set_random_seed(settings.seed)
     model = build_model(settings, train)
+    make_folder(folder, force)  # now that nothing is missing for the run
     conditional = isinstance(model, CVAE)
     feed = Feed(
         train.images,
