@@ -114,7 +114,7 @@ class ClassMixture(keras.layers.Layer):
         """Fit a mixture with full covariances to each class by expectation maximisation.
 
         The number of components, one for all classes, is the candidate under which a tenth of the
-        codes, held out of the fits, is most likely.
+        codes, held out of the fits, is most likely. (With one candidate all codes are fitted.)
 
         Args:
             codes: (N, D) latent codes.
@@ -129,7 +129,8 @@ class ClassMixture(keras.layers.Layer):
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
         order = np.random.default_rng(seed).permutation(len(codes))
-        held_out, kept = np.split(order, [len(codes) // 10])
+        tenth = len(codes) // 10 if len(components) > 1 else 0  # where there is something to choose
+        held_out, kept = np.sort(order[:tenth]), np.sort(order[tenth:])
         by_class = {y: codes[kept][labels[kept] == y] for y in np.unique(labels[kept])}
         best, best_score = {}, -np.inf
         for m in components:
