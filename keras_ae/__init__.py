@@ -13,16 +13,20 @@ nothing and load no deep-learning framework.
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 
 __version__ = "0.1.0"
 
-# Torch is the default backend. Keras reads the variable when it is imported, so one that is set, or a
-# Keras that is already there, has the last word. (Keras writes ~/.keras/keras.json by itself at its
-# first import, naming tensorflow: that file is nobody's choice, and is not asked.)
-if "keras" not in sys.modules:
-    os.environ.setdefault("KERAS_BACKEND", "torch")
+# Torch is the default backend; in a slim installation without it, the first that is there (numpy needs
+# jax, and starts quicker than jax does). Keras reads the variable when it is imported, so one that is
+# set, or a Keras that is already there, has the last word. (Keras writes ~/.keras/keras.json by itself
+# at its first import, naming tensorflow: that file is nobody's choice, and is not asked.)
+if "keras" not in sys.modules and "KERAS_BACKEND" not in os.environ:
+    _NEEDS = {"torch": "torch", "tensorflow": "tensorflow", "numpy": "jax", "openvino": "openvino"}
+    _installed = (name for name, needs in _NEEDS.items() if importlib.util.find_spec(needs))
+    os.environ["KERAS_BACKEND"] = next(_installed, "torch")
 
 _HOME = {
     "AE": "models",

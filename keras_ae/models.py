@@ -13,6 +13,7 @@ from keras_ae.priors import ClassMixture, StandardNormal
 from keras_ae.train_step import StepMixin
 
 LOG_VAR_RANGE = (-30.0, 20.0)
+FORMAT = 1  # of a model's config; `from_config` refuses what is newer
 
 
 def unit_range(images):
@@ -144,12 +145,23 @@ class AE(StepMixin, keras.Model):
     def get_config(self):
         return {
             **super().get_config(),
+            "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
             "backbone": self.backbone,
             "hidden": self.hidden,
             "reconstruction": self.reconstruction,
         }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        version = config.pop("format", FORMAT)
+        if not isinstance(version, int) or version > FORMAT:
+            raise ValueError(
+                f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
+            )
+        return cls(**config)
 
     def get_compile_config(self):
         # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
@@ -289,7 +301,7 @@ class VAE(AE):
         if isinstance(config.get("prior"), dict):
             prior = keras.saving.deserialize_keras_object(config["prior"], custom_objects)
             config = {**config, "prior": prior}
-        return cls(**config)
+        return super().from_config(config)
 
 
 @keras.saving.register_keras_serializable("keras_ae")

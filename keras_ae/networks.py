@@ -30,7 +30,8 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         num_classes: number of classes K, 0 for a network without a label.
 
     Returns:
-        A `keras.Model` with inputs named `image` [and `label`] and a dict of outputs by head.
+        A `keras.Model` with inputs named `image` [and `label`] and a dict of outputs by head, float32
+        under mixed precision too.
     """
     hidden = tuple(hidden or HIDDEN[backbone])
     inputs = [image := keras.Input(image_shape, name="image")]
@@ -46,7 +47,7 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         x = layers.Concatenate(name="join_label")([x, label])
     for i, width in enumerate(hidden):
         x = layers.Dense(width, activation="silu", name=f"dense_{i}")(x)
-    outputs = {head: layers.Dense(latent_dim, name=head)(x) for head in heads}
+    outputs = {head: layers.Dense(latent_dim, name=head, dtype="float32")(x) for head in heads}
     return keras.Model(inputs, outputs, name="encoder")
 
 
