@@ -1,0 +1,143 @@
+"""Trains the recipes of the README on MNIST, evaluates them and prints its table.
+
+    python benchmarks/quality.py                       every recipe, seed 0: about 20 minutes on 2 cores
+    python benchmarks/quality.py --seed 1 cvae         these, with another seed
+    python benchmarks/quality.py --release             and release the weights of ae, vae and cvae
+
+Each recipe is a `kae fit` followed by a `kae evaluate`, as processes: the seconds are what a user waits.
+Runs go to checkpoints/quality/RECIPE-SEED; a run that is there is evaluated again, not trained again.
+`--release` copies those of seed 0 to checkpoints/released/, each with its model card.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "checkpoints" / "quality"
+RELEASED = ROOT / "checkpoints" / "released"
+RECIPES = {
+    "ae": ["ae"],
+    "vae": ["vae"],
+    "cvae": ["cvae"],
+    "cvae-1min": ["cvae", "--epochs", "3"],
+    "cvae-elbo": ["cvae", "--kl-weight", "1"],
+    "cvae-mlp": ["cvae", "--backbone", "mlp"],
+}
+COLUMNS = {  # heading: (where the figure is, its format)
+    "L1 a pixel": ("reconstruction_l1", "{:.4f}"),
+    "KL": ("kl", "{:.1f}"),
+    "-ELBO": ("elbo", "{:.1f}"),
+    "accuracy": ("conditional_accuracy", "{:.2%}"),
+    "worst class": ("worst", "{:.1%}"),
+    "confident": ("confident", "{:.1%}"),
+    "FID": ("fid", "{:.2f}"),
+    "FID of reconstructions": ("fid_reconstructions", "{:.2f}"),
+}
+
+
+def kae(*arguments):
+    """Run a command of `kae` and return the object that it prints."""
+    command = [sys.executable, "-m", "kae", *map(str, arguments), "--json"]
+    print("+", " ".join(command[2:]), file=sys.stderr, flush=True)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def recipe_folder(name, seed):
+    return RUNS / f"{name}-{seed}"
+
+
+def train(name, seed):
+    """The run of a recipe, trained if it is not there yet; returns its run.json."""
+    folder = recipe_folder(name, seed)
+    if not (folder / "run.json").exists():
+        result = kae("fit", *RECIPES[name], "--seed", seed, "--out", folder)
+        (folder / "seconds").write_text(str(result["seconds"]))
+    return json.loads((folder / "run.json").read_text())
+
+
+def evaluate(name, seed):
+    """Figures of a recipe, as `kae evaluate` prints them."""
+    folder = recipe_folder(name, seed)
+    figures = kae("evaluate", folder, "--seed", 0)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def row(name, seed, run, figures):
+    """A row of the table."""
+    seconds = float((recipe_folder(name, seed) / "seconds").read_text())
+    cells = [name, str(seed), str(run["settings"]["epochs"]), f"{seconds:.0f} s"]
+    per_class = figures.get("conditional_accuracy_per_class") or [None]
+    values = {**figures, "worst": min(per_class, key=lambda v: (v is None, v))}
+    for key, form in COLUMNS.values():
+        value = values.get(key)
+        cells.append("" if value is None else form.format(abs(value)))
+    return "| " + " | ".join(cells) + " |"
+
+
+def release(name, run, figures):
+    """Copy a run's model to checkpoints/released/ and write its card."""
+    folder = RELEASED / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = recipe_folder(name, 0)
+    for file in ("model.keras", "run.json", "history.csv"):
+        shutil.copyfile(source / file, folder / file)
+    settings = ", ".join(f"{k} {v}" for k, v in run["settings"].items() if v not in (None, False))
+    versions = ", ".join(f"{k} {v}" for k, v in run["environment"]["versions"].items())
+    lines = [
+        f"# {name}: the released weights",
+        "",
+        f"An {name.upper()} of MNIST: `kae sample {name}`" if name != "ae" else "An AE of MNIST.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Settings | {settings} |",
+        f"| Trained on | {run['data']['name']} {run['data']['version']}, {run['data']['train_images']} images |",
+        f"| Versions | {versions}, {run['environment']['backend']} on {run['environment']['device']} |",
+        *(
+            f"| {heading} | {form.format(abs(figures[key]))} |"
+            for heading, (key, form) in COLUMNS.items()
+            if figures.get(key) is not None
+        ),
+        "",
+        "ELBO and KL in nats per image; accuracy, confidence and FID by the evaluation classifier that is",
+        f"released with this package ({figures['classifier_accuracy']:.2%} of the test images), on 10,000",
+        "samples. Test images: the 10,000 of MNIST.",
+        "",
+        "Made by `python benchmarks/quality.py --release`, seed 0.",
+        "",
+        "Meant for trying things and for teaching: handwritten digits and nothing else. MNIST, by Yann LeCun and",
+        "Corinna Cortes, is under CC BY-SA 3.0; its notice is `keras_ae/data/mnist/NOTICE.md`. The weights are",
+        "under the licence of keras-ae.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines))
+    print(f"released {folder}", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", help=", ".join(RECIPES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--release", action="store_true")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.recipes) - set(RECIPES):
+        parser.error(f"no recipe {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    headings = ["recipe", "seed", "epochs", "kae fit", *COLUMNS]
+    rows = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for name in arguments.recipes or RECIPES:
+        run = train(name, arguments.seed)
+        figures = evaluate(name, arguments.seed)
+        rows.append(row(name, arguments.seed, run, figures))
+        print(rows[-1], file=sys.stderr, flush=True)
+        if arguments.release and name in ("ae", "vae", "cvae"):
+            release(name, run, figures)
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
