@@ -181,7 +181,9 @@ def elbo(model, inputs, seed=0):
     return result, likelihood
 
 
-def importance_weighted_log_likelihood(model, inputs, k=100, seed=0, prior="normal"):
+def importance_weighted_log_likelihood(
+    model, inputs, k=100, seed=0, prior="normal", progress=lambda line: None
+):
     """log of 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i drawn from q(z|x).
 
     A lower bound of log p(x) in expectation, which rises with k and is reached in the limit; k = 1 is the
@@ -193,6 +195,7 @@ def importance_weighted_log_likelihood(model, inputs, k=100, seed=0, prior="norm
         k: number of importance samples, >= 1.
         seed: of the samples.
         prior: p(z): "normal" for N(0, I), "fitted" for the model's own.
+        progress: called with one line each tenth of the way.
 
     Returns:
         (N,) float64 in nats per image, under the likelihood that `elbo` names.
@@ -215,6 +218,8 @@ def importance_weighted_log_likelihood(model, inputs, k=100, seed=0, prior="norm
         nll, _ = _nll(model, np.repeat(images[rows], k, axis=0), codes, repeated)
         log_joint = density.log_prob(codes, repeated) - nll
         result[rows] = logsumexp(log_joint.reshape(-1, k) - log_q, axis=1) - np.log(k)
+        if 10 * rows.start // len(images) < 10 * rows.stop // len(images):
+            progress(f"log-likelihoods: {rows.stop:,} of {len(images):,} images")
     return result
 
 
@@ -267,8 +272,8 @@ def frechet_distance(features, others):
     """Squared Fréchet distance of the Gaussians that have the moments of two sets of features.
 
     |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); shapes (N, F), (M, F) -> float. With the features of an
-    evaluation classifier in place of Inception's this is the FID of this package: figures compare under
-    one classifier only.
+    evaluation classifier in place of Inception's this is the FID of this package. Figures compare
+    under one classifier, and for equal numbers of images: the fewer, the larger it comes out.
 
     References:
         Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, arXiv:1706.08500.
@@ -413,11 +418,13 @@ def _evidence(model, inputs, importance_samples, seed, reasons, progress):
     values, figures["likelihood"] = elbo(model, inputs, seed)
     figures["elbo"] = float(values.mean())
     if not importance_samples:
-        reasons["log_likelihood"] = "not asked for"
+        reasons["log_likelihood"] = "no importance samples were asked for"
         return figures
     progress(f"estimating log-likelihoods from {importance_samples:,} samples an image …")
     figures["importance_samples"] = importance_samples
-    values = importance_weighted_log_likelihood(model, inputs, importance_samples, seed)
+    values = importance_weighted_log_likelihood(
+        model, inputs, importance_samples, seed, progress=progress
+    )
     figures["log_likelihood"] = float(values.mean())
     return figures
 

@@ -170,7 +170,7 @@ def test_figures_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
         yield list(evaluation.reconstruction_error(images, images[::-1]).values())
 
     whole = list(figures())
-    monkeypatch.setattr(evaluation, "VALUES", 150)
+    monkeypatch.setattr(evaluation, "VALUES", 40)
     for one, other in zip(whole, figures(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
@@ -355,8 +355,8 @@ def test_a_classifier_learns(digits):
     test = ImageData(
         "toy", "1.0.0", "test", images[4000:5000], labels[4000:5000], train.class_names
     )
-    network = classifiers.train_classifier(train, steps=62)
-    assert classifiers.accuracy(network, test) > 0.85
+    network = classifiers.train_classifier(train, steps=31)
+    assert classifiers.accuracy(network, test) > 0.8
     assert not network.compiled
 
 
@@ -585,7 +585,7 @@ def test_command_prints_a_table(cvae_file):
     lines = result.stdout.splitlines()
     assert "CVAE on 100 images of toy test; 40 samples from N(0, I)" in lines[0]
     assert any("ELBO" in line and "nats per image, likelihood laplace" in line for line in lines)
-    assert any("no log likelihood: not asked for" in line for line in lines)
+    assert any("no log likelihood: no importance samples" in line for line in lines)
 
 
 def test_command_says_what_is_wrong(cvae_file, tmp_path):
