@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ae import AE, CVAE, VAE, Adam, checkpoints, data, export
+from keras_ae import AE, CVAE, VAE, Adam, checkpoints, export
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 BACKEND = keras.backend.backend()
@@ -37,17 +37,13 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def images():
-    return data.load_splits("mnist", limit=600)[0]
-
-
-@pytest.fixture(scope="module")
-def cvae(images):
+def cvae(digits):
+    images, labels = digits[0][:600], digits[1][:600]
     model = CVAE(latent_dim=8, hidden=(8, 8, 32))
     if BACKEND in ("torch", "jax", "tensorflow"):
         model.compile(Adam(2e-3))
-        model.fit((images.images, images.labels), epochs=1, verbose=0)
-    model.fit_prior((images.images, images.labels))
+        model.fit((images, labels), epochs=1, verbose=0)
+    model.fit_prior((images, labels))
     return model
 
 
@@ -57,9 +53,9 @@ def needs(*packages):
             pytest.skip(f"{package} is not installed")
 
 
-def inputs_and_truth(model, part, images, n=5):
+def inputs_and_truth(model, part, digits, n=5):
     """Inputs of a part by name, and what the model itself makes of them."""
-    unit, labels = images.images[:n] / np.float32(255), images.labels[:n].astype("int64")
+    unit, labels = digits[0][:n] / np.float32(255), digits[1][:n]
     if part == "sampler":
         return sampler_inputs(n, labels, model.latent_dim, 7), model.sample(n, labels, seed=7)
     if part == "encoder":
@@ -71,7 +67,7 @@ def inputs_and_truth(model, part, images, n=5):
 
 
 @pytest.mark.parametrize(("format", "part"), CASES)
-def test_file_gives_what_the_model_gives(cvae, images, tmp_path, format, part):
+def test_file_gives_what_the_model_gives(cvae, digits, tmp_path, format, part):
     needs(*PACKAGES[format])
     path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
     said = []
@@ -81,7 +77,7 @@ def test_file_gives_what_the_model_gives(cvae, images, tmp_path, format, part):
         f"{BACKEND} hands the writing of {format} to {export.FORMATS[format].backend}"
     ] * (handed_on)
     for n in (1, 5):  # any batch size
-        inputs, truth = inputs_and_truth(cvae, part, images, n)
+        inputs, truth = inputs_and_truth(cvae, part, digits, n)
         np.testing.assert_allclose(RUNTIMES[format](path, inputs), truth, atol=1e-4)
     about = metadata(path, format)
     assert about["part"] == part and list(about["inputs"]) == list(inputs)
@@ -113,15 +109,15 @@ def metadata(path, format):
 
 @pytest.mark.parametrize("model", ["ae", "vae", "vae, not fitted", "cvae, not fitted"])
 @pytest.mark.parametrize("part", EXPORT_PARTS)
-def test_parts_of_other_models(images, model, part):
+def test_parts_of_other_models(digits, model, part):
     if model == "ae" and part == "sampler":
         pytest.skip("an ae has no sampler")
     built = {"a": AE, "v": VAE, "c": CVAE}[model[0]](backbone="mlp", hidden=(16,), latent_dim=3)
-    unit, labels = images.images[:4] / np.float32(255), images.labels[:4]
-    conditional = [labels.astype("int64")] if model[0] == "c" else []
+    unit, labels = digits[0][:4] / np.float32(255), digits[1][:4]
+    conditional = [labels] if model[0] == "c" else []
     given = (unit, labels) if conditional else unit
     if model == "vae":
-        built.fit_prior(images.images)
+        built.fit_prior(digits[0][:100])
     drawn = sampler_inputs(4, [], 3, 7)
     latent = drawn["noise"]
     inputs, truth = {
