@@ -25,17 +25,17 @@ NEEDS = {
 }
 ROOT = Path(__file__).parents[1]
 
-# Runs as if torch and tensorflow were not installed, but for the one that is the backend.
+# On another backend than these two, runs as if torch and tensorflow were not installed.
 EVERYTHING = """
 import os, sys
 
 class NotInstalled:
     def find_spec(name, path=None, target=None):
-        package = name.split(".")[0]
-        if package in ("torch", "tensorflow") and package != os.environ["KERAS_BACKEND"]:
+        if name.split(".")[0] in ("torch", "tensorflow"):
             raise ModuleNotFoundError(name)
 
-sys.meta_path.insert(0, NotInstalled)
+if os.environ["KERAS_BACKEND"] not in ("torch", "tensorflow"):
+    sys.meta_path.insert(0, NotInstalled)
 import numpy as np
 from kae.main import cli
 cli(["sample", "cvae.keras", "5", "--seed", "7", "-n", "9", "--out", sys.argv[1] + ".npy"],
