@@ -1,0 +1,153 @@
+"""What test_backends.py runs once in a process of its own for each backend; not a test itself.
+
+    KERAS_BACKEND=jax python backend_script.py MODEL.keras DIGITS.npz FOLDER
+
+Writes FOLDER/facts.json and arrays for the tests to judge.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, fitting
+from keras_ae.settings import Settings
+
+TRAINING = ("torch", "jax", "tensorflow")
+
+
+class Recorder(keras.callbacks.Callback):
+    """Notes the weight of the KL term that each step used, by the mean that the logs hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.means.append(float(logs["kl_weight"]))
+
+
+def arrays(model):
+    return [keras.ops.convert_to_numpy(w) for w in model.weights]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def predicting(model, inputs, folder):
+    """On every backend: what one checkpoint computes."""
+    np.save(folder / "reconstructed.npy", model.reconstruct(inputs))
+    np.save(folder / "codes.npy", model.encode(inputs))
+    np.save(folder / "sample.npy", model.sample(20, np.arange(20) % 10, seed=7))
+    if keras.backend.backend() == "openvino":  # Keras does not evaluate there
+        return {}
+    np.save(folder / "predicted.npy", model.predict(inputs, verbose=0))
+    model.compile()
+    logs = model.evaluate(inputs, batch_size=32, verbose=0, return_dict=True)
+    return {"evaluated": {name: float(value) for name, value in logs.items()}}
+
+
+def training(images, labels, folder):
+    """Where Keras trains: fit, evaluate, save, load, anneal."""
+    inputs = (images, labels)
+    keras.utils.set_random_seed(1)
+    model = CVAE((28, 28, 1), 4, "conv", (4, 8, 16))
+    model.compile(Adam(2e-3))
+    before, recorder = arrays(model), Recorder()
+    history = model.fit(
+        inputs, epochs=3, batch_size=48, validation_data=(inputs,), verbose=0,
+        callbacks=[KLAnnealing(weight=0.6), recorder],
+    ).history  # fmt: skip
+    model.save(folder / "compiled.keras")
+    loaded = keras.saving.load_model(folder / "compiled.keras")
+    state = [
+        [keras.ops.convert_to_numpy(v) for v in m.optimizer.variables] for m in (model, loaded)
+    ]
+    facts = {
+        "train_step": type(model).train_step.__module__,
+        "history": {name: [float(v) for v in values] for name, values in history.items()},
+        "kl_weight": recorder.means,
+        "kl_weight_at_the_end": float(model.kl_weight),
+        "weights_moved": not same(before, arrays(model)),
+        "loaded_weights_are_the_same": same(arrays(model), arrays(loaded)),
+        "loaded_optimizer_is_the_same": same(*state),
+        "iterations": int(loaded.optimizer.iterations),
+    }
+    loaded.fit(inputs, batch_size=48, verbose=0)
+    facts["iterations_after_another_epoch"] = int(loaded.optimizer.iterations)
+    return facts
+
+
+class Jump(keras.callbacks.Callback):
+    """Weights 0 and 1000 in turn; notes the logs after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.kl_weight.assign(1000.0 * (batch % 2))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append({name: float(value) for name, value in logs.items()})
+
+
+def jumping(images):
+    """Two steps of a model that does not move, with other weights of the KL term."""
+    model, jump = VAE((28, 28, 1), 2, "mlp", (8,)), Jump()
+    model.compile(keras.optimizers.SGD(0.0))
+    model.fit(images[:64], batch_size=32, verbose=0, callbacks=[jump])
+    return jump.logs
+
+
+class Killed(BaseException):
+    pass
+
+
+def resuming(folder):
+    """A run that is cut after its first epoch and resumed is the uninterrupted one."""
+    settings = Settings(
+        "vae", backbone="conv", hidden=(4, 8, 16), latent_dim=3, limit=50, batch_size=16, epochs=2
+    )
+
+    def fit(name, **kwargs):
+        return fitting.fit(settings, folder / name, verbose=0, report=lambda line: None, **kwargs)
+
+    fit("whole")
+    write = checkpoints.write_backup
+
+    def write_and_die(*args):
+        write(*args)
+        raise Killed
+
+    checkpoints.write_backup = write_and_die
+    try:
+        fit("cut")
+    except Killed:
+        checkpoints.write_backup = write
+    fit("cut", resume=True)
+    models = [checkpoints.load_model(folder / name / "model.keras") for name in ("whole", "cut")]
+    return {
+        "resumed_is_the_same": same(*map(arrays, models)),
+        "epochs_in_history": len((folder / "cut" / "history.csv").read_text().splitlines()) - 1,
+        "run_backend": checkpoints.read_run(folder / "cut")["environment"]["backend"],
+    }
+
+
+def main(model, digits, folder):
+    folder, digits = Path(folder), np.load(digits)
+    images, labels = digits["images"], digits["labels"]
+    facts = {"backend": keras.backend.backend()}
+    facts |= predicting(checkpoints.load_model(model), (images, labels), folder)
+    if facts["backend"] in TRAINING:
+        facts |= training(images, labels, folder)
+        facts["jump"] = jumping(images)
+        facts |= resuming(folder)
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,293 @@
+"""Files of a run: written whole or not at all, found in order, and refused when foreign."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ae import AE, CVAE, VAE, Adam, checkpoints
+from keras_ae.checkpoints import CheckpointError
+
+
+@pytest.fixture
+def vae():
+    return VAE((8, 8, 1), 2, "mlp", (8,))
+
+
+@pytest.fixture
+def file(vae, tmp_path):
+    """A good model file."""
+    checkpoints.save_model(vae, tmp_path / "model.keras")
+    return tmp_path / "model.keras"
+
+
+def rewritten(path, edit):
+    """Apply `edit` to the config in a .keras file."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    edit(config)
+    members["config.json"] = json.dumps(config)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+class TestAtomic:
+    def test_the_file_appears_whole_and_alone(self, tmp_path):
+        checkpoints.write_bytes(tmp_path / "new" / "a.txt", "hello")
+        assert (tmp_path / "new" / "a.txt").read_text() == "hello"
+        assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+    def test_until_the_end_readers_see_the_old_file(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with checkpoints.atomic(path) as temporary:
+            Path(temporary).write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+
+    @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+    def test_a_failing_write_leaves_the_old_file_and_nothing_else(self, tmp_path, error):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with pytest.raises(type(error)), checkpoints.atomic(path) as temporary:
+            Path(temporary).write_text("half of the n")
+            raise error
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_a_failing_save_leaves_the_old_model(self, vae, file, monkeypatch):
+        before = file.read_bytes()
+
+        def half(self, path, **kwargs):
+            Path(path).write_bytes(before[:100])
+            raise OSError("disk full")
+
+        monkeypatch.setattr(VAE, "save", half)
+        with pytest.raises(OSError, match="disk full"):
+            checkpoints.save_model(vae, file)
+        assert file.read_bytes() == before
+
+    def test_permissions_are_those_of_a_plain_file(self, tmp_path):
+        checkpoints.write_bytes(tmp_path / "a.txt", "hello")
+        (tmp_path / "b.txt").write_text("hello")
+        assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+class TestModelFile:
+    @pytest.mark.parametrize("make", [AE, VAE, CVAE])
+    def test_round_trip_without_the_optimizer(self, make, tmp_path):
+        model = make((20, 16, 1), 2, "conv", (4, 8))
+        inputs = np.full((6, 20, 16, 1), 99, "uint8")
+        inputs = (inputs, np.arange(6)) if make is CVAE else inputs
+        model.compile(Adam())
+        model.fit(inputs, verbose=0)
+        checkpoints.save_model(model, tmp_path / "model.keras")
+        loaded = checkpoints.load_model(tmp_path / "model.keras")
+        assert type(loaded) is make and not loaded.compiled
+        np.testing.assert_array_equal(loaded.reconstruct(inputs), model.reconstruct(inputs))
+        with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+            assert not json.loads(archive.read("config.json")).get("compile_config")
+
+    def test_saving_does_not_disturb_a_model_in_training(self, vae, tmp_path):
+        vae.compile(Adam())
+        x = np.zeros((4, 8, 8, 1), "uint8")
+        vae.fit(x, verbose=0)
+        checkpoints.save_model(vae, tmp_path / "model.keras")
+        vae.fit(x, verbose=0)
+        assert int(vae.optimizer.iterations) == 2
+
+    def test_a_missing_file(self, tmp_path):
+        with pytest.raises(CheckpointError, match="There is no file"):
+            checkpoints.load_model(tmp_path / "model.keras")
+
+    @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
+    def test_what_is_no_archive(self, content, tmp_path):
+        path = tmp_path / "model.keras"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="no Keras model file, or a damaged one"):
+            checkpoints.load_model(path)
+
+    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+    def test_a_truncated_file(self, file, kept):
+        content = file.read_bytes()
+        file.write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(CheckpointError):
+            checkpoints.load_model(file)
+
+    def test_a_file_with_flipped_bytes(self, file):
+        content = bytearray(file.read_bytes())
+        with zipfile.ZipFile(file) as archive:
+            weights = archive.getinfo("model.weights.h5")
+        start = weights.header_offset + 300
+        content[start : start + 2000] = bytes(2000)
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            checkpoints.load_model(file)
+
+    def test_an_archive_without_weights(self, file):
+        with zipfile.ZipFile(file) as archive:
+            config = archive.read("config.json")
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("config.json", config)
+        with pytest.raises(CheckpointError):
+            checkpoints.load_model(file)
+
+    def test_another_keras_model(self, tmp_path):
+        path = tmp_path / "model.keras"
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(path)
+        with pytest.raises(CheckpointError, match="not an AE, VAE or CVAE"):
+            checkpoints.load_model(path)
+
+    def test_a_lambda_layer(self, tmp_path):
+        path = tmp_path / "model.keras"
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1)])
+        model.save(path)
+        with pytest.raises(CheckpointError, match="not an AE, VAE or CVAE"):
+            checkpoints.load_model(path)
+        # ... nor when it claims to be ours
+        rewritten(path, lambda config: config.update(registered_name="keras_ae>VAE"))
+        with pytest.raises(CheckpointError):
+            checkpoints.load_model(path)
+
+    def test_a_lambda_layer_in_the_place_of_the_prior(self, file, tmp_path):
+        ran = tmp_path / "ran"
+        layer = keras.layers.Lambda(lambda x, path=str(ran): os.mkdir(path))
+        config = keras.saving.serialize_keras_object(layer)
+        rewritten(file, lambda whole: whole["config"].update(prior=config))
+        with pytest.raises(CheckpointError):
+            checkpoints.load_model(file)
+        assert not ran.exists()
+
+    def test_a_config_that_no_model_takes(self, file):
+        rewritten(file, lambda whole: whole["config"].update(latent_dim=0))
+        with pytest.raises(CheckpointError, match="latent_dim must be 1 or more"):
+            checkpoints.load_model(file)
+
+    def test_weights_of_another_size(self, file):
+        rewritten(file, lambda whole: whole["config"].update(latent_dim=3))
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            checkpoints.load_model(file)
+
+    def test_errors_are_one_line(self, file):
+        rewritten(file, lambda whole: whole["config"].update(hidden=[9]))
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.load_model(file)
+        assert "\n" not in str(caught.value)
+
+
+class TestFind:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path, monkeypatch):
+        """Works in a folder of its own, with released weights of a cvae alone."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(checkpoints, "released", lambda name: tmp_path / "released" / name)
+        self.put("released/cvae")
+
+    def put(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        Path(folder, "model.keras").touch()
+
+    def test_a_name_finds_what_was_trained_here_first(self):
+        self.put("checkpoints/cvae")
+        found = checkpoints.find_checkpoint("cvae")
+        assert found.path == Path("checkpoints/cvae/model.keras")
+        assert found.origin == "trained here"
+
+    def test_a_name_finds_the_released_weights_second(self, tmp_path):
+        os.makedirs("checkpoints/cvae/epochs")  # a run that has not yet ended an epoch
+        found = checkpoints.find_checkpoint("cvae")
+        assert found.path == tmp_path / "released/cvae/model.keras"
+        assert found.origin == "released with keras-ae"
+
+    def test_a_name_that_finds_nothing_says_how_to_train(self):
+        with pytest.raises(CheckpointError, match="train one with `kae fit vae`"):
+            checkpoints.find_checkpoint("vae")
+
+    @pytest.mark.parametrize("model", ["runs/mine", "runs/mine/", "runs/mine/model.keras"])
+    def test_a_folder_or_a_file(self, model):
+        self.put("runs/mine")
+        Path("runs/mine/run.json").write_text('{"format": 1, "settings": {"dataset": "kmnist"}}')
+        found = checkpoints.find_checkpoint(model)
+        assert found.path == Path("runs/mine/model.keras") and found.origin == "path"
+        assert found.settings == {"dataset": "kmnist"}
+
+    def test_a_folder_named_like_a_model_is_reached_by_its_path(self):
+        self.put("cvae")
+        assert checkpoints.find_checkpoint("./cvae").path == Path("cvae/model.keras")
+
+    @pytest.mark.parametrize("model", ["no/such", "model.keras", "gan"])
+    def test_what_is_not_there(self, model):
+        with pytest.raises(CheckpointError, match="There is no checkpoint"):
+            checkpoints.find_checkpoint(model)
+
+
+class TestRunJson:
+    def test_round_trip(self, tmp_path):
+        checkpoints.write_run(tmp_path, {"finished": True, "settings": {"model": "ae"}})
+        run = checkpoints.read_run(tmp_path)
+        assert run == {
+            "format": checkpoints.FORMAT,
+            "finished": True,
+            "settings": {"model": "ae"},
+        }
+
+    def test_none_is_empty(self, tmp_path):
+        assert checkpoints.read_run(tmp_path) == {}
+
+    def test_a_newer_format_is_refused(self, tmp_path):
+        (tmp_path / "run.json").write_text(json.dumps({"format": checkpoints.FORMAT + 1}))
+        with pytest.raises(CheckpointError, match="format 2, .* up to 1: upgrade keras-ae"):
+            checkpoints.read_run(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}'])
+    def test_a_damaged_one_is_refused(self, text, tmp_path):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(CheckpointError):
+            checkpoints.read_run(tmp_path)
+
+
+class TestBackup:
+    def test_round_trip_of_weights_optimizer_and_history(self, tmp_path):
+        x = np.arange(256, dtype="uint8").reshape(4, 8, 8, 1)
+
+        def trained(epochs):
+            model = VAE((8, 8, 1), 2, "mlp", (8,))
+            model.compile(Adam(1e-2))
+            model.fit(x, epochs=epochs, verbose=0)
+            return model
+
+        one, other = trained(3), trained(1)
+        checkpoints.write_backup(tmp_path, one, 3, [{"epoch": 1}])
+        assert checkpoints.read_backup(tmp_path, other) == (3, [{"epoch": 1}])
+        ours = [*one.weights, *one.optimizer.variables]
+        theirs = [*other.weights, *other.optimizer.variables]
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)), err_msg=a.path)
+
+    def test_none_is_a_run_at_its_start(self, vae, tmp_path):
+        assert checkpoints.read_backup(tmp_path, vae) == (0, [])
+
+    def test_one_of_another_model_is_refused(self, vae, tmp_path):
+        vae.compile(Adam())
+        vae.optimizer.build(vae.trainable_variables)
+        checkpoints.write_backup(tmp_path, vae, 1, [])
+        other = VAE((8, 8, 1), 3, "mlp", (8,))
+        other.compile(Adam())
+        with pytest.raises(CheckpointError, match="damaged or of another model"):
+            checkpoints.read_backup(tmp_path, other)
+
+    def test_one_that_is_cut_is_refused(self, vae, tmp_path):
+        vae.compile(Adam())
+        vae.optimizer.build(vae.trainable_variables)
+        checkpoints.write_backup(tmp_path, vae, 1, [])
+        path = tmp_path / "backup" / "state.npz"
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoints.read_backup(tmp_path, vae)
