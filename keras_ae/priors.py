@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 
-CANDIDATES = (1, 10, 40, 80)
+CANDIDATES = (1, 10, 40, 100, 200)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -179,10 +179,14 @@ def _mixtures(by_class, components, seed):
         m = max(1, min(components, len(codes) // (codes.shape[1] + 1)))
         if len(codes) == 1:
             codes = np.repeat(codes, 2, axis=0)
-        mixture = GaussianMixture(m, reg_covar=1e-4, max_iter=100, tol=1e-3, random_state=seed)
+        mixture = GaussianMixture(m, reg_covar=1e-4, max_iter=100, tol=5e-3, random_state=seed)
         return mixture.fit(codes)
 
-    # A class to a thread: the matrices are too small for several threads each.
-    with threadpool_limits(1), ThreadPoolExecutor() as pool, warnings.catch_warnings():
+    # A class to a thread, where there are several: their matrices are too small for more.
+    with (
+        threadpool_limits(1 if len(by_class) > 1 else None),
+        ThreadPoolExecutor() as pool,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # of fits that stop at max_iter
         return dict(zip(by_class, pool.map(fitted, by_class.values())))

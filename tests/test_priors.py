@@ -47,7 +47,7 @@ def test_an_unfitted_mixture_is_the_standard_normal():
 def test_log_prob_is_that_of_scikit_learn(components):
     codes = clusters(600, 3)
     theirs = GaussianMixture(
-        components, reg_covar=1e-4, max_iter=100, tol=1e-3, random_state=0
+        components, reg_covar=1e-4, max_iter=100, tol=5e-3, random_state=0
     ).fit(codes)
     ours = ClassMixture.fit(codes, components=(components,))
     z = clusters(50, 3, seed=1)
