@@ -309,9 +309,10 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
         )
     if isinstance(model, VAE):
         report("fitting the prior to the codes of the training images")
-        model.fit_prior(
-            (train.images, train.labels) if conditional else train.images, seed=settings.seed
-        )
+        if conditional:
+            model.fit_prior((train.images, train.labels), seed=settings.seed)
+        else:
+            model.fit_prior(train.images, train.labels, seed=settings.seed)
         checkpoints.save_model(model, folder / "model.keras")
         run["prior"] = {"components": model.prior.components}
 

@@ -239,7 +239,7 @@ class VAE(AE):
         heads = self._encoded(inputs, batch_size)
         return heads["mean"], np.clip(heads["log_var"], *LOG_VAR_RANGE)
 
-    def fit_prior(self, inputs, seed=0):
+    def fit_prior(self, inputs, labels=None, seed=0):
         """Fit a `ClassMixture` to the codes of the training images, for `sample` to draw from.
 
         Codes are drawn from the posteriors, one an image: what the decoder was trained on. Replaces
@@ -247,19 +247,22 @@ class VAE(AE):
 
         Args:
             inputs: what `fit` was given.
+            labels: (N,) classes of the images, where they are known. A VAE draws without labels all the
+                same, but a mixture fitted class by class has less density between the classes.
             seed: of the codes and of the mixture.
         """
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
-        self.set_prior(
-            ClassMixture.fit(
-                mean + np.exp(0.5 * log_var) * noise,
-                labels=np.asarray(inputs[1]) if self.num_classes else None,
-                num_classes=max(1, self.num_classes),
-                seed=seed,
-                name="prior",
-            )
-        )
+        codes = mean + np.exp(0.5 * log_var) * noise
+        if self.num_classes:
+            prior = ClassMixture.fit(codes, inputs[1], self.num_classes, seed=seed, name="prior")
+        elif labels is not None:
+            classes, labels = np.unique(labels, return_inverse=True)
+            by_class = ClassMixture.fit(codes, labels, len(classes), seed=seed)
+            prior = by_class.merged(np.bincount(labels), name="prior")
+        else:
+            prior = ClassMixture.fit(codes, seed=seed, name="prior")
+        self.set_prior(prior)
 
     def set_prior(self, prior):
         """Draw samples from another prior layer from now on."""

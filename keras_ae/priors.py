@@ -73,9 +73,7 @@ class ClassMixture(keras.layers.Layer):
         """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
         rng = np.random.default_rng(seed)
         labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = (
-            keras.ops.convert_to_numpy(w) for w in (self.logits, self.means, self.cholesky)
-        )
+        logits, means, cholesky = self._arrays()
         # The noise first, the component after it: a fitted and an unfitted prior of one seed draw the
         # same noise.
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
@@ -93,10 +91,7 @@ class ClassMixture(keras.layers.Layer):
 
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = (
-            keras.ops.convert_to_numpy(w).astype("float64")
-            for w in (self.logits, self.means, self.cholesky)
-        )
+        logits, means, cholesky = (w.astype("float64") for w in self._arrays())
         log_weights = log_softmax(logits, axis=-1)
         result = np.empty(len(codes))
         for y in np.unique(labels):
@@ -145,20 +140,42 @@ class ClassMixture(keras.layers.Layer):
 
         size = max(mixture.n_components for mixture in best.values())
         prior = cls(codes.shape[1], num_classes, size, **kwargs)
-        logits, means, cholesky = (
-            keras.ops.convert_to_numpy(w).copy()
-            for w in (prior.logits, prior.means, prior.cholesky)
-        )
+        logits, means, cholesky = (w.copy() for w in prior._arrays())
         for y, mixture in best.items():
             m = mixture.n_components  # fewer than the others have, where a class has few codes
             logits[y] = -np.inf
             logits[y, :m] = np.log(mixture.weights_)
             means[y, :m] = mixture.means_
             cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
-        prior.logits.assign(logits)
-        prior.means.assign(means)
-        prior.cholesky.assign(cholesky)
-        return prior
+        return prior._assign(logits, means, cholesky)
+
+    def merged(self, frequencies, **kwargs):
+        """One mixture over all classes: p(z) = sum over y of p(y) p(z | y).
+
+        Args:
+            frequencies: (K,) how often each class is; they are normalised.
+
+        Returns:
+            A `ClassMixture` of one class with K * M components.
+        """
+        logits, means, cholesky = self._arrays()
+        with np.errstate(divide="ignore"):  # a class that never is: log 0
+            logits = log_softmax(logits, -1) + np.log(np.asarray(frequencies, "float32"))[:, None]
+        prior = ClassMixture(self.latent_dim, 1, logits.size, **kwargs)
+        return prior._assign(
+            logits.reshape(1, -1),
+            means.reshape(1, -1, self.latent_dim),
+            cholesky.reshape(1, -1, self.latent_dim, self.latent_dim),
+        )
+
+    def _arrays(self):
+        return [keras.ops.convert_to_numpy(w) for w in (self.logits, self.means, self.cholesky)]
+
+    def _assign(self, logits, means, cholesky):
+        self.logits.assign(logits)
+        self.means.assign(means)
+        self.cholesky.assign(cholesky)
+        return self
 
     def get_config(self):
         return {

@@ -52,7 +52,7 @@ class Settings:
     backbone: str = "conv"
     hidden: tuple[int, ...] | None = None
     latent_dim: int = 16
-    epochs: int = 12
+    epochs: int = 15
     batch_size: int = 128
     optimizer: str = "adam"
     learning_rate: float | None = None

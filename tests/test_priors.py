@@ -148,3 +148,17 @@ def test_a_prior_survives_its_config_and_weights():
     copy.set_weights(prior.get_weights())
     np.testing.assert_array_equal(copy.draw(20, seed=2), prior.draw(20, seed=2))
     assert copy.name == "prior" and not copy.trainable_weights
+
+
+def test_a_merged_mixture_is_the_sum_over_the_classes():
+    codes = clusters(400, 2)
+    labels = (codes[:, 0] > 0).astype(int)
+    prior = ClassMixture.fit(codes, labels, num_classes=3, components=(2,))
+    z = np.random.default_rng(1).normal(size=(10, 2))
+    p = [np.exp(prior.log_prob(z, np.full(10, y))) for y in (0, 1)]
+    # The third class has no codes and no weight.
+    np.testing.assert_allclose(
+        prior.merged([30, 10, 0]).log_prob(z), np.log(0.75 * p[0] + 0.25 * p[1]), rtol=1e-5
+    )
+    drawn = prior.merged([0, 1, 0]).draw(500)
+    assert (drawn[:, 0] > -0.5).mean() > 0.9
