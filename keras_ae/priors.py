@@ -158,6 +158,8 @@ class ClassMixture(keras.layers.Layer):
         Returns:
             A `ClassMixture` of one class with K * M components.
         """
+        from scipy.special import log_softmax
+
         logits, means, cholesky = self._arrays()
         with np.errstate(divide="ignore"):  # a class that never is: log 0
             logits = log_softmax(logits, -1) + np.log(np.asarray(frequencies, "float32"))[:, None]
