@@ -1,0 +1,360 @@
+"""The command line as processes on real MNIST: what it makes, what it prints, and how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_ae import data
+
+SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kae(mnist_dir, shared_tmp, tmp_path_factory):
+    """A function that runs `kae` in a working folder of this module, and checks what always holds."""
+    folder = tmp_path_factory.mktemp("cli")
+
+    def run(*arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "kae", *map(str, arguments)],
+            cwd=folder,
+            env=environment_of(mnist_dir, shared_tmp, **environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr, "colours, where nobody looks"
+        return done
+
+    run.folder = folder
+    return run
+
+
+def environment_of(mnist_dir, shared_tmp, **changes):
+    kept = {k: v for k, v in os.environ.items() if k not in ("KERAS_BACKEND", "TFDS_DATA_DIR")}
+    paths = {"KAE_DATA_DIR": str(mnist_dir), "KAE_CACHE": str(shared_tmp / "cache")}
+    return {**kept, **paths, **changes}
+
+
+@pytest.fixture(scope="module", params=["ae", "vae", "cvae"])
+def fitted(request, fit):
+    return request.param, fit(request.param)
+
+
+@pytest.fixture(scope="module")
+def fit(kae):
+    """A function: the process of `kae fit NAME --json`, run once a name."""
+    done = {}
+
+    def once(name):
+        if name not in done:
+            done[name] = kae("fit", name, *SMALL, "--epochs", 2, "--json")
+            assert done[name].returncode == 0, done[name].stderr
+        return done[name]
+
+    return once
+
+
+def one_json(done):
+    """The JSON object that is all of stdout."""
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict) and done.stdout.count("\n") == 1
+    return value
+
+
+def refused(done, code, *words):
+    """Exit code, nothing on stdout, and one line `Error: …` on stderr with all the words."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+class TestFit:
+    def test_json_has_the_figures_of_the_contract(self, fitted, kae):
+        name, done = fitted
+        result = one_json(done)
+        assert result["run"] == f"checkpoints/{name}" and result["epochs"] == 2
+        assert 0 < result["seconds_per_epoch"] < result["seconds"]
+        assert result["images_per_second"] > 0
+        terms = {"loss", "reconstruction"} | (set() if name == "ae" else {"kl", "kl_weight"})
+        assert len(result["history"]) == 2
+        assert {"epoch", "seconds", *terms, *(f"val_{t}" for t in terms)} == set(
+            result["history"][0]
+        )
+
+    def test_progress_goes_to_stderr(self, fitted):
+        _, done = fitted
+        assert "Epoch 2/2" in done.stderr and "val_reconstruction" in done.stderr
+
+    def test_the_run_folder_is_complete(self, fitted, kae):
+        name, _ = fitted
+        folder = kae.folder / "checkpoints" / name
+        files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        assert files == {
+            "model.keras", "run.json", "history.csv", "epochs/001.png", "epochs/002.png"
+        }  # fmt: skip
+
+    def test_a_finished_run_is_kept_unless_forced(self, kae, fit):
+        fit("ae")
+        refused(kae("fit", "ae", *SMALL), 1, "finished run", "--force")
+
+    def test_quiet_says_nothing(self, kae):
+        done = kae("fit", "ae", *SMALL, "--epochs", 1, "--out", "quiet", "--quiet")
+        said = [
+            line for line in done.stderr.splitlines() if "absl" not in line and "oneDNN" not in line
+        ]
+        assert (done.returncode, done.stdout, said) == (0, "", [])
+
+    def test_ctrl_c_stops_cleanly_and_resume_goes_on(self, kae, mnist_dir, shared_tmp):
+        """A real process, a real signal; the resumed run ends as an uninterrupted one."""
+        command = [sys.executable, "-m", "kae", "fit", "vae", *SMALL, "--epochs", "60"]
+        process = subprocess.Popen(
+            [*command, "--out", "cut"],
+            cwd=kae.folder,
+            env=environment_of(mnist_dir, shared_tmp),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        backup = kae.folder / "cut" / "backup" / "state.npz"
+        end = time.monotonic() + 120
+        while not backup.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and out == "" and "Traceback" not in err, err
+        assert err.strip().splitlines()[-1].startswith("Error: Stopped."), err
+        assert "--resume" in err
+        assert not list((kae.folder / "cut").rglob(".*")), "half-written files are left"
+        # Without --resume it is not touched; with it, and no other setting, it goes on.
+        refused(kae("fit", "vae", *SMALL, "--epochs", 60, "--out", "cut"), 1, "--resume", "--force")
+        resumed = kae("fit", "vae", "--out", "cut", "--resume", "--json")
+        result = one_json(resumed)
+        assert "resuming cut after epoch" in resumed.stderr
+        assert [row["epoch"] for row in result["history"]] == list(range(1, 61))
+
+    def test_a_loss_that_is_no_number_stops_the_run(self, kae):
+        done = kae(
+            "fit", "ae", *SMALL, "--reconstruction", "mse", "--optimizer", "sgd",
+            "--learning-rate", "1e38", "--lr-schedule", "constant", "--epochs", 3, "--out", "nan",
+        )  # fmt: skip
+        refused(done, 1, "The loss became", "step", "--learning-rate")
+
+
+class TestSample:
+    def test_a_picture_and_its_path_on_stdout(self, kae, fit):
+        fit("vae")
+        done = kae("sample", "vae", "-n", 9)
+        assert done.returncode == 0 and done.stdout == "samples/vae.png\n"
+        assert "using checkpoints/vae/model.keras (trained here)" in done.stderr
+        assert Image.open(kae.folder / "samples" / "vae.png").size == (2 * 88, 2 * 88)
+
+    def test_json_and_npy_in_label_order(self, kae, fit):
+        fit("cvae")
+        done = kae("sample", "cvae", "-n", 25, "--seed", 7, "--out", "all.npy", "--json")
+        result = one_json(done)
+        assert result["n"] == 25 and result["seed"] == 7 and result["out"] == "all.npy"
+        assert result["labels"] == sorted(i % 10 for i in range(25))
+        images = np.load(kae.folder / "all.npy")
+        assert images.shape == (25, 28, 28, 1) and images.dtype == np.uint8
+
+    def test_a_grid_of_fives_by_name_of_the_run_folder(self, kae, fit):
+        fit("cvae")
+        for out in ("a.npy", "b.npy"):
+            done = kae("sample", "checkpoints/cvae", 5, "-n", 4, "--out", out, "--json")
+            assert one_json(done)["labels"] == [5] * 4
+        assert (kae.folder / "a.npy").read_bytes() == (kae.folder / "b.npy").read_bytes()
+
+    def test_a_file_is_not_replaced_unless_forced(self, kae, fit):
+        fit("vae")
+        (kae.folder / "mine.png").write_text("mine")
+        refused(kae("sample", "vae", "--out", "mine.png"), 1, "mine.png exists", "--force")
+        assert (kae.folder / "mine.png").read_text() == "mine"
+        assert kae("sample", "vae", "--out", "mine.png", "--force").returncode == 0
+        assert Image.open(kae.folder / "mine.png").format == "PNG"
+
+    def test_label_10(self, kae, fit):
+        fit("cvae")
+        refused(kae("sample", "cvae", 10), 2, "0 to 9", "'10'")
+
+    def test_a_label_for_a_vae(self, kae, fit):
+        fit("vae")
+        refused(kae("sample", "vae", 3), 2, "no classes")
+
+    def test_an_ae_has_nothing_to_sample_from(self, kae, fit):
+        fit("ae")
+        refused(kae("sample", "ae"), 2, "no prior")
+
+    def test_a_folder_that_cannot_be_written(self, kae, fit):
+        fit("vae")
+        (kae.folder / "a-file").write_text("mine")
+        refused(kae("sample", "vae", "--out", "a-file/x.png"), 1, "Cannot write a-file/x.png")
+
+
+class TestReconstructAndInfo:
+    def test_reconstruct(self, kae, fit, mnist_dir):
+        fit("cvae")
+        done = kae("reconstruct", "cvae", "-n", 5, "--out", "rebuilt.png")
+        assert done.returncode == 0 and done.stdout == "rebuilt.png\n"
+        picture = np.array(Image.open(kae.folder / "rebuilt.png"))
+        assert picture.shape == (2 * 59, 2 * (5 * 29 + 1))
+        test = data.load("mnist", "test", mnist_dir, limit=5)
+        np.testing.assert_array_equal(picture[2:58:2, 2:58:2], test.images[0, ..., 0])
+
+    def test_info_of_a_model(self, kae, fit):
+        fit("cvae")
+        facts = one_json(kae("info", "cvae", "--json"))
+        assert facts["model"] == "CVAE" and facts["classes"] == 10 and facts["latent_dim"] == 3
+        assert facts["finished"] is True and facts["data"]["name"] == "mnist"
+        assert facts["parameters"] == 784 * 16 + 10 * 16 + 16 + 16 * 8 + 8 + 2 * (8 * 3 + 3) + (
+            (3 + 10) * 8 + 8 + 8 * 16 + 16 + 16 * 784 + 784
+        )
+
+    def test_info_of_the_installation(self, kae):
+        facts = one_json(kae("info", "--json"))
+        assert facts["backend"] == "torch" and "torch" in facts["backends"]
+        assert facts["versions"]["keras"] == keras.__version__
+
+
+class TestBadInput:
+    def test_unknown_model(self, kae):
+        refused(kae("fit", "gan"), 2, "'gan'")
+
+    def test_unknown_command(self, kae):
+        refused(kae("paint"), 2, "paint")
+
+    @pytest.mark.parametrize("command", ["sample", "reconstruct"])
+    def test_no_images(self, kae, command):
+        refused(kae(command, "vae", "-n", 0), 2, "0 is not in the range")
+
+    def test_no_images_to_train_on(self, kae):
+        refused(kae("fit", "vae", "--limit", 0), 2, "0 is not in the range")
+
+    @pytest.mark.parametrize("command", ["sample", "reconstruct", "info"])
+    def test_missing_checkpoint(self, kae, command):
+        refused(kae(command, "no/such/run"), 1, "There is no checkpoint no/such/run")
+
+    def test_damaged_checkpoint(self, kae):
+        (kae.folder / "damaged.keras").write_text("not a model")
+        refused(kae("info", "damaged.keras"), 1, "damaged.keras is no Keras model file")
+
+    def test_misspelt_backend(self, kae):
+        done = kae("fit", "ae", KERAS_BACKEND="pytorch")
+        refused(done, 2, "KERAS_BACKEND=pytorch", "Did you mean torch?")
+
+    def test_backend_that_cannot_train(self, kae):
+        refused(kae("fit", "ae", KERAS_BACKEND="numpy"), 2, "cannot train on numpy")
+
+    def test_backend_that_is_not_installed(self, kae, tmp_path):
+        """An empty path hides what is installed: an interpreter without its site-packages."""
+        hide = "import sys, importlib.util as u; find = u.find_spec\n"
+        hide += "u.find_spec = lambda name, *a: None if name == 'jax' else find(name, *a)\n"
+        (tmp_path / "sitecustomize.py").write_text(hide)
+        done = kae("fit", "ae", KERAS_BACKEND="jax", PYTHONPATH=str(tmp_path))
+        refused(done, 1, "KERAS_BACKEND=jax needs jax", "pip install 'keras-ae[jax]'")
+
+    def test_dataset_that_does_not_exist(self, kae):
+        done = kae("fit", "ae", *SMALL, "--dataset", "fasion_mnist", "--out", "typo")
+        refused(done, 1, "fasion_mnist", "did you mean fashion_mnist")
+        assert not (kae.folder / "typo").exists()
+
+    def test_no_network_is_answered_in_10_seconds(self, kae, tmp_path):
+        start = time.monotonic()
+        idle = kae("info", "--json")  # what starting Python and Keras takes here and now
+        before = time.monotonic() - start
+        start = time.monotonic()
+        done = kae(
+            "fit", "ae", "--dataset", "fashion_mnist", "--data-dir", tmp_path, "--out", "offline",
+            https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9", no_proxy="",
+        )  # fmt: skip
+        assert idle.returncode == 0 and time.monotonic() - start < 10 + before
+        refused(done, 1, "fashion_mnist", "cannot be downloaded", "Offline:", "--from DIR")
+
+    def test_corrupt_data_directory(self, kae, tmp_path):
+        folder = tmp_path / "mnist" / "3.0.1"
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{")
+        done = kae("fit", "ae", *SMALL, "--data-dir", tmp_path, "--out", "corrupt")
+        refused(done, 1, "damaged", "kae data prepare mnist")
+
+    def test_data_directory_that_cannot_be_written(self, kae):
+        (kae.folder / "no-folder").write_text("mine")
+        done = kae("fit", "ae", *SMALL, "--data-dir", "no-folder/data", "--out", "unwritten")
+        refused(done, 1, "no-folder/data")
+
+    def test_an_empty_data_directory_is_filled(self, kae, tmp_path):
+        """mnist comes with the package: nothing is missing that could not be made."""
+        done = kae("data", "prepare", "mnist", "--data-dir", tmp_path / "new")
+        assert done.returncode == 0
+        assert (tmp_path / "new/mnist/3.0.1/dataset_info.json").is_file()
+
+    def test_run_folder_that_cannot_be_written(self, kae):
+        (kae.folder / "also-a-file").write_text("mine")
+        done = kae("fit", "ae", *SMALL, "--out", "also-a-file/run")
+        refused(done, 1, "Cannot write to also-a-file/run")
+
+    @pytest.mark.parametrize(
+        ("arguments", "word"),
+        [
+            (["--kl-warmup", "2"], "kl_warmup"),
+            (["--learning-rate", "-1"], "learning_rate"),
+            (["--hidden", "a,b"], "512,256"),
+            (["--hidden", "8"], "two numbers or more"),
+            (["--resume", "--force"], "give one of them"),
+            (["--epochs", "x"], "'x' is not a valid integer"),
+        ],
+    )
+    def test_wrong_options_of_fit(self, kae, arguments, word):
+        refused(kae("fit", "vae", *arguments), 2, word)
+
+    def test_resume_of_nothing(self, kae):
+        refused(kae("fit", "vae", "--resume", "--out", "nothing"), 1, "no run in nothing")
+
+    def test_wrong_suffix(self, kae):
+        refused(kae("sample", "vae", "--out", "x.jpg"), 2, ".png or .npy")
+
+
+HEAVY = {"keras", "torch", "jax", "tensorflow", "tensorflow_datasets", "numpy", "PIL", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["fit"], ["sample"], ["reconstruct"], ["info"], ["data"], ["data", "prepare"]]
+)
+def test_help_imports_nothing_heavy(command, kae):
+    code = (
+        "import sys\n"
+        "from kae.main import cli\n"
+        f"cli({command!r} + ['--help'], standalone_mode=False)\n"
+        "print(*sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: ")
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_version(kae):
+    done = kae("--version")
+    assert done.returncode == 0 and done.stdout.startswith("kae, version ")
+
+
+def test_every_command_is_listed_with_the_help_it_gives(kae):
+    from kae.main import COMMANDS, cli
+
+    listing = kae("--help").stdout
+    for name in COMMANDS:
+        assert f"  {name} " in listing
+        assert cli.get_command(None, name).help
