@@ -110,7 +110,7 @@ class Killed(BaseException):
 def resuming(folder):
     """A run that is cut after its first epoch and resumed is the uninterrupted one."""
     settings = Settings(
-        "vae", backbone="conv", hidden=(4, 8, 16), latent_dim=3, limit=50, batch_size=16, epochs=2
+        "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2
     )
 
     def fit(name, **kwargs):
