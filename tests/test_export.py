@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -179,6 +180,20 @@ def test_bad_arguments_are_one_line_and_exit_2(cvae, tmp_path):
         done = kae("export", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("Error: ")
         assert "Traceback" not in done.stderr
+
+
+def test_the_program_in_the_documentation_draws_the_picture_of_the_seed(cvae, tmp_path):
+    needs(*PACKAGES["onnx"], "PIL")
+    text = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(program.strip().splitlines()) <= 18
+    export.export(cvae, tmp_path / "sampler.onnx", "onnx", "sampler", report=lambda line: None)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    from PIL import Image
+
+    drawn = np.asarray(Image.open(tmp_path / "fives.png")).astype(float)
+    expected = np.hstack(cvae.sample(64, 5, seed=7)[:8, ..., 0]) * 255
+    assert abs(drawn - expected).max() <= 1
 
 
 def kae(*arguments, backend=BACKEND, cwd=None):
