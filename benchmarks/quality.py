@@ -6,7 +6,8 @@
 
 Each recipe is a `kae fit` followed by a `kae evaluate`, as processes: the seconds are what a user waits.
 Runs go to checkpoints/quality/RECIPE-SEED; a run that is there is evaluated again, not trained again.
-`--release` copies those of seed 0 to checkpoints/released/, each with its model card.
+`--release` copies those of seed 0 to checkpoints/released/, each with its model card, and draws the
+pictures of the README.
 """
 
 import argparse
@@ -119,6 +120,20 @@ def release(name, run, figures):
     print(f"released {folder}", file=sys.stderr)
 
 
+def draw():
+    """The pictures of the README, from the released weights: docs/cvae.png, docs/nearest.png."""
+    kae("sample", RELEASED / "cvae", "--out", ROOT / "docs" / "cvae.png", "--force")
+    import numpy as np
+
+    from keras_ae import checkpoints, data, evaluation, pictures
+
+    train, _ = data.load_splits("mnist")
+    model = checkpoints.load_model(RELEASED / "cvae" / "model.keras")
+    samples = model.sample(1_000, np.arange(10).repeat(100))
+    drawn, nearest, _ = evaluation.closest_pairs(samples, train.images, 20)
+    pictures.pairs(drawn, nearest, columns=20).save(ROOT / "docs" / "nearest.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", help=", ".join(RECIPES))
@@ -136,6 +151,8 @@ def main():
         print(rows[-1], file=sys.stderr, flush=True)
         if arguments.release and name in ("ae", "vae", "cvae"):
             release(name, run, figures)
+    if arguments.release:
+        draw()
     print("\n".join(rows))
 
 

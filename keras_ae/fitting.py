@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import random
 import statistics
 import time
 from pathlib import Path
@@ -244,7 +245,9 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     train, test = data.load_splits(
         settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
     )
-    keras.utils.set_random_seed(settings.seed)
+    # What Keras' initialisers draw their seeds from. (keras.utils.set_random_seed would import
+    # tensorflow, where there is one, for the same weights.)
+    random.seed(settings.seed)
     model = build_model(settings, train)
     make_folder(folder, force)  # now that nothing is missing for the run
     conditional = isinstance(model, CVAE)
