@@ -186,7 +186,7 @@ def test_the_program_in_the_documentation_draws_the_picture_of_the_seed(cvae, tm
     needs(*PACKAGES["onnx"], "PIL")
     text = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(program.strip().splitlines()) <= 15
+    assert len([line for line in program.splitlines() if line]) <= 15
     export.export(cvae, tmp_path / "sampler.onnx", "onnx", "sampler", report=lambda line: None)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     from PIL import Image
