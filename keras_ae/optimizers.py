@@ -37,7 +37,9 @@ class Adam(keras.optimizers.Adam):
         step = torch.full((), self._host_step, dtype=torch.float32, device=grads[0].device)
         torch._fused_adam_(
             [v.value for v in trainable_variables],
-            list(grads),
+            # The kernel walks the memory of weight and gradient side by side: a gradient that comes as a
+            # transposed view, as those of convolutions do, would be added to the wrong weights.
+            [gradient.contiguous() for gradient in grads],
             [self._momentums[i].value for i in which],
             [self._velocities[i].value for i in which],
             [],

@@ -68,6 +68,17 @@ def test_a_single_step_is_that_of_keras_to_rounding():
     np.testing.assert_allclose(updated[0], updated[1], atol=5e-7)
 
 
+def test_a_gradient_that_is_a_transposed_view_meets_its_own_weights():
+    """As those of the convolutions are."""
+    updated = []
+    for make in (keras_ae.Adam, keras.optimizers.Adam):
+        weight = keras.Variable(np.zeros((3, 5), "float32"))
+        gradient = torch.linspace(-1, 1, 15).reshape(5, 3).T
+        make(0.1).apply([gradient], [weight])
+        updated.append(keras.ops.convert_to_numpy(weight))
+    np.testing.assert_allclose(updated[0], updated[1], atol=5e-7)
+
+
 def test_the_fused_kernel_takes_every_step(fused_calls, digits):
     """Fails if a release of Keras renames the private hook that the optimizer overrides."""
     trained(keras_ae.Adam(1e-3), digits, epochs=1)
