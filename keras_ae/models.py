@@ -7,9 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import BACKBONES, build_decoder, build_encoder, one_hot
+from keras_ae.noise import SeedGenerator
 from keras_ae.priors import ClassMixture, StandardNormal
+from keras_ae.tracking import track
 from keras_ae.train_step import StepMixin
 
 LOG_VAR_RANGE = (-30.0, 20.0)
@@ -86,8 +89,8 @@ class AE(StepMixin, keras.Model):
     def autoencode(self, inputs, training=False, sample=False):
         """Everything the loss needs: a dict with `reconstruction` (N, H, W, C) and `code` (N, D)."""
         image, condition = self.split(inputs)
-        code = self.encoder([image, *condition], training=training)["code"]
-        return {"code": code, "reconstruction": self.decoder([code, *condition], training=training)}
+        code = run(self.encoder, [image, *condition], training)["code"]
+        return {"code": code, "reconstruction": run(self.decoder, [code, *condition], training)}
 
     def call(self, inputs, training=False):
         return self.autoencode(inputs, training=training, sample=training)["reconstruction"]
@@ -111,9 +114,9 @@ class AE(StepMixin, keras.Model):
         loss = self.combine(terms)
         n = ops.shape(image)[0]
         for name, value in terms.items():
-            getattr(self, f"{name}_tracker").update_state(value, sample_weight=n)
+            track(getattr(self, f"{name}_tracker"), value, n)
         if self._loss_tracker is not None:  # made by compile()
-            self._loss_tracker.update_state(loss, sample_weight=n)
+            track(self._loss_tracker, loss, n)
         return loss
 
     def combine(self, terms):
@@ -204,7 +207,7 @@ class VAE(AE):
             name="kl_weight",
             dtype="float32",
         )
-        self.seed_generator = keras.random.SeedGenerator()
+        self.seed_generator = SeedGenerator()
         self.prior = prior or StandardNormal(self.latent_dim, name="prior")
         self.kl_tracker = keras.metrics.Mean(name="kl")
         self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
@@ -215,14 +218,14 @@ class VAE(AE):
         With `sample` the code is drawn from the posterior, else it is the posterior's mean.
         """
         image, condition = self.split(inputs)
-        posterior = self.encoder([image, *condition], training=training)
+        posterior = run(self.encoder, [image, *condition], training)
         mean = ops.cast(posterior["mean"], "float32")
         log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
         latent = mean
         if sample:
-            noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+            noise = self.seed_generator.normal(ops.shape(mean))
             latent = mean + ops.exp(0.5 * log_var) * noise
-        reconstruction = self.decoder([latent, *condition], training=training)
+        reconstruction = run(self.decoder, [latent, *condition], training)
         return {"mean": mean, "log_var": log_var, "reconstruction": reconstruction}
 
     def loss_terms(self, image, outputs):
@@ -231,7 +234,7 @@ class VAE(AE):
 
     def combine(self, terms):
         kl_weight = ops.convert_to_tensor(self.kl_weight)
-        self.kl_weight_tracker.update_state(kl_weight)
+        track(self.kl_weight_tracker, kl_weight, 1)
         return terms["reconstruction"] + kl_weight * terms["kl"]
 
     def posterior(self, inputs, batch_size=256):

@@ -10,7 +10,7 @@ import math
 import keras
 from keras import layers, ops
 
-from keras_ae.layers import BatchNormalization, Conv2D, Conv2DTranspose
+from keras_ae.layers import BatchNormalization, Conv2D, Conv2DTranspose, Dense, trace
 
 HIDDEN = {"conv": (32, 64, 256), "mlp": (512, 256)}
 BACKBONES = tuple(HIDDEN)
@@ -46,9 +46,9 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         inputs.append(label := keras.Input((num_classes,), name="label"))
         x = layers.Concatenate(name="join_label")([x, label])
     for i, width in enumerate(hidden):
-        x = layers.Dense(width, activation="silu", name=f"dense_{i}")(x)
-    outputs = {head: layers.Dense(latent_dim, name=head, dtype="float32")(x) for head in heads}
-    return keras.Model(inputs, outputs, name="encoder")
+        x = Dense(width, activation="silu", name=f"dense_{i}")(x)
+    outputs = {head: Dense(latent_dim, name=head, dtype="float32")(x) for head in heads}
+    return trace(keras.Model(inputs, outputs, name="encoder"))
 
 
 def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_classes=0):
@@ -66,11 +66,11 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
         x = layers.Concatenate(name="join_label")([latent, label])
     dense = hidden[-1:] if backbone == "conv" else hidden[::-1]
     for i, units in enumerate(dense):
-        x = layers.Dense(units, activation="silu", name=f"dense_{i}")(x)
+        x = Dense(units, activation="silu", name=f"dense_{i}")(x)
     if backbone == "conv":
         filters = hidden[:-1][::-1]
         rows, columns = (math.ceil(side / 2 ** len(filters)) for side in (height, width))
-        x = layers.Dense(rows * columns * filters[0], use_bias=False, name="unflatten")(x)
+        x = Dense(rows * columns * filters[0], use_bias=False, name="unflatten")(x)
         x = layers.Reshape((rows, columns, filters[0]), name="reshape")(x)
         x = normalized_silu(x, "unflatten")
         for i, f in enumerate(filters[1:]):
@@ -84,10 +84,10 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
         if any(extra):
             x = layers.Cropping2D([(e // 2, e - e // 2) for e in extra], name="crop")(x)
     else:
-        x = layers.Dense(math.prod(image_shape), name="pixels")(x)
+        x = Dense(math.prod(image_shape), name="pixels")(x)
         x = layers.Reshape(image_shape, name="reshape")(x)
     image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
-    return keras.Model(inputs, image, name="decoder")
+    return trace(keras.Model(inputs, image, name="decoder"))
 
 
 def normalized_silu(x, name):

@@ -76,7 +76,7 @@ def test_a_gradient_that_is_a_transposed_view_meets_its_own_weights():
         gradient = torch.linspace(-1, 1, 15).reshape(5, 3).T
         make(0.1).apply([gradient], [weight])
         updated.append(keras.ops.convert_to_numpy(weight))
-    np.testing.assert_allclose(updated[0], updated[1], atol=5e-7)
+    np.testing.assert_allclose(updated[0], updated[1], rtol=1e-4)
 
 
 def test_the_fused_kernel_takes_every_step(fused_calls, digits):

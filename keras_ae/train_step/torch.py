@@ -1,10 +1,33 @@
 """The training step on torch: eager, gradients by autograd."""
 
+import ctypes
+import functools
+
 import keras
 import torch
 
+from keras_ae.tracking import results
+
+
+@functools.cache
+def keep_memory():
+    """Have glibc keep up to 256 MB of freed memory, where the next step needs as much again.
+
+    By default it hands the gradients back to the system at the end of each step and gets them anew,
+    page by page: 1.7 of 14 ms of a step of the mlp. Does nothing with other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes, "CDLL") else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        mallopt(trim_threshold, 256 << 20)
+        mallopt(mmap_threshold, 32 << 20)  # the highest allowed
+
 
 class StepMixin:
+    def make_train_function(self, force=False):
+        keep_memory()
+        return super().make_train_function(force)
+
     def train_step(self, data):
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         loss = self.compute_loss(x, sample_weight=sample_weight, training=True)
@@ -14,7 +37,7 @@ class StepMixin:
         )
         with torch.no_grad():
             self.optimizer.apply(gradients, variables)
-        return self.get_metrics_result()
+        return results(self.metrics)
 
     def test_step(self, data):
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
