@@ -1,0 +1,490 @@
+"""How long an epoch of training takes, as ratios to loops written by hand. Prints tables.
+
+    python benchmarks/training.py --quick
+    python benchmarks/training.py
+
+A ratio is the time of `fit` of this library (progress bar, metrics and annealing on) over that of the
+baseline: below 1 it is faster. All contenders of a row run in one process, in turns; a cell is the
+median of the ratios of the rounds and the quartiles around it. With one thread (the default) the time is that of the
+processor, which neighbours on the machine disturb less; with more it is the clock's.
+
+The baselines have the same networks, losses, initial learning rate and batches, shuffled anew each epoch:
+
+    plain      PyTorch loop as in PyTorch's examples: float32 tensors in memory, Adam, loss.item()
+    fused      the loop of a careful engineer: uint8 tensors, Adam(fused=True), no .item()
+    stock      Keras `fit` of stock layers, stock step and stock Adam, with add_loss for the KL term
+    tutorial   DataLoader over a Dataset that transforms each image (by hand what torchvision's
+               ToTensor does: torchvision is not needed here), else as plain
+    scan       raw jax: an epoch is one `lax.scan` over the batches
+
+On torch they run beside keras_ae in one process, and so profit from its setting of malloc. tensorflow
+is compared with `scan` of the jax process, by the medians.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LATENTS, RATE = 16, 1e-3
+
+
+def ours(kind, backbone, batch, images, labels):
+    """A function that trains one epoch."""
+    import keras
+
+    import keras_ae
+    from keras_ae.fitting import Feed, StartEpoch
+
+    conditional = kind == "cvae"
+    model = {"ae": keras_ae.AE, "vae": keras_ae.VAE, "cvae": keras_ae.CVAE}[kind](
+        latent_dim=LATENTS, backbone=backbone
+    )
+    model.compile(keras_ae.Adam(RATE))
+    feed = Feed(images, labels if conditional else None, batch, 0)
+    callbacks = [StartEpoch(feed, 0)] + ([keras_ae.KLAnnealing()] if kind != "ae" else [])
+
+    def epoch():
+        with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, not shown
+            model.fit(feed, shuffle=False, verbose=1, callbacks=callbacks)
+
+    epoch.model, epoch.keras = model, keras
+    return epoch
+
+
+def stock(kind, backbone, batch, images, labels):
+    """The same networks of Keras' own layers, trained by Keras' own step."""
+    import keras
+    from keras import layers, ops
+
+    def normalized(x):
+        return layers.Activation("silu")(layers.BatchNormalization(momentum=0.9)(x))
+
+    image, label = keras.Input((28, 28, 1)), keras.Input((10,))
+    code = keras.Input((LATENTS,))
+    extra = [label] if kind == "cvae" else []
+    x, z = image, layers.Concatenate()([code, *extra]) if extra else code
+    if backbone == "conv":
+        for f in (32, 64):
+            x = normalized(layers.Conv2D(f, 3, 2, "same", use_bias=False)(x))
+        x = layers.Flatten()(x)
+        x = layers.Dense(256, "silu")(layers.Concatenate()([x, *extra]) if extra else x)
+        z = layers.Dense(3136, use_bias=False)(layers.Dense(256, "silu")(z))
+        z = normalized(layers.Reshape((7, 7, 64))(z))
+        z = normalized(layers.Conv2DTranspose(32, 4, 2, "same", use_bias=False)(z))
+        z = layers.Conv2DTranspose(1, 4, 2, "same", activation="sigmoid")(z)
+    else:
+        x = layers.Flatten()(x)
+        x = layers.Concatenate()([x, *extra]) if extra else x
+        for width in (512, 256):
+            x, z = layers.Dense(width, "silu")(x), layers.Dense(768 - width, "silu")(z)
+        z = layers.Reshape((28, 28, 1))(layers.Dense(784, "sigmoid")(z))
+    heads = [layers.Dense(LATENTS)(x) for _ in range(1 if kind == "ae" else 2)]
+    encoder, decoder = keras.Model([image, *extra], heads), keras.Model([code, *extra], z)
+
+    class Stock(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = encoder, decoder
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def call(self, inputs):
+            given = list(inputs) if kind == "cvae" else [inputs]
+            heads = self.encoder(given)
+            if kind == "ae":
+                return self.decoder(heads if isinstance(heads, list) else [heads])
+            mean, log_var = heads
+            kl = 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - 1.0 - log_var, axis=-1)
+            self.add_loss(ops.mean(kl))
+            noise = keras.random.normal(ops.shape(mean), seed=self.seeds)
+            return self.decoder([mean + ops.exp(0.5 * log_var) * noise, *given[1:]])
+
+    model = Stock()
+    model.compile(
+        keras.optimizers.Adam(RATE),
+        lambda x, y: ops.sum(ops.abs(ops.subtract(x, y)), axis=(1, 2, 3)),
+    )
+    x = images.astype("float32") / 255
+    inputs = (x, keras.utils.to_categorical(labels, 10)) if kind == "cvae" else x
+
+    def epoch():
+        with contextlib.redirect_stdout(io.StringIO()):
+            model.fit(inputs, x, batch_size=batch, verbose=1)
+
+    return epoch
+
+
+def torch_loops(kind, backbone, batch, images, labels):
+    """The loops by hand: name -> a function that trains one epoch."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    extra = 10 if kind == "cvae" else 0
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            conv, silu = backbone == "conv", nn.SiLU
+            self.before = nn.Sequential(
+                nn.Conv2d(1, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), silu(),
+                nn.Conv2d(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), silu(), nn.Flatten(),
+            ) if conv else nn.Flatten()  # fmt: skip
+            widths = (3136, 256) if conv else (784, 512, 256)
+            self.encoder = nn.Sequential()
+            for i, (a, b) in enumerate(zip(widths, widths[1:])):
+                self.encoder.extend([nn.Linear(a + (0 if i else extra), b), silu()])
+            self.heads = nn.ModuleList(nn.Linear(256, LATENTS) for _ in range(1 + (kind != "ae")))
+            self.decoder = nn.Sequential(nn.Linear(LATENTS + extra, 256), silu())
+            if conv:
+                self.decoder.extend([
+                    nn.Linear(256, 3136, bias=False), nn.Unflatten(1, (64, 7, 7)),
+                    nn.BatchNorm2d(64), silu(), nn.ConvTranspose2d(64, 32, 4, 2, 1, bias=False),
+                    nn.BatchNorm2d(32), silu(), nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Sigmoid(),
+                ])  # fmt: skip
+            else:
+                self.decoder.extend([
+                    nn.Linear(256, 512), silu(), nn.Linear(512, 784), nn.Sigmoid(),
+                    nn.Unflatten(1, (1, 28, 28)),
+                ])  # fmt: skip
+
+        def forward(self, x, label):
+            h = self.before(x)
+            if extra:
+                label = functional.one_hot(label, 10).float()
+                h = torch.cat([h, label], 1)
+            heads = [head(h2) for h2 in [self.encoder(h)] for head in self.heads]
+            z = heads[0]
+            if kind != "ae":
+                z = z + torch.exp(0.5 * heads[1]) * torch.randn_like(z)
+            return self.decoder(torch.cat([z, label], 1) if extra else z), heads
+
+    def loss_of(network, x, label):
+        rebuilt, heads = network(x, label)
+        loss = (rebuilt - x).abs().sum((1, 2, 3))
+        if kind != "ae":
+            mean, log_var = heads
+            loss = loss + 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1)
+        return loss.mean()
+
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    classes = torch.from_numpy(labels)
+
+    class Transformed(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            image = torch.from_numpy(images[i]).permute(2, 0, 1).contiguous()
+            return image.to(torch.float32).div(255), int(labels[i])
+
+    def make(fused, batches, item):
+        network = Network()
+        optimizer = torch.optim.Adam(network.parameters(), RATE, fused=fused)
+
+        def epoch():
+            total = 0.0
+            for x, label in batches():
+                optimizer.zero_grad()
+                loss = loss_of(network, x, label)
+                loss.backward()
+                optimizer.step()
+                total += (loss.item() if item else loss.detach()) * len(x)
+            return float(total) / len(images)
+
+        return epoch
+
+    def shuffled(x, scale):
+        for rows in torch.randperm(len(x)).split(batch):
+            yield x[rows].float().div_(255) if scale else x[rows], classes[rows]
+
+    floats = pixels.float() / 255
+    loader = torch.utils.data.DataLoader(Transformed(), batch, shuffle=True)
+    return {
+        "fused": make(True, lambda: shuffled(pixels, True), False),
+        "plain": make(None, lambda: shuffled(floats, False), True),
+        "tutorial": make(None, lambda: loader, True),
+    }
+
+
+def jax_scan(kind, backbone, batch, images, labels):
+    """Raw jax: a function that trains one epoch."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    extra = 10 if kind == "cvae" else 0
+
+    def weight(*shape):
+        limit = (6 / (np.prod(shape[:-1]) + shape[-1])) ** 0.5
+        return jnp.asarray(rng.uniform(-limit, limit, shape), "float32")
+
+    def dense(a, b):
+        return {"w": weight(a, b), "b": jnp.zeros(b)}
+
+    def norm(n):
+        return {"gamma": jnp.ones(n), "beta": jnp.zeros(n)}
+
+    p = {"heads": [dense(256, LATENTS) for _ in range(1 + (kind != "ae"))]}
+    if backbone == "conv":
+        p |= {"c0": weight(3, 3, 1, 32), "n0": norm(32), "c1": weight(3, 3, 32, 64), "n1": norm(64)}
+        p |= {"e": [dense(3136 + extra, 256)], "d": [dense(LATENTS + extra, 256)]}
+        p |= {"u": weight(256, 3136), "n2": norm(64), "t0": weight(4, 4, 64, 32), "n3": norm(32)}
+        p |= {"t1": weight(4, 4, 32, 1), "tb": jnp.zeros(1)}
+    else:
+        p |= {"e": [dense(784 + extra, 512), dense(512, 256)]}
+        p |= {"d": [dense(LATENTS + extra, 256), dense(256, 512)], "out": dense(512, 784)}
+    names = ("NHWC", "HWIO", "NHWC")
+
+    def linear(q, x):
+        return x @ q["w"] + q["b"]
+
+    def normalized(q, x, averages, key):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        averages[key] = jax.tree.map(
+            lambda old, new: 0.9 * old + 0.1 * new, averages[key], (mean, variance)
+        )
+        x = (x - mean) * (jax.lax.rsqrt(variance + 1e-3) * q["gamma"]) + q["beta"]
+        return jax.nn.silu(x)
+
+    def loss_of(p, averages, x, label, key):
+        averages, h = dict(averages), x
+        if backbone == "conv":
+            for i in "01":
+                h = jax.lax.conv_general_dilated(
+                    h, p["c" + i], (2, 2), "SAME", dimension_numbers=names
+                )
+                h = normalized(p["n" + i], h, averages, "n" + i)
+        h = h.reshape(len(x), -1)
+        label = [jax.nn.one_hot(label, 10)] if extra else []
+        h = jnp.concatenate([h, *label], 1)
+        for q in p["e"]:
+            h = jax.nn.silu(linear(q, h))
+        heads = [linear(q, h) for q in p["heads"]]
+        z, kl = heads[0], 0.0
+        if kind != "ae":
+            mean, log_var = heads
+            z = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+            kl = 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var).sum(1)
+        h = jnp.concatenate([z, *label], 1)
+        for q in p["d"]:
+            h = jax.nn.silu(linear(q, h))
+        if backbone == "conv":
+            h = normalized(p["n2"], (h @ p["u"]).reshape(-1, 7, 7, 64), averages, "n2")
+            h = jax.lax.conv_transpose(h, p["t0"], (2, 2), "SAME", dimension_numbers=names)
+            h = normalized(p["n3"], h, averages, "n3")
+            h = (
+                jax.lax.conv_transpose(h, p["t1"], (2, 2), "SAME", dimension_numbers=names)
+                + p["tb"]
+            )
+        else:
+            h = linear(p["out"], h).reshape(x.shape)
+        loss = (jnp.abs(jax.nn.sigmoid(h) - x).sum((1, 2, 3)) + kl).mean()
+        return loss, averages
+
+    def step(state, rows):
+        p, m, v, t, averages, key, x, y = state
+        key, now = jax.random.split(key)
+        (loss, averages), g = jax.value_and_grad(loss_of, has_aux=True)(
+            p, averages, x[rows].astype("float32") / 255, y[rows], now
+        )
+        t = t + 1
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+        rate = RATE * jnp.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        p = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-7), p, m, v)
+        return (p, m, v, t, averages, key, x, y), loss
+
+    @jax.jit
+    def scan(state, order):
+        return jax.lax.scan(step, state, order)
+
+    zeros = jax.tree.map(jnp.zeros_like, p)
+    averages = {
+        k: (jnp.zeros(len(q["beta"])),) * 2 for k, q in p.items() if k in ("n0", "n1", "n2", "n3")
+    }
+    # The images are an argument, not a constant of the compiled epoch.
+    state = (
+        p,
+        zeros,
+        zeros,
+        0.0,
+        averages,
+        jax.random.key(0),
+        jnp.asarray(images),
+        jnp.asarray(labels),
+    )
+
+    def epoch():
+        nonlocal state
+        order = rng.permutation(len(images))[: len(images) // batch * batch].reshape(-1, batch)
+        state, losses = scan(state, order)
+        return float(losses.mean())
+
+    return epoch
+
+
+def profile(epoch):
+    """Shares of one epoch on torch: what -> seconds. The parts are timed where they are called."""
+    import torch
+
+    from keras_ae import fitting
+    from keras_ae.train_step import torch as step
+
+    spent = {}
+
+    def timed(owner, attribute, name):
+        original = getattr(owner, attribute)
+
+        def wrapped(*args, **kwargs):
+            start = time.process_time()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.process_time() - start
+
+        setattr(owner, attribute, wrapped)
+        return owner, attribute, original
+
+    model, callbacks = epoch.model, epoch.keras.callbacks.CallbackList
+    undo = [
+        timed(model, "compute_loss", "network and loss, forwards"),
+        timed(torch.autograd, "grad", "backwards"),
+        timed(model.optimizer, "apply", "optimizer"),
+        timed(fitting.Feed, "__getitem__", "data"),
+        timed(step, "results", "metrics"),
+        timed(callbacks, "on_train_batch_begin", "callbacks and progress"),
+        timed(callbacks, "_on_train_batch_end", "callbacks and progress"),
+    ]
+    start = time.process_time()
+    epoch()
+    total = time.process_time() - start
+    for owner, attribute, original in undo:
+        setattr(owner, attribute, original)
+    spent["rest (Keras' loop)"] = total - sum(spent.values())
+    return {name: seconds / total for name, seconds in spent.items()}
+
+
+def worker(arguments):
+    """The rows of one backend, a line of JSON each."""
+    import numpy as np
+
+    from keras_ae import data
+
+    backend, threads = arguments.worker, arguments.threads
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    train, _ = data.load_splits("mnist", progress=lambda line: None)
+    for backbone in arguments.backbones:
+        for kind in arguments.models:
+            for batch in arguments.batches:
+                n = batch * max(1, arguments.images // batch)
+                row = (
+                    kind,
+                    backbone,
+                    batch,
+                    np.array(train.images[:n]),
+                    np.array(train.labels[:n]),
+                )
+                contenders = {"ours": ours(*row), "stock": stock(*row)}
+                if backend == "torch":
+                    contenders |= torch_loops(*row)
+                if backend == "jax":
+                    contenders["scan"] = jax_scan(*row)
+                for epoch in contenders.values():
+                    epoch()  # compiles, fills caches
+                seconds = {name: [] for name in contenders}
+                for _ in range(arguments.rounds):
+                    for name, epoch in contenders.items():
+                        start = clock()
+                        epoch()
+                        seconds[name].append(clock() - start)
+                result = {"backend": backend, "model": kind, "backbone": backbone, "batch": batch}
+                result |= {"steps": n // batch, "seconds": seconds}
+                if backend == "torch" and batch == arguments.batches[0]:
+                    result["profile"] = profile(contenders["ours"])
+                print(json.dumps(result), flush=True)
+
+
+def cell(ours, theirs):
+    """Median of the ratios and its quartiles."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="vae, batch 128, 5120 images, 5 rounds"
+    )
+    parser.add_argument("--backends", nargs="+", default=["torch", "jax", "tensorflow"])
+    parser.add_argument("--models", nargs="+", default=["ae", "vae", "cvae"])
+    parser.add_argument("--backbones", nargs="+", default=["mlp", "conv"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
+    parser.add_argument("--images", type=int, default=20480)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.models, arguments.batches = ["vae"], [128]
+        arguments.images, arguments.rounds = 5120, 5
+    if arguments.worker:
+        return worker(arguments)
+    rows, command = [], [sys.executable, str(Path(__file__).resolve())]
+    for option in ("models", "backbones", "batches", "images", "rounds", "threads"):
+        value = getattr(arguments, option)
+        command += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    limits = {"OMP_NUM_THREADS": arguments.threads, "TF_NUM_INTRAOP_THREADS": arguments.threads}
+    limits |= {"TF_NUM_INTEROP_THREADS": arguments.threads, "TF_CPP_MIN_LOG_LEVEL": 3}
+    if arguments.threads == 1:
+        limits["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    for backend in arguments.backends:
+        environment = (
+            os.environ | {k: str(v) for k, v in limits.items()} | {"KERAS_BACKEND": backend}
+        )
+        done = subprocess.run(
+            [*command, "--worker", backend], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode:
+            sys.exit(f"The benchmark on {backend} failed.")
+        rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    scans = {
+        (r["model"], r["backbone"], r["batch"]): statistics.median(r["seconds"]["scan"])
+        for r in rows
+        if "scan" in r["seconds"]
+    }
+    print(
+        f"{arguments.threads} thread(s), {arguments.rounds} rounds of {arguments.images} images\n"
+    )
+    columns = ("fused", "plain", "stock", "tutorial", "scan")
+    print("| backend | model | backbone | batch | ms a step | " + " | ".join(columns) + " |")
+    print("|---" * (5 + len(columns)) + "|")
+    for r in rows:
+        mine, of = r["seconds"]["ours"], (r["model"], r["backbone"], r["batch"])
+        cells = [cell(mine, r["seconds"][c]) if c in r["seconds"] else "" for c in columns]
+        if not cells[-1] and of in scans:
+            cells[-1] = f"{statistics.median(mine) / scans[of]:.2f}"
+        first = (r["backend"], *of, f"{statistics.median(mine) / r['steps'] * 1e3:.1f}")
+        print("| " + " | ".join(map(str, [*first, *cells])) + " |")
+    for r in rows:
+        if "profile" in r:
+            print(f"\nAn epoch of {r['model']}, {r['backbone']}, batch {r['batch']}, on torch:\n")
+            print("| part | share |\n|---|---|")
+            for part, share in sorted(r["profile"].items(), key=lambda item: -item[1]):
+                print(f"| {part} | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
