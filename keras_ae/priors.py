@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 
-CANDIDATES = (1, 10, 40, 100, 200)
+REGULARISATION = (
+    1e-2  # variance added to each latent of a component, whose codes are of the order of 1
+)
+CANDIDATES = (1, 10, 20, 40, 100, 200)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -198,7 +201,9 @@ def _mixtures(by_class, components, seed):
         m = max(1, min(components, len(codes) // (codes.shape[1] + 1)))
         if len(codes) == 1:
             codes = np.repeat(codes, 2, axis=0)
-        mixture = GaussianMixture(m, reg_covar=1e-4, max_iter=100, tol=5e-3, random_state=seed)
+        mixture = GaussianMixture(
+            m, reg_covar=REGULARISATION, max_iter=100, tol=5e-3, random_state=seed
+        )
         return mixture.fit(codes)
 
     # A class to a thread, where there are several: their matrices are too small for more.

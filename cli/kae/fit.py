@@ -62,9 +62,7 @@ def setting(name, kind, help, **kwargs):
 @click.option(
     "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
 )
-@setting(
-    "dtype", click.Choice(options.DTYPES), "Precision of the layers; a checkpoint is float32."
-)
+@setting("dtype", click.Choice(options.DTYPES), "Precision of the layers; a checkpoint is float32.")
 @setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
 @setting("limit", click.IntRange(1), "Take only the first so many images.")
 @click.option(
