@@ -92,7 +92,7 @@ def release(name, run, figures):
     lines = [
         f"# {name}: the released weights",
         "",
-        f"An {name.upper()} of MNIST: `kae sample {name}`" if name != "ae" else "An AE of MNIST.",
+        f"A {name.upper()} of MNIST: `kae sample {name}`." if name != "ae" else "An AE of MNIST.",
         "",
         "| | |",
         "|---|---|",
