@@ -129,8 +129,9 @@ def draw():
 
     train, _ = data.load_splits("mnist")
     model = checkpoints.load_model(RELEASED / "cvae" / "model.keras")
-    samples = model.sample(1_000, np.arange(10).repeat(100))
-    drawn, nearest, _ = evaluation.closest_pairs(samples, train.images, 20)
+    samples = model.sample(1_000, np.arange(10).repeat(100)).reshape(10, 100, *model.image_shape)
+    pairs = [evaluation.closest_pairs(digits, train.images, 2)[:2] for digits in samples]
+    drawn, nearest = map(np.concatenate, zip(*pairs))
     pictures.pairs(drawn, nearest, columns=20).save(ROOT / "docs" / "nearest.png")
 
 

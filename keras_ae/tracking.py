@@ -21,7 +21,7 @@ def track(mean, value, n):
 
 
 def results(means):
-    """`{mean.name: mean.result()}` after an update; on torch a third of the time that Keras takes."""
+    """`{mean.name: mean.result()}` after an update."""
     if torch is None or any(type(mean) is not keras.metrics.Mean for mean in means):
         return {mean.name: mean.result() for mean in means}
     return {mean.name: mean.total.value / mean.count.value for mean in means}

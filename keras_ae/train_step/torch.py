@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 
 import keras
 import torch
@@ -16,8 +17,7 @@ def keep_memory():
     By default it hands the gradients back to the system at the end of each step and gets them anew,
     page by page: 1.7 of 14 ms of a step of the mlp. Does nothing with other C libraries.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes, "CDLL") else None
-    if mallopt is not None:
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
         mallopt(trim_threshold, 256 << 20)
         mallopt(mmap_threshold, 32 << 20)  # the highest allowed
