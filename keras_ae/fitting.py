@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.metadata
 import random
+import signal
 import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +119,39 @@ class StopAtNaN(keras.callbacks.Callback):
                 f"The loss became {loss} {when}. The weights of the last whole epoch are kept, if "
                 "there was one. Try a lower --learning-rate."
             )
+
+
+class StopAtInterrupt(keras.callbacks.Callback):
+    """Ends the run at Ctrl-C, also where Keras takes it for another error and goes on.
+
+    Keras' functional models catch whatever is raised while they check their inputs, and warn. To be
+    entered as a context around `fit`; outside of the main thread, and where Ctrl-C is ignored or
+    handled already, it does nothing.
+    """
+
+    interrupted = False
+
+    def __enter__(self):
+        main = threading.current_thread() is threading.main_thread()
+        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *error):
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number, frame):
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.on_train_batch_end(epoch)
 
 
 class WriteEpoch(keras.callbacks.Callback):
@@ -300,16 +335,17 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
     if epochs_done < settings.epochs:
-        model.fit(
-            feed,
-            epochs=settings.epochs,
-            initial_epoch=epochs_done,
-            shuffle=False,  # the feed has its order
-            validation_data=((test_images, test.labels) if conditional else test_images,),
-            validation_batch_size=256,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+        with StopAtInterrupt() as interrupt:
+            model.fit(
+                feed,
+                epochs=settings.epochs,
+                initial_epoch=epochs_done,
+                shuffle=False,  # the feed has its order
+                validation_data=((test_images, test.labels) if conditional else test_images,),
+                validation_batch_size=256,
+                callbacks=[interrupt, *callbacks],
+                verbose=verbose,
+            )
     if isinstance(model, VAE):
         report("fitting the prior to the codes of the training images")
         if conditional:

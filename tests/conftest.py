@@ -3,6 +3,7 @@
 import fcntl
 import lzma
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 
 import keras_ae
+
+# A job in the background ignores Ctrl-C, and so would the processes that the tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MNIST = Path(keras_ae.__file__).parent / "data" / "mnist"
 

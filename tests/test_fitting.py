@@ -1,7 +1,11 @@
 """Runs from settings to a folder, on real MNIST: contents, resuming, order, and what stops a run."""
 
+import contextlib
 import csv
 import json
+import os
+import signal
+import time
 
 import keras
 import numpy as np
@@ -340,3 +344,15 @@ def test_a_dataset_without_labels_is_no_food_for_a_cvae():
     )
     with pytest.raises(RunError, match="x has no labels"):
         fitting.build_model(small("cvae"), images)
+
+
+def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
+    """A bare `except:` of Keras' functional models takes KeyboardInterrupt for a mismatch of inputs."""
+    with fitting.StopAtInterrupt() as stop:
+        stop.on_train_batch_end(0)
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        with pytest.raises(KeyboardInterrupt):
+            stop.on_train_batch_end(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
