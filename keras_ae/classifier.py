@@ -20,6 +20,7 @@ from keras_ae.data import load_splits
 from keras_ae.data.cache import cache_dir
 from keras_ae.errors import UserError
 from keras_ae.optimizers import Adam
+from keras_ae.pictures import to_float
 
 FEATURES = 64
 STEPS = 3750  # eight epochs of MNIST
@@ -51,9 +52,7 @@ def classify(network, images):
     """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, 64), probabilities (N, K)."""
     features, probabilities = [], []
     for i in range(0, len(images), 10_000):  # as floats, a training set may not fit into memory
-        part = np.asarray(images[i : i + 10_000])
-        part = part / np.float32(255) if part.dtype == np.uint8 else part.astype("float32")
-        outputs = network.predict(part, batch_size=500, verbose=0)
+        outputs = network.predict(to_float(images[i : i + 10_000]), batch_size=500, verbose=0)
         features.append(outputs["features"])
         probabilities.append(outputs["probabilities"])
     return np.concatenate(features), np.concatenate(probabilities)

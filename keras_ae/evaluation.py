@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 from keras_ae.classifier import evaluation_classifier
 from keras_ae.errors import UserError
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
+from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
 
 BATCH = 1024  # images that a network sees at a time
@@ -141,7 +142,7 @@ def reconstruction_error(images, reconstructions):
     """
     absolute, squared = [], []
     for rows in _chunks(len(images), images[0].size):
-        difference = _unit(images[rows]) - _unit(reconstructions[rows])
+        difference = to_float(images[rows]) - to_float(reconstructions[rows])
         absolute.append(np.abs(difference).sum(dtype="float64"))
         squared.append(np.square(difference).sum(dtype="float64"))
     pixels = images.size
@@ -356,10 +357,10 @@ def nearest_training_images(images, train_images):
     """
     from sklearn.metrics import pairwise_distances_argmin_min
 
-    flat = _unit(images).reshape(len(images), -1)
+    flat = to_float(images).reshape(len(images), -1)
     nearest, which = np.full(len(images), np.inf), np.zeros(len(images), "int64")
     for rows in _chunks(len(train_images), flat.shape[1]):
-        part = _unit(train_images[rows]).reshape(-1, flat.shape[1])
+        part = to_float(train_images[rows]).reshape(-1, flat.shape[1])
         index, distance = pairwise_distances_argmin_min(flat, part)
         closer = distance < nearest
         nearest[closer], which[closer] = distance[closer], index[closer] + rows.start
@@ -489,7 +490,7 @@ def _split(model, inputs):
 def _nll(model, images, codes, labels):
     """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
-    term = RECONSTRUCTIONS[model.reconstruction](_unit(images), rebuilt)
+    term = RECONSTRUCTIONS[model.reconstruction](to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
     return nll_per_image(term, model.reconstruction, images[0].size, _kl_weight(model))
 
@@ -497,12 +498,6 @@ def _nll(model, images, codes, labels):
 def _kl_weight(model):
     """The weight of the KL term that the model ended its training with."""
     return float(keras.ops.convert_to_numpy(model.kl_weight))
-
-
-def _unit(images):
-    """uint8 0..255 or float in [0, 1] -> float32 in [0, 1]."""
-    images = np.asarray(images)
-    return images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
 
 
 def _chunks(n, size):

@@ -11,6 +11,7 @@ from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import BACKBONES, build_decoder, build_encoder, one_hot
 from keras_ae.noise import SeedGenerator
+from keras_ae.pictures import to_float
 from keras_ae.priors import ClassMixture, StandardNormal
 from keras_ae.tracking import track
 from keras_ae.train_step import StepMixin
@@ -142,8 +143,7 @@ class AE(StepMixin, keras.Model):
         """The encoder's outputs by head, as NumPy arrays."""
         images = np.asarray(inputs[0] if self.num_classes else inputs)
         condition = [] if not self.num_classes else [self._one_hot(inputs[1], len(images))]
-        images = images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
-        return _run(self.encoder, [images, *condition], batch_size)
+        return _run(self.encoder, [to_float(images), *condition], batch_size)
 
     def get_config(self):
         return {

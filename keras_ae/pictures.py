@@ -16,6 +16,12 @@ def to_uint8(images):
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
+def to_float(images):
+    """Images (..., H, W, C), uint8 or float in [0, 1] -> float32 in [0, 1]."""
+    images = np.asarray(images)
+    return images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
+
+
 def grid(images, columns=None, gap=1, zoom=None):
     """Images (N, H, W, C), row by row, as one picture.
 
