@@ -121,34 +121,42 @@ class StopAtNaN(keras.callbacks.Callback):
             )
 
 
-class StopAtInterrupt(keras.callbacks.Callback):
-    """Ends the run at Ctrl-C, also where Keras takes it for another error and goes on.
+class StopAtSignal(keras.callbacks.Callback):
+    """Ends the run at Ctrl-C or SIGTERM after the step under way; the second signal ends it at once.
 
-    Keras' functional models catch whatever is raised while they check their inputs, and warn. To be
-    entered as a context around `fit`; outside of the main thread, and where Ctrl-C is ignored or
-    handled already, it does nothing.
+    An exception that a signal raises amid a step may be swallowed (Keras' functional models catch
+    whatever comes while they check their inputs), or leave a lock held that the exit waits for. To be
+    entered as a context around `fit`; outside of the main thread it does nothing, nor for a signal that
+    is ignored or handled already.
     """
 
-    interrupted = False
+    def __init__(self, report):
+        super().__init__()
+        self.report, self.stopping, self._before = report, False, {}
 
     def __enter__(self):
-        main = threading.current_thread() is threading.main_thread()
-        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
-            signal.signal(signal.SIGINT, self._interrupt)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler in (signal.default_int_handler, signal.SIG_DFL):
+                    self._before[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *error):
-        if self._ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _interrupt(self, number, frame):
-        self.interrupted = True
-        raise KeyboardInterrupt
+    def _stop(self, number, frame):
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.report("stopping after this step; once more stops at once")
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.interrupted:
+        if self.stopping:
             raise KeyboardInterrupt
+
+    on_test_batch_end = on_train_batch_end
 
     def on_epoch_end(self, epoch, logs=None):
         self.on_train_batch_end(epoch)
@@ -270,7 +278,7 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     Raises:
         RunError: if the run cannot start, or its loss is no longer a number.
         keras_ae.data.DataError: if there is no such dataset.
-        KeyboardInterrupt: at Ctrl-C; whole epochs are kept, and `resume` goes on after them.
+        KeyboardInterrupt: at Ctrl-C or SIGTERM; whole epochs are kept, and `resume` goes on after them.
     """
     start = time.perf_counter()
     folder = Path(folder)
@@ -335,7 +343,7 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
     if epochs_done < settings.epochs:
-        with StopAtInterrupt() as interrupt:
+        with StopAtSignal(report) as stop:
             model.fit(
                 feed,
                 epochs=settings.epochs,
@@ -343,7 +351,7 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
                 shuffle=False,  # the feed has its order
                 validation_data=((test_images, test.labels) if conditional else test_images,),
                 validation_batch_size=256,
-                callbacks=[interrupt, *callbacks],
+                callbacks=[stop, *callbacks],
                 verbose=verbose,
             )
     if isinstance(model, VAE):

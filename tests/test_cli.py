@@ -122,31 +122,33 @@ class TestFit:
         ]
         assert (done.returncode, done.stdout, said) == (0, "", [])
 
-    def test_ctrl_c_stops_cleanly_and_resume_goes_on(self, kae, mnist_dir, shared_tmp):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_cleanly_and_resume_goes_on(self, number, kae, mnist_dir, shared_tmp):
         """A real process, a real signal; the resumed run ends as an uninterrupted one."""
-        command = [sys.executable, "-m", "kae", "fit", "vae", *SMALL, "--epochs", "60"]
+        out = f"cut-{number}"
+        command = [sys.executable, "-m", "kae", "fit", "vae", *SMALL, "--epochs", "20"]
         process = subprocess.Popen(
-            [*command, "--out", "cut"],
+            [*command, "--out", out],
             cwd=kae.folder,
             env=environment_of(mnist_dir, shared_tmp),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        backup = kae.folder / "cut" / "backup" / "state.npz"
+        backup = kae.folder / out / "backup" / "state.npz"
         end = time.monotonic() + 120
         while not backup.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 1 and out == "" and "Traceback" not in err, err
+        process.send_signal(number)
+        stdout, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and stdout == "" and "Traceback" not in err, err
         assert err.strip().splitlines()[-1].startswith("Error: Stopped."), err
         assert "--resume" in err
-        assert not list((kae.folder / "cut").rglob(".*")), "half-written files are left"
-        resumed = kae("fit", "vae", "--out", "cut", "--resume", "--json")
+        assert not list((kae.folder / out).rglob(".*")), "half-written files are left"
+        resumed = kae("fit", "vae", "--out", out, "--resume", "--json")
         result = one_json(resumed)
-        assert "resuming cut after epoch" in resumed.stderr
-        assert [row["epoch"] for row in result["history"]] == list(range(1, 61))
+        assert f"resuming {out} after epoch" in resumed.stderr
+        assert [row["epoch"] for row in result["history"]] == list(range(1, 21))
 
     def test_a_loss_that_is_no_number_stops_the_run(self, kae):
         done = kae(
