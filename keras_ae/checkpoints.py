@@ -18,7 +18,13 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import keras
 import numpy as np
@@ -27,6 +33,7 @@ from keras_ae.errors import UserError
 from keras_ae.models import AE
 from keras_ae.settings import MODELS
 
+UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -38,13 +45,13 @@ class CheckpointError(UserError):
 def atomic(path):
     """Give a temporary path to write to, which then takes the place of `path` in one step.
 
-    A reader, or a kill at any moment, meets the old file or the new one, never a part.
+    A reader, a kill or a power cut at any moment meets the old file or the new one, never a part.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: Keras goes by it. The leading dot hides the file from a listing.
     handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
+        dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix
     )
     os.close(handle)
     try:
@@ -55,9 +62,20 @@ def atomic(path):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _sync_folder(folder):
+    """Have a file's new name on the disk before whatever is written next, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_bytes(path, content):
@@ -203,51 +221,130 @@ def write_history(folder, rows):
     write_bytes(Path(folder) / "history.csv", text.getvalue())
 
 
-def write_backup(folder, model, epochs_done, history):
-    """Write all that a run needs to go on after so many epochs: weights, optimizer, history."""
-    arrays = {f"model/{i}": w for i, w in enumerate(model.get_weights())}
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        history: a dict for each whole epoch.
+        epochs: whole epochs done.
+        batches: steps done of the epoch after these.
+        seconds: that these steps took.
+        metrics: the running means of these steps, `model.metrics_variables` as arrays.
+    """
+
+    history: list
+    epochs: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    metrics: list = dataclasses.field(default_factory=list)
+
+
+def write_backup(folder, model, progress):
+    """Write all that a run needs to go on from here: weights, optimizer, progress."""
     optimizer = {}
     model.optimizer.save_own_variables(optimizer)
+    arrays = {f"model/{i}": w for i, w in enumerate(model.get_weights())}
     arrays |= {f"optimizer/{name}": np.asarray(value) for name, value in optimizer.items()}
-    about = {"format": FORMAT, "epochs_done": epochs_done, "history": history}
+    arrays |= {f"metrics/{i}": value for i, value in enumerate(progress.metrics)}
+    about = {
+        "format": FORMAT,
+        "epochs_done": progress.epochs,
+        "batches_done": progress.batches,
+        "seconds": progress.seconds,
+        "history": progress.history,
+    }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
 
 
 def read_backup(folder, model):
-    """Put a run's last backup into a compiled model.
+    """Put a run's last backup into a compiled model, and return the `Progress` that it was made at.
 
-    Returns:
-        (epochs done, history); (0, []) for a run that was stopped in its first epoch.
+    A run that was stopped before its first backup is at its start.
 
     Raises:
         CheckpointError: if the backup is damaged or of another model.
     """
     path = Path(folder) / "backup" / "state.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            model.set_weights([arrays[f"model/{i}"] for i in range(len(model.weights))])
-            model.optimizer.build(model.trainable_variables)
-            model.optimizer.load_own_variables(
-                {
-                    name.removeprefix("optimizer/"): arrays[name]
-                    for name in arrays.files
-                    if name.startswith("optimizer/")
-                }
-            )
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        about = json.loads(str(arrays["about"]))
+
+        def part(name):
+            start = f"{name}/"
+            return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+
+        weights, metrics = (part(name) for name in ("model", "metrics"))
+        model.set_weights([weights[str(i)] for i in range(len(model.weights))])
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.load_own_variables(part("optimizer"))
+        return Progress(
+            about["history"],
+            about["epochs_done"],
+            about["batches_done"],
+            about["seconds"],
+            [metrics[str(i)] for i in range(len(metrics))],
+        )
     except FileNotFoundError:
-        return 0, []
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return Progress([])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"{path} is damaged or of another model; start over with --force."
         ) from error
-    return about["epochs_done"], about["history"]
+
+
+class RunLock:
+    """Keeps other processes from writing to a run folder, from `take` on until the context ends.
+
+    The lock is the system's, on the folder itself: it leaves no file behind, and that of a process that
+    was killed is free at once. Entering the context takes it where the folder is there already. On a
+    system without such locks (Windows), or a file system (some network drives), there is none.
+
+    Raises:
+        CheckpointError: if another process has it.
+    """
+
+    def __init__(self, folder):
+        self.folder, self._handle = Path(folder), None
+
+    def __enter__(self):
+        if self.folder.is_dir():
+            self.take()
+        return self
+
+    def take(self):
+        """Lock the folder, if this is not done yet."""
+        if fcntl is None or self._handle is not None:
+            return
+        self._handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.__exit__()
+            raise CheckpointError(
+                f"Another `kae fit` is writing to {self.folder}: wait for it, or give another --out."
+            ) from error
+        except OSError:  # no locks here
+            pass
+
+    def __exit__(self, *error):
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def sweep(folder):
+    """Remove the halves of files that a kill amid `atomic` left."""
+    for part in Path(folder).rglob(f"{UNFINISHED}*"):
+        part.unlink(missing_ok=True)
 
 
 def clear(folder):
     """Remove the files that a run writes, and nothing else."""
     folder = Path(folder)
+    sweep(folder)
     for name in ("model.keras", "run.json", "history.csv"):
         (folder / name).unlink(missing_ok=True)
     for picture in (folder / "epochs").glob("[0-9]*.png"):

@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import keras
@@ -21,6 +22,7 @@ from keras_ae.settings import Settings
 
 MODEL_CLASSES = {"ae": AE, "vae": VAE, "cvae": CVAE}
 PICTURED = 20  # test images in the picture of an epoch
+BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
 
 
 class RunError(UserError):
@@ -46,15 +48,21 @@ class Feed(keras.utils.PyDataset):
         self.seed, self.binarize = seed, binarize
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
-        """Take the order of this epoch, from 0."""
-        self.epoch = epoch
+    def set_epoch(self, epoch, first=0):
+        """Take the order of this epoch, from 0, without the batches before `first`."""
+        self.epoch, self.first = epoch, first
         self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
 
-    def __len__(self):
+    @property
+    def steps(self):
+        """Batches of a whole epoch."""
         return -(-len(self.images) // self.batch_size)
 
+    def __len__(self):
+        return self.steps - self.first
+
     def __getitem__(self, index):
+        index += self.first
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.images[rows]
         if self.binarize:
@@ -68,33 +76,62 @@ def binarized(images, seed):
     return np.where(coins * 255.0 < images, np.uint8(255), np.uint8(0))
 
 
-class StartEpoch(keras.callbacks.Callback):
-    """Sets what an epoch draws from: the order of the images, and the noise of the posterior."""
+class Callbacks(keras.callbacks.CallbackList):
+    """Keras' list of callbacks, which counts the batches of an epoch from its start, resumed or not."""
 
-    def __init__(self, feed, seed):
+    def __init__(self, callbacks, feed, **kwargs):
+        super().__init__(callbacks, steps=feed.steps, **kwargs)
+        self.feed = feed
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(self.feed.first + batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(self.feed.first + batch, logs)
+
+
+class StartEpoch(keras.callbacks.Callback):
+    """Sets what an epoch draws from, and where a resumed one stood.
+
+    These are the order of the images, the noise of the posterior, and the running means of the epoch.
+    """
+
+    def __init__(self, feed, seed, done):
         super().__init__()
-        self.feed, self.seed = feed, seed
+        self.feed, self.seed, self.done = feed, seed, done
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.feed.set_epoch(epoch)
+        first = self.done.batches if epoch == self.done.epochs else 0
+        self.feed.set_epoch(epoch, first)
         if hasattr(self.model, "seed_generator"):
             # (seed, calls so far): as if every step up to here had drawn its noise.
-            self.model.seed_generator.state.assign([self.seed, epoch * len(self.feed)])
+            step = epoch * self.feed.steps + first
+            self.model.seed_generator.state.assign([self.seed, step])
+        if first:  # Keras has just set the means back
+            for variable, value in zip(
+                self.model.metrics_variables, self.done.metrics, strict=True
+            ):
+                variable.assign(value)
 
 
 class Stopwatch(keras.callbacks.Callback):
     """Seconds of the training steps of each epoch, without validation and pictures."""
 
-    def __init__(self):
+    def __init__(self, done):
         super().__init__()
-        self.seconds = []
+        self.seconds, self.done = [], done
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._start, self._running = time.perf_counter(), True
+        before = self.done.seconds if epoch == self.done.epochs else 0.0
+        self._start, self._running = time.perf_counter() - before, True
+
+    def now(self):
+        """Seconds of the epoch under way."""
+        return time.perf_counter() - self._start
 
     def on_test_begin(self, logs=None):
         if self._running:
-            self.seconds.append(time.perf_counter() - self._start)
+            self.seconds.append(self.now())
             self._running = False
 
 
@@ -127,7 +164,7 @@ class StopAtSignal(keras.callbacks.Callback):
     An exception that a signal raises amid a step may be swallowed (Keras' functional models catch
     whatever comes while they check their inputs), or leave a lock held that the exit waits for. To be
     entered as a context around `fit`; outside of the main thread it does nothing, nor for a signal that
-    is ignored or handled already.
+    is ignored or handled already. After the last step of an epoch, the run ends with the epoch.
     """
 
     def __init__(self, report):
@@ -153,24 +190,41 @@ class StopAtSignal(keras.callbacks.Callback):
         self.report("stopping after this step; once more stops at once")
 
     def on_train_batch_end(self, batch, logs=None):
+        if self.stopping and batch + 1 < self.params["steps"]:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
         if self.stopping:
             raise KeyboardInterrupt
 
-    on_test_batch_end = on_train_batch_end
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.on_train_batch_end(epoch)
+class WriteRun(keras.callbacks.Callback):
+    """Writes the run folder: model, history and picture after each epoch, and what `resume` needs.
 
+    That backup is written after each epoch, every `BACKUP_SECONDS` within one, and at the step that a
+    signal ends the run after.
+    """
 
-class WriteEpoch(keras.callbacks.Callback):
-    """After each epoch: backup, model, history and picture, in the run folder."""
-
-    def __init__(self, folder, history, test_inputs, shown, sample_labels, stopwatch):
+    def __init__(self, folder, history, test_inputs, shown, sample_labels, stopwatch, stop):
         super().__init__()
         self.folder, self.history, self.test_inputs = folder, history, test_inputs
         self.shown, self.sample_labels, self.stopwatch = shown, sample_labels, stopwatch
+        self.stop, self._written = stop, time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        due = self.stop.stopping or time.monotonic() - self._written >= BACKUP_SECONDS
+        if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
+            return
+        # A step that breaks the weights shows in the loss of the next one: the backup before it stays.
+        if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+            self._back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
 
     def on_epoch_end(self, epoch, logs=None):
+        check_there(self.folder)
         row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
         self.history.append(row)
         model = self.model
@@ -180,7 +234,19 @@ class WriteEpoch(keras.callbacks.Callback):
         checkpoints.save_model(model, self.folder / "model.keras")
         checkpoints.write_history(self.folder, self.history)
         # Last: an epoch that the backup names is written in full.
-        checkpoints.write_backup(self.folder, model, epoch + 1, self.history)
+        self._back_up(epoch + 1)
+
+    def _back_up(self, *position):
+        check_there(self.folder)
+        progress = checkpoints.Progress(self.history, *position)
+        checkpoints.write_backup(self.folder, self.model, progress)
+        self._written = time.monotonic()
+
+
+def check_there(folder):
+    """Refuse to write to a run folder that was removed: it would come back without what was in it."""
+    if not folder.is_dir():
+        raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
 
 
 def picture_of(model, inputs, originals, sample_labels):
@@ -247,16 +313,51 @@ def claim(folder, resume, force):
     return run
 
 
-def make_folder(folder, force):
-    """Make a run folder that can be written to; with `force`, remove the run in it."""
+def make_folder(folder):
+    """Make a run folder that can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.write_bytes(folder / ".writable", b"")
         (folder / ".writable").unlink()
-        if force:
-            checkpoints.clear(folder)
     except OSError as error:
         raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
+
+
+def stretches(done, epochs):
+    """The calls of Keras' `fit` that are left: (first epoch, epoch after the last, first batch).
+
+    Keras asks once a `fit` how many batches an epoch has: the rest of an epoch has a `fit` of its own.
+    """
+    first = done.epochs
+    if done.batches:
+        yield first, first + 1, done.batches
+        first += 1
+    if first < epochs:
+        yield first, epochs, 0
+
+
+def facts_of(train, test):
+    """What a run was trained on, with a checksum of images and labels."""
+    checksum = 0
+    for split in (train, test):
+        checksum = zlib.crc32(np.ascontiguousarray(split.images), checksum)
+        if split.labels is not None:
+            checksum = zlib.crc32(np.ascontiguousarray(split.labels), checksum)
+    return {
+        "name": train.name,
+        "version": train.version,
+        "train_images": len(train.images),
+        "test_images": len(test.images),
+        "crc32": f"{checksum:08x}",
+    }
+
+
+def describe(facts):
+    """The facts of `facts_of` in a few words."""
+    return (
+        f"version {facts.get('version')}, {facts.get('train_images')} and {facts.get('test_images')} "
+        f"images, checksum {facts.get('crc32')}"
+    )
 
 
 def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="auto", report=print):
@@ -278,10 +379,17 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     Raises:
         RunError: if the run cannot start, or its loss is no longer a number.
         keras_ae.data.DataError: if there is no such dataset.
-        KeyboardInterrupt: at Ctrl-C or SIGTERM; whole epochs are kept, and `resume` goes on after them.
+        keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
+        KeyboardInterrupt: at Ctrl-C or SIGTERM; `resume` goes on after the last step.
+        OSError: if the folder cannot be written to any more; what it holds stays whole.
     """
-    start = time.perf_counter()
     folder = Path(folder)
+    with checkpoints.RunLock(folder) as lock:
+        return _fit(settings, folder, data_dir, resume, force, verbose, report, lock)
+
+
+def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
+    start = time.perf_counter()
     run = claim(folder, resume, force)
     if resume and (other := differences(settings, Settings.from_dict(run["settings"]))):
         raise RunError(f"--resume goes on with the settings of the run; other {', '.join(other)}.")
@@ -292,7 +400,16 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     # tensorflow, where there is one, for the same weights.)
     random.seed(settings.seed)
     model = build_model(settings, train)
-    make_folder(folder, force)  # now that nothing is missing for the run
+    facts = facts_of(train, test)
+    if resume and run.get("data", facts) != facts:
+        raise RunError(
+            f"{train.name} is not what the run in {folder} began with ({describe(run['data'])}; now "
+            f"{describe(facts)}): put the dataset back, or start over with --force."
+        )
+    make_folder(folder)  # now that nothing is missing for the run
+    lock.take()
+    claim(folder, resume, force)  # again: another run may have been here meanwhile
+    checkpoints.clear(folder) if force else checkpoints.sweep(folder)
     conditional = isinstance(model, CVAE)
     feed = Feed(
         train.images,
@@ -301,21 +418,17 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
         settings.seed,
         settings.binarize,
     )
-    model.compile(build_optimizer(settings, settings.epochs * len(feed)))
+    model.compile(build_optimizer(settings, settings.epochs * feed.steps))
 
-    epochs_done, history = 0, []
+    done = checkpoints.Progress([])
     if resume:
-        epochs_done, history = checkpoints.read_backup(folder, model)
-        report(f"resuming {folder} after epoch {epochs_done} of {settings.epochs}")
+        done = checkpoints.read_backup(folder, model)
+        within = f", step {done.batches} of {feed.steps}" if done.batches else ""
+        report(f"resuming {folder} after epoch {done.epochs} of {settings.epochs}{within}")
     run = {
         "finished": False,
         "settings": settings.to_dict(),
-        "data": {
-            "name": train.name,
-            "version": train.version,
-            "train_images": len(train.images),
-            "test_images": len(test.images),
-        },
+        "data": facts,
         "environment": environment(model),
     }
     checkpoints.write_run(folder, run)
@@ -324,42 +437,56 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
     if settings.binarize:
         test_images = binarized(test_images, settings.seed)
     shown = test_images[:PICTURED]
-    stopwatch = Stopwatch()
+    history, stopwatch, stop = list(done.history), Stopwatch(done), StopAtSignal(report)
     callbacks = [
-        StartEpoch(feed, settings.seed),
+        StartEpoch(feed, settings.seed, done),
         StopAtNaN(),
         stopwatch,
-        WriteEpoch(
+        WriteRun(
             folder,
             history,
             (shown, test.labels[:PICTURED]) if conditional else shown,
             shown,
             np.arange(model.num_classes).repeat(10)[:400] if conditional else None,
             stopwatch,
+            stop,
         ),
+        stop,
     ]
     if isinstance(model, VAE):
         callbacks.insert(
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
-    if epochs_done < settings.epochs:
-        with StopAtSignal(report) as stop:
+    callbacks = Callbacks(
+        callbacks,
+        feed,
+        add_history=True,
+        add_progbar=verbose != 0,
+        verbose=verbose,
+        epochs=settings.epochs,
+        model=model,
+    )
+    with stop:
+        for first, last, batch in stretches(done, settings.epochs):
+            feed.set_epoch(first, batch)
             model.fit(
                 feed,
-                epochs=settings.epochs,
-                initial_epoch=epochs_done,
+                epochs=last,
+                initial_epoch=first,
                 shuffle=False,  # the feed has its order
                 validation_data=((test_images, test.labels) if conditional else test_images,),
                 validation_batch_size=256,
-                callbacks=[stop, *callbacks],
+                callbacks=callbacks,
                 verbose=verbose,
             )
+    check_there(folder)
     if isinstance(model, VAE):
         report("fitting the prior to the codes of the training images")
         if conditional:
             model.fit_prior((train.images, train.labels), seed=settings.seed)
         else:
             model.fit_prior(train.images, train.labels, seed=settings.seed)
+        check_there(folder)
         checkpoints.save_model(model, folder / "model.keras")
         run["prior"] = {"components": model.prior.components}
 

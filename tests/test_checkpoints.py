@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_ae import AE, CVAE, VAE, Adam, checkpoints
-from keras_ae.checkpoints import CheckpointError
+from keras_ae.checkpoints import CheckpointError, Progress
 
 
 @pytest.fixture
@@ -254,30 +254,42 @@ class TestRunJson:
 
 
 class TestBackup:
-    def test_round_trip_of_weights_optimizer_and_history(self, tmp_path):
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: Adam(1e-2),
+            lambda: Adam(keras.optimizers.schedules.CosineDecay(1e-2, 10)),
+            lambda: Adam(1e-2, use_ema=True, ema_overwrite_frequency=2),
+            lambda: keras.optimizers.SGD(1e-3, momentum=0.9),
+        ],
+        ids=["adam", "schedule", "ema", "momentum"],
+    )
+    def test_round_trip_of_weights_optimizer_and_progress(self, make, tmp_path):
         x = np.arange(256, dtype="uint8").reshape(4, 8, 8, 1)
 
         def trained(epochs):
             model = VAE((8, 8, 1), 2, "mlp", (8,))
-            model.compile(Adam(1e-2))
+            model.compile(make())
             model.fit(x, epochs=epochs, verbose=0)
             return model
 
         one, other = trained(3), trained(1)
-        checkpoints.write_backup(tmp_path, one, 3, [{"epoch": 1}])
-        assert checkpoints.read_backup(tmp_path, other) == (3, [{"epoch": 1}])
+        metrics = [np.float32(0.1), np.float32(3)]
+        progress = Progress([{"epoch": 1}], 3, 7, 1.5, metrics)
+        checkpoints.write_backup(tmp_path, one, progress)
+        assert checkpoints.read_backup(tmp_path, other) == progress
         ours = [*one.weights, *one.optimizer.variables]
         theirs = [*other.weights, *other.optimizer.variables]
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)), err_msg=a.path)
 
     def test_none_is_a_run_at_its_start(self, vae, tmp_path):
-        assert checkpoints.read_backup(tmp_path, vae) == (0, [])
+        assert checkpoints.read_backup(tmp_path, vae) == Progress([])
 
     def test_one_of_another_model_is_refused(self, vae, tmp_path):
         vae.compile(Adam())
         vae.optimizer.build(vae.trainable_variables)
-        checkpoints.write_backup(tmp_path, vae, 1, [])
+        checkpoints.write_backup(tmp_path, vae, Progress([], 1))
         other = VAE((8, 8, 1), 3, "mlp", (8,))
         other.compile(Adam())
         with pytest.raises(CheckpointError, match="damaged or of another model"):
@@ -286,7 +298,7 @@ class TestBackup:
     def test_one_that_is_cut_is_refused(self, vae, tmp_path):
         vae.compile(Adam())
         vae.optimizer.build(vae.trainable_variables)
-        checkpoints.write_backup(tmp_path, vae, 1, [])
+        checkpoints.write_backup(tmp_path, vae, Progress([], 1))
         path = tmp_path / "backup" / "state.npz"
         path.write_bytes(path.read_bytes()[:-200])
         with pytest.raises(CheckpointError, match="damaged"):

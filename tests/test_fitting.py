@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import signal
-import time
 
 import keras
 import numpy as np
@@ -45,6 +44,8 @@ def assert_same_run(a, b):
     assert ours.keys() == theirs.keys()
     for path in ours:
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    pictures = [{p.name: p.read_bytes() for p in (f / "epochs").iterdir()} for f in (a, b)]
+    assert pictures[0] == pictures[1]
     rows = [history(folder) for folder in (a, b)]
     for row in rows[0] + rows[1]:
         del row["seconds"]
@@ -72,12 +73,9 @@ class TestRunFolder:
         facts = json.loads((folder / "run.json").read_text())
         assert facts["finished"] is True and facts["format"] == checkpoints.FORMAT
         assert Settings.from_dict(facts["settings"]) == small(name)
-        assert facts["data"] == {
-            "name": "mnist",
-            "version": "3.0.1",
-            "train_images": 50,
-            "test_images": 50,
-        }
+        about = facts["data"]
+        assert (about["name"], about["version"]) == ("mnist", "3.0.1")
+        assert (about["train_images"], about["test_images"]) == (50, 50)
         assert facts["environment"]["backend"] == keras.backend.backend()
         assert facts["environment"]["versions"]["keras"] == keras.__version__
         assert facts["final"]["epochs"] == 3
@@ -141,20 +139,21 @@ class Killed(BaseException):
     """Stands for a signal."""
 
 
-def kill_after_epoch(monkeypatch, last):
-    """Stop the next run when the backup of an epoch has just been written."""
+def kill_after_backup(monkeypatch, epochs, batches=0):
+    """Stop the next run when the backup of a step has just been written; there is one a step."""
     write = checkpoints.write_backup
 
-    def write_and_die(folder, model, epochs_done, history):
-        write(folder, model, epochs_done, history)
-        if epochs_done == last:
+    def write_and_die(folder, model, progress):
+        write(folder, model, progress)
+        if (progress.epochs, progress.batches) == (epochs, batches):
             raise Killed
 
+    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "write_backup", write_and_die)
 
 
 def kill_in_epoch(monkeypatch, epoch):
-    """Stop the next run at the second batch of an epoch, from 0."""
+    """Stop the next run at the second batch of an epoch, from 0; there are backups of epochs alone."""
     get = Feed.__getitem__
 
     def get_or_die(feed, index):
@@ -165,20 +164,109 @@ def kill_in_epoch(monkeypatch, epoch):
     monkeypatch.setattr(Feed, "__getitem__", get_or_die)
 
 
+KILLS = {
+    "after the first epoch": (kill_after_backup, 1),
+    "after the last epoch": (kill_after_backup, 3),
+    "after the first step": (kill_after_backup, 0, 1),
+    "before the last step of an epoch": (kill_after_backup, 1, 3),
+    "amid the last epoch": (kill_after_backup, 2, 2),
+    "amid the last epoch, without a backup of it": (kill_in_epoch, 2),
+    "without a backup": (kill_in_epoch, 0),
+}
+
+
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(
-    ("kill", "epoch"),
-    [(kill_after_epoch, 1), (kill_after_epoch, 3), (kill_in_epoch, 2), (kill_in_epoch, 0)],
-    ids=["after the first", "after the last", "in the last", "in the first"],
-)
-def test_a_resumed_run_is_the_uninterrupted_one(model, kill, epoch, tmp_path):
-    settings = small(model, binarize=model == "cvae")
-    fit(settings, tmp_path / "whole")
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_resumed_run_is_the_uninterrupted_one(model, kill, tmp_path, whole_run):
+    settings, whole = whole_run(model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill(patch, epoch)
-        fit(settings, tmp_path / "cut")
-    fit(settings, tmp_path / "cut", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+        kill, *where = KILLS[kill]
+        kill(patch, *where)
+        fit(settings, tmp_path)
+    fit(settings, tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_run(mnist_dir, shared_tmp, tmp_path_factory):
+    """A function: settings and the folder of an uninterrupted run of a model."""
+    runs = {}
+
+    def get(model):
+        settings = small(
+            model, binarize=model == "cvae", backbone="mlp" if model == "ae" else "conv"
+        )
+        if model not in runs:
+            runs[model] = tmp_path_factory.mktemp(f"whole-{model}")
+            fit(settings, runs[model], data_dir=mnist_dir)
+        return settings, runs[model]
+
+    return get
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_costs_nothing(number, tmp_path, whole_run, monkeypatch):
+    """The run ends after the step under way, and goes on with the next one."""
+    settings, whole = whole_run("vae")
+    with monkeypatch.context() as patch:
+        send_at_step(patch, number, 6)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, tmp_path)
+    said = []
+    fitting.fit(settings, tmp_path, resume=True, verbose=0, report=said.append)
+    assert any("after epoch 1 of 3, step 2 of 4" in line for line in said), said
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_ends_the_run_with_the_epoch(
+    tmp_path, whole_run, monkeypatch
+):
+    settings, whole = whole_run("vae")
+    with monkeypatch.context() as patch:
+        send_at_step(patch, signal.SIGTERM, 8)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, tmp_path)
+    assert len(history(tmp_path)) == 2
+    fit(settings, tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_run_that_is_stopped_again_and_again_is_the_uninterrupted_one(tmp_path, whole_run):
+    """A signal after every single step."""
+    settings, whole = whole_run("cvae")
+    stops = 0
+    while not checkpoints.read_run(tmp_path).get("finished"):
+        with pytest.MonkeyPatch.context() as patch:
+            send_at_step(patch, signal.SIGTERM, 1)
+            try:
+                fit(settings, tmp_path, resume=stops > 0)
+            except KeyboardInterrupt:
+                stops += 1
+    assert stops == 3 * 4
+    assert_same_run(whole, tmp_path)
+
+
+def send_at_step(monkeypatch, number, step):
+    """Send this process a signal at the so-manieth step, from 1, of the next run."""
+    left = [step]
+
+    class Stopwatch(fitting.Stopwatch):
+        def on_train_batch_begin(self, batch, logs=None):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(fitting, "Stopwatch", Stopwatch)
+
+
+def test_weights_that_are_no_numbers_do_not_replace_a_backup(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
+    poison(monkeypatch, epoch=1, batch=1)
+    with pytest.raises(RunError, match="became nan"):
+        fit(small("vae"), tmp_path)
+    with np.load(tmp_path / "backup" / "state.npz") as backup:
+        assert json.loads(str(backup["about"]))["batches_done"] == 1
+        assert all(np.isfinite(backup[name]).all() for name in backup if "/" in name)
 
 
 class TestRules:
@@ -190,7 +278,7 @@ class TestRules:
     @pytest.fixture
     def unfinished(self, tmp_path, monkeypatch):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            kill_after_epoch(patch, 1)
+            kill_after_backup(patch, 1)
             fit(small("ae", epochs=2), tmp_path / "run")
         return tmp_path / "run"
 
@@ -348,11 +436,18 @@ def test_a_dataset_without_labels_is_no_food_for_a_cvae():
 
 def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
     """A bare `except:` of Keras' functional models takes KeyboardInterrupt for a mismatch of inputs."""
-    with fitting.StopAtInterrupt() as stop:
+    with fitting.StopAtSignal(lambda line: None) as stop:
+        stop.set_params({"steps": 9})
         stop.on_train_batch_end(0)
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
         with pytest.raises(KeyboardInterrupt):
             stop.on_train_batch_end(1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_signal_ends_a_run_at_once():
+    with fitting.StopAtSignal(lambda line: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -76,8 +76,8 @@ def setting(name, kind, help, **kwargs):
 def command(context, data_dir, out, resume, force, quiet, as_json, **values):
     """Train MODEL (ae, vae or cvae) and write a run folder.
 
-    Progress and messages go to stderr. Ctrl-C stops cleanly: whole epochs are kept, and --resume goes
-    on after them.
+    Progress and messages go to stderr. Ctrl-C stops after the step under way, and --resume goes on
+    from there.
     """
     with common.usage_errors():
         settings = Settings(**values)
@@ -107,7 +107,9 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
         )
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Stopped. Whole epochs are kept in {folder}; --resume goes on after them."
+            f"Stopped. The run is kept in {folder}; --resume goes on from there."
+            if (folder / "run.json").is_file()
+            else "Stopped before the run began."
         ) from None
     except OSError as error:
         raise click.ClickException(
