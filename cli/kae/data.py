@@ -1,4 +1,4 @@
-"""kae data: list, prepare and verify datasets."""
+"""kae data: list, prepare, import and verify datasets."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from kae import common
 
 @click.group("data")
 def command():
-    """List, prepare and verify datasets."""
+    """List, prepare, import and verify datasets."""
 
 
 @command.command("list")
@@ -53,6 +53,68 @@ def prepare(name, data_dir, source):
     from keras_ae import data
 
     prepared = data.prepare(name, data_dir, source, progress=common.say)
+    click.echo(prepared.path)
+
+
+class Size(click.ParamType):
+    """HEIGHTxWIDTH, or one number for a square."""
+
+    name = "HxW"
+
+    def convert(self, value, param, context):
+        sides = value.lower().split("x") if isinstance(value, str) else value
+        try:
+            height, width = (int(side) for side in (sides * 2 if len(sides) == 1 else sides))
+        except ValueError:
+            self.fail(f"{value!r} is no size such as 28 or 28x20 (height x width)", param, context)
+        if not (0 < height <= 4096 and 0 < width <= 4096):
+            self.fail(f"sides are 1 to 4096 pixels; got {value}", param, context)
+        return height, width
+
+
+@command.command("import")
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@common.data_dir_option
+@click.option("--resize", type=Size(), help="Scale every image to HEIGHTxWIDTH, 28 for 28x28.")
+@click.option("--crop", is_flag=True, help="Before --resize, cut off what would be stretched.")
+@click.option(
+    "--mode",
+    type=click.Choice(["grey", "rgb"]),
+    help="Make all images grey or RGB.  [default: grey if all are, else rgb]",
+)
+@click.option(
+    "--background",
+    type=click.Choice(["white", "black"]),
+    default="white",
+    show_default=True,
+    help="Behind transparent pixels.",
+)
+@click.option(
+    "--test-fraction",
+    type=float,
+    help="Share of each class to test on, where there is no test folder.  [default: 0.1]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the split.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
+@common.force_option
+def import_(name, folder, data_dir, **options):
+    """Make a dataset NAME of FOLDER, which holds a folder of images for each class.
+
+    FOLDER may have folders `train` and `test`, with the class folders in them; else the images are
+    split by --test-fraction and --seed. The result is an ordinary TFDS dataset.
+    """
+    from keras_ae import data
+
+    prepared = data.import_folder(name, folder, data_dir, progress=common.say, **options)
+    splits = ", ".join(f"{split} {count}" for split, count in prepared.splits.items())
+    common.say(f"{prepared.name} {prepared.version}: {splits}; next: kae fit cvae --dataset {name}")
     click.echo(prepared.path)
 
 

@@ -39,7 +39,7 @@ def setting(name, kind, help, **kwargs):
 
 @click.command("fit")
 @click.argument("model", type=click.Choice(options.MODELS))
-@setting("dataset", str, "A TFDS dataset.")
+@setting("dataset", str, "A TFDS dataset, by its name or its folder.")
 @common.data_dir_option
 @setting("backbone", click.Choice(options.BACKBONES), "Convolutions, or dense layers only.")
 @setting("latent_dim", click.IntRange(1), "Number of latents.")
@@ -79,6 +79,9 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
     Progress and messages go to stderr. Ctrl-C stops after the step under way, and --resume goes on
     from there.
     """
+    from keras_ae import data
+
+    values["dataset"] = data.lasting_name(values["dataset"], data_dir)
     with common.usage_errors():
         settings = Settings(**values)
     if resume and force:

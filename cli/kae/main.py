@@ -17,7 +17,7 @@ COMMANDS = {
     "reconstruct": "Draw test images over their reconstructions.",
     "evaluate": "Measure reconstruction, likelihood and samples.",
     "export": "Write a model for another runtime.",
-    "data": "List, prepare and verify datasets.",
+    "data": "List, prepare, import and verify datasets.",
     "info": "Show what a checkpoint is, or what this installation has.",
 }
 

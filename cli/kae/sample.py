@@ -86,9 +86,12 @@ def command(model, label, number, seed, prior, out, force, as_json):
 
 def class_index(network, label):
     """The class that a label names, by its number or by its name."""
-    names = [name.lower() for name in network.class_names or ()]
-    if label.lower() in names:
-        return names.index(label.lower())
+    for asked, names in (
+        (label, network.class_names or ()),
+        (label.lower(), [name.lower() for name in network.class_names or ()]),  # "a" may not be "A"
+    ):
+        if asked in names:
+            return names.index(asked)
     if label.isdecimal() and int(label) < network.num_classes:
         return int(label)
     named = f" ({', '.join(network.class_names)})" if network.class_names else ""

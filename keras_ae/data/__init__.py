@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from keras_ae.data import cache, disk, reading
-from keras_ae.data.disk import DataError, Prepared, available, resolve_data_dir
+from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
 from keras_ae.data.preparing import prepare
 from keras_ae.data.reading import ImageData
 
@@ -23,6 +23,8 @@ __all__ = [
     "ImageData",
     "Prepared",
     "available",
+    "import_folder",
+    "lasting_name",
     "load",
     "load_splits",
     "prepare",
@@ -39,6 +41,13 @@ GENUINE = {
     "fashion_mnist/3.0.1/train": "1fc8802f422a8de6f04d0f4f78a3712fc03fb8474221d84707982f873bd60239",
     "fashion_mnist/3.0.1/test": "1c706ad5aa51c27f729eade5e233f3a7464291b1294967130c0fe6b9a7406fcd",
 }
+
+
+def import_folder(name, folder, *args, **kwargs) -> Prepared:
+    """Makes a dataset of a folder of class folders: see `folders.import_folder`."""
+    from keras_ae.data import folders  # Pillow and TFDS, which reading the cache does without
+
+    return folders.import_folder(name, folder, *args, **kwargs)
 
 
 def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:

@@ -52,7 +52,8 @@ def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
 def find(name: str, data_dir: Path) -> Prepared | None:
     """Looks a dataset up on disk: the newest version, unless `name` asks for one ("mnist:3.0.1").
 
-    A name without a config means the default config, as it does for TFDS.
+    A name without a config means the default config, as it does for TFDS. A name with a / that is not
+    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0".
 
     Returns:
         None if it is not there.
@@ -62,7 +63,7 @@ def find(name: str, data_dir: Path) -> Prepared | None:
     """
     parts = parse_name(name)
     if parts is None:
-        return None
+        return _find_folder(name)
     dataset, config, version = parts
     root = data_dir / dataset
     try:
@@ -76,7 +77,27 @@ def find(name: str, data_dir: Path) -> Prepared | None:
             f"{root} cannot be read ({error.strerror}): name another data directory (--data-dir or "
             f"KAE_DATA_DIR)"
         ) from error
-    return _read_info(root / versions[-1]) if versions else None
+    return _read_info(root / versions[-1]) if versions else _find_folder(name)
+
+
+def _find_folder(name: str) -> Prepared | None:
+    """The dataset in a folder, by the folder's path, which has a / in it."""
+    path = Path(name).expanduser()
+    if "/" not in name or not path.is_dir():
+        return None
+    path = path.absolute()
+    if (path / "dataset_info.json").is_file():
+        return _read_info(path)
+    versions = _versions(path)
+    return _read_info(path / versions[-1]) if versions else None
+
+
+def lasting_name(name: str, data_dir=None) -> str:
+    """The name of a dataset that is good in any working directory: a path made absolute."""
+    if "/" in name and (found := find(name, resolve_data_dir(data_dir))):
+        path = Path(name).expanduser().absolute()
+        return str(path) if path in (found.path, found.path.parent) else name
+    return name
 
 
 def available(data_dir=None) -> list[Prepared]:
@@ -97,7 +118,8 @@ def available(data_dir=None) -> list[Prepared]:
 def damaged(path: Path, name: str, why: str) -> DataError:
     """The one answer to every broken dataset: what is wrong, and how to start over."""
     return DataError(
-        f"{name} in {path} is damaged ({why}): delete that folder and run `kae data prepare {name}`"
+        f"{name} in {path} is damaged ({why}): delete that folder and run `kae data prepare {name}` "
+        f"(of your own images, `kae data import {name}`)"
     )
 
 

@@ -43,9 +43,9 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
         return found
     progress = progress or (lambda line: None)
     try:
-        with _quiet_tfds():
+        with quiet_tfds():
             builder = _find_builder(name, data_dir, source)
-        _generate(builder, data_dir, progress)
+        generate(builder, data_dir, progress)
     except DataError:
         raise
     except Exception as error:
@@ -55,7 +55,7 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
     return disk.find(name, data_dir)
 
 
-def _generate(builder, data_dir, progress):
+def generate(builder, data_dir, progress):
     import tensorflow_datasets as tfds
 
     name = "/".join(filter(None, (builder.name, builder.builder_config_name)))
@@ -71,7 +71,7 @@ def _generate(builder, data_dir, progress):
         progress(f"downloading {name} from {urllib.parse.urlsplit(url).hostname} …")
     progress(f"preparing {name} {builder.version} in {data_dir} …")
     try:
-        with _quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
+        with quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
             builder.download_and_prepare(
                 # A local source downloads nothing, and leaves no empty downloads/ behind.
                 download_dir=scratch if local else None,
@@ -93,6 +93,11 @@ def _find_builder(name, data_dir, source):
 
     from keras_ae.data.builders import BUILDERS, EMBEDDED_MNIST
 
+    if "/" in name and Path(name).expanduser().is_dir():
+        raise DataError(
+            f"there is no TFDS dataset in {name}: `kae data import NAME {name}` makes one of a folder of "
+            "class folders"
+        )
     parts = disk.parse_name(name)
     known = tfds.list_builders(with_community_datasets=False)
     if parts is None or parts[0] not in known:
@@ -203,7 +208,7 @@ def _explain(error, name, data_dir) -> DataError:
 
 
 @contextlib.contextmanager
-def _quiet_tfds():
+def quiet_tfds():
     """TFDS prints, logs and draws bars unasked, and tries a dead server ten times."""
     from absl import logging
     from tensorflow_datasets.core.download import downloader

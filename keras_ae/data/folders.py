@@ -1,0 +1,359 @@
+"""Makes a TFDS dataset of a folder of images, one folder a class, without TensorFlow.
+
+    FOLDER/cat/*.png  FOLDER/dog/*.jpg                     one set, split by a seed
+    FOLDER/train/cat/*.png …  FOLDER/test/cat/*.png …      the folder's own split
+
+What comes out is an ordinary dataset of TFDS: its records are PNG images and labels, its metadata holds
+the names of the classes, and the stock `tfds` reads it without this package.
+"""
+
+import contextlib
+import io
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from keras_ae.data import disk
+from keras_ae.data.builders import encode_png
+from keras_ae.data.disk import DataError, Prepared
+from keras_ae.data.preparing import generate, quiet_tfds
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
+)  # fmt: skip
+TEST_FOLDERS = ("test", "validation", "val", "valid")
+MODES = {"grey": "L", "rgb": "RGB"}
+GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
+
+
+def import_folder(
+    name,
+    folder,
+    data_dir=None,
+    resize=None,
+    crop=False,
+    mode=None,
+    background="white",
+    test_fraction=None,
+    seed=0,
+    skip_unreadable=False,
+    force=False,
+    progress=None,
+) -> Prepared:
+    """Makes a dataset of a folder of class folders.
+
+    Classes are the folders' names, in alphabetical order (in order of size if all are numbers). Hidden
+    files, folders called `__MACOSX` and files whose suffix is no image's are left out; links are
+    followed. Images are turned as their EXIF data says; of an animation the first frame is taken; 16
+    bits of grey are scaled to 8; CMYK and palettes become RGB; what is transparent shows the background.
+
+    Args:
+        name: of the dataset: letters, digits and _, not a name that TFDS has.
+        folder: holds class folders, or `train` and perhaps `test` (or validation, val, valid) that do.
+        data_dir: see `disk.resolve_data_dir`.
+        resize: (height, width) that every image is scaled to; None keeps the one size that they have.
+        crop: before scaling, cut off what is over at two opposite sides, so that nothing is stretched.
+        mode: "grey" or "rgb"; None for grey if all images are grey, else RGB.
+        background: "white" or "black", behind transparent pixels.
+        test_fraction: share of each class, in [0, 1), that becomes the split test, a tenth by default;
+            for a folder without train and test folders.
+        seed: of the split.
+        skip_unreadable: leave out files that cannot be read, and say how many.
+        force: replace a dataset of this name that was imported before.
+        progress: called with one line when there is something to tell.
+
+    Raises:
+        DataError: one line: a name that is taken, no class folders, a class without images, fewer than
+            two images, a file that cannot be read, an image of more pixels than Pillow's limit, or
+            images of several sizes without `resize`.
+    """
+    progress = progress or (lambda line: None)
+    folder, data_dir = Path(folder).expanduser(), disk.resolve_data_dir(data_dir)
+    if crop and resize is None:
+        raise DataError("--crop cuts images to the shape of --resize: give that, too")
+    old = _check_name(name, data_dir, force)
+    try:
+        splits, classes = _find_images(folder, test_fraction, seed)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    ignored = splits.pop("ignored")
+    if ignored:
+        progress(f"left out {ignored:,} files whose names are no image's")
+    if len(classes) == 1:
+        progress(f"there is one class, {classes[0]}: a vae suits it as well as a cvae")
+    unreadable = []
+    shape = _survey(splits, resize, mode, unreadable if skip_unreadable else None)
+    if unreadable:
+        progress(f"left out {len(unreadable):,} files that cannot be read, {unreadable[0]} first")
+
+    def encoded(path):
+        return _encode(_read(path, resize, crop, MODES["grey" if shape[2] == 1 else "rgb"],
+                             background))  # fmt: skip
+
+    try:
+        builder = _make_builder(name, data_dir, shape, classes, splits, encoded)
+        aside = None
+        if old is not None:
+            aside = old.with_name(f"incomplete.replaced_{old.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            old.rename(aside)
+        try:
+            generate(builder, data_dir, progress)
+        except BaseException:
+            if aside is not None:
+                old.parent.mkdir(exist_ok=True)
+                aside.rename(old)
+            raise
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"{name} cannot be written to {data_dir}: {error}") from error
+    return disk.find(name, data_dir)
+
+
+def _check_name(name, data_dir, force) -> Path | None:
+    """Raises DataError for a name that is none or is taken; returns what is to be replaced."""
+    import tensorflow_datasets as tfds
+
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII):
+        raise DataError(
+            f"{name!r} is no name for a dataset: small letters, digits and _, a letter first"
+        )
+    with quiet_tfds():
+        if name in tfds.list_builders(with_community_datasets=False):
+            raise DataError(f"{name} is a dataset of TFDS: choose another name")
+    found = disk.find(name, data_dir)
+    if found is not None and not force:
+        raise DataError(f"{name} exists in {found.path}; --force replaces it")
+    return found and found.path
+
+
+def _visible(folder):
+    """What is in a folder, in order, without what is hidden."""
+    entries = [e for e in folder.iterdir() if not e.name.startswith(".") and e.name != "__MACOSX"]
+    return sorted(entries, key=lambda e: e.name)
+
+
+def _find_images(folder, test_fraction, seed):
+    """({split: [(path, label)], "ignored": how many files are no images}, class names)."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    folders = [e for e in _visible(folder) if e.is_dir()]
+    if not folders:
+        raise DataError(f"{folder} has no folders in it: it must have one for each class")
+    names = {f.name for f in folders}
+    if "train" in names and names <= {"train", *TEST_FOLDERS}:
+        tests = [t for t in TEST_FOLDERS if t in names]
+        train, ignored = _of_classes(folder / "train")
+        classes = list(train)
+        splits = {"train": [(p, i) for i, c in enumerate(classes) for p in train[c]]}
+        if not tests:
+            splits = _split(splits["train"], test_fraction, seed)
+        elif test_fraction is not None:
+            raise DataError(f"{folder} has its own {tests[0]}: --test-fraction is for one without")
+        for split in tests:
+            images, more = _of_classes(folder / split, may_be_empty=True)
+            ignored += more
+            if unknown := sorted(set(images) - set(classes)):
+                raise DataError(
+                    f"{folder / split / unknown[0]} is a class that {folder / 'train'} does not have"
+                )
+            splits[split] = [(p, classes.index(c)) for c in images for p in images[c]]
+            if not splits[split]:
+                raise DataError(f"{folder / split} has no images: delete it or fill it")
+    else:
+        images, ignored = _of_classes(folder)
+        classes = list(images)
+        listed = [(p, i) for i, c in enumerate(classes) for p in images[c]]
+        splits = _split(listed, test_fraction, seed)
+    return {**splits, "ignored": ignored}, classes
+
+
+def _of_classes(folder, may_be_empty=False):
+    """({class: its files}, number of files left out) of a folder of class folders."""
+    folders = [e for e in _visible(folder) if e.is_dir()]
+    if not folders:
+        raise DataError(f"{folder} has no folders in it: it must have one for each class")
+    ignored = sum(not e.is_dir() for e in _visible(folder))
+    if all(f.name.isdecimal() for f in folders):
+        folders.sort(key=lambda f: int(f.name))
+    images = {}
+    for f in folders:
+        if "\n" in f.name:
+            raise DataError(f"{str(f)!r} cannot be a class: there is a line break in its name")
+        entries = _visible(f)
+        if inner := next((e for e in entries if e.is_dir()), None):
+            raise DataError(f"{inner} is a folder in a class folder, which holds files only")
+        images[f.name] = [e for e in entries if e.suffix.lower() in SUFFIXES]
+        ignored += len(entries) - len(images[f.name])
+        if not images[f.name] and not may_be_empty:
+            raise DataError(f"{f} has no images: delete the folder or fill it")
+    return images, ignored
+
+
+def _split(listed, test_fraction, seed):
+    """[(path, label)] to train and test, the same share of every class."""
+    fraction = 0.1 if test_fraction is None else test_fraction
+    if not 0 <= fraction < 1:
+        raise DataError(f"--test-fraction is a share of the images in [0, 1); got {fraction}")
+    if len(listed) < 2:
+        raise DataError("one image is no dataset: at least two are needed, one to test on")
+    if fraction == 0:
+        return {"train": listed}
+    random = np.random.default_rng(seed)
+    labels = np.array([label for _, label in listed])
+    tested = np.zeros(len(listed), bool)
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        tested[rows[: min(round(fraction * len(rows)), len(rows) - 1)]] = True
+    if not tested.any():  # classes too small for their share: one image of the largest
+        largest = np.flatnonzero(labels == np.bincount(labels).argmax())
+        tested[random.choice(largest)] = True
+    pairs = list(zip(listed, tested))
+    return {
+        "train": [image for image, test in pairs if not test],
+        "test": [image for image, test in pairs if test],
+    }
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """A file as a Pillow image; DataError for whatever is wrong with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Pillow warns from here on, and raises the error at twice as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which is Pillow's limit: scale it "
+            "down first"
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
+        raise DataError(
+            f"{path} cannot be read ({why}): mend or remove it, or leave out such files "
+            "(--skip-unreadable)"
+        ) from error
+
+
+def _turned(size, image):
+    return size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else size
+
+
+def _survey(splits, resize, mode, unreadable):
+    """Opens every file: the (height, width, channels) of the images to be written.
+
+    With a list for the unreadable ones, every file is decoded, too, and those that cannot be are put
+    there and removed from the splits.
+    """
+    first, grey = None, True
+    for split in splits:
+        kept = []
+        for path, label in splits[split]:
+            try:
+                with _opened(path) as image:
+                    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                        raise DataError(
+                            f"{path} has 32 bits a pixel, and nothing says which value is white: "
+                            "convert it to 8 or 16 bits first"
+                        )
+                    size = _turned(image.size, image)
+                    grey &= image.mode in GREY
+                    if unreadable is not None:
+                        image.load()
+            except DataError:
+                if unreadable is None:
+                    raise
+                unreadable.append(path)
+                continue
+            kept.append((path, label))
+            first = first or (size, path)
+            if resize is None and size != first[0]:
+                raise DataError(
+                    "images have more than one size ({}x{} {}, {}x{} {}): give --resize "
+                    "HEIGHTxWIDTH, perhaps with --crop".format(*first[0], first[1], *size, path)
+                )
+        splits[split] = kept
+        if not kept:
+            raise DataError(f"no image of {split} can be read")
+    mode = mode or ("grey" if grey else "rgb")
+    return (*(resize or first[0][::-1]), 1 if mode == "grey" else 3)
+
+
+def _read(path, resize, crop, mode, background):
+    """An image file as a Pillow image in mode L or RGB, upright, of the right size."""
+    with _opened(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would cut at 255
+            values = np.asarray(image).astype("float64") / 257
+            image = Image.fromarray(np.rint(values).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            behind = Image.new("RGBA", image.size, background)
+            image = Image.alpha_composite(behind, image).convert("RGB")
+        image = image.convert(mode)
+        if resize is not None and image.size != resize[::-1]:
+            if crop:
+                image = ImageOps.fit(image, resize[::-1], Image.Resampling.LANCZOS)
+            else:
+                image = image.resize(resize[::-1], Image.Resampling.LANCZOS)
+        image.load()
+        return image
+
+
+def _encode(image):
+    if image.mode == "L":
+        return encode_png(np.asarray(image))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _make_builder(name, data_dir, shape, classes, splits, encoded):
+    """A TFDS builder of the images in `splits`."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    def info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images imported from a folder of class folders.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=classes),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def examples(self, listed):
+        for path, label in listed:
+            # The key fixes the order of the records: TFDS shuffles by it.
+            yield f"{path.parent.name}/{path.name}", {"image": encoded(path), "label": label}
+
+    members = {
+        "__doc__": "Images imported from a folder of class folders.",
+        "VERSION": tfds.core.Version("1.0.0"),
+        "name": name,
+        # What `generate` asks: a folder is not downloaded.
+        "source": True,
+        "_info": info,
+        "_generate_examples": examples,
+        "_split_generators": lambda self, dl: {s: examples(self, splits[s]) for s in splits},
+    }
+    with registered.skip_registration(), quiet_tfds():
+        kind = type(
+            "".join(map(str.title, name.split("_"))), (tfds.core.GeneratorBasedBuilder,), members
+        )
+        return kind(data_dir=data_dir, file_format="array_record")

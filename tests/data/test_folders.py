@@ -1,0 +1,397 @@
+"""Folders of images become datasets: what comes out, and what every odd file does."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_ae import data
+from keras_ae.data import folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder, and a writer of images or bytes into it."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    return root
+
+
+def put(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(image, bytes):
+        path.write_bytes(image)
+    else:
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        image.save(path, **options)
+    return path
+
+
+@pytest.fixture
+def digits(mnist, folder):
+    """60 real digits as PNG files, in a folder for each class; ({class: images}, the folder)."""
+    test = data.load("mnist", "test", mnist[0])
+    images = {}
+    for name in ("seven", "one", "Straße"):
+        label = {"seven": 7, "one": 1, "Straße": 0}[name]
+        images[name] = test.images[test.labels == label][:20, ..., 0]
+        for i, image in enumerate(images[name]):
+            put(folder / name / f"{i}.png", image)
+    return images, folder
+
+
+def refused(match, *args, **kwargs):
+    with pytest.raises(data.DataError, match=match) as error:
+        data.import_folder("mine", *args, **kwargs)
+    assert "\n" not in str(error.value)
+    assert data.available() == []  # nothing half-made is left
+
+
+def pixels_of(split, **kwargs):
+    return data.load("mine", split, **kwargs).images
+
+
+def contents(split):
+    loaded = data.load("mine", split)
+    return sorted(
+        (i.tobytes(), loaded.class_names[k]) for i, k in zip(loaded.images, loaded.labels)
+    )
+
+
+# What comes out
+
+
+def test_every_image_arrives_once_with_its_class(digits, tmp_path):
+    images, folder = digits
+    prepared = data.import_folder("mine", folder, test_fraction=0.25)
+    assert prepared.splits == {"train": 45, "test": 15} and prepared.format == "array_record"
+    assert prepared.path == tmp_path / "data" / "mine" / "1.0.0"
+    expected = [(i.tobytes(), name) for name in images for i in images[name]]
+    assert sorted(contents("train") + contents("test")) == sorted(expected)
+    train = data.load("mine", "train")
+    assert train.class_names == ("Straße", "one", "seven")  # alphabetical, as Python sorts
+    assert np.bincount(train.labels).tolist() == [15, 15, 15]
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["mine"]
+    assert [p.name for p in data.available()] == ["mine"]
+    report = data.verify("mine")
+    assert report["splits"]["train"]["images"] == 45
+
+
+def test_stock_tfds_reads_it_without_us(digits, run_python):
+    images, folder = digits
+    prepared = data.import_folder("mine", folder, test_fraction=0.25)
+    script = """
+import sys
+import tensorflow_datasets as tfds
+builder = tfds.builder_from_directory(sys.argv[1])
+assert builder.info.features["label"].names == ["Straße", "one", "seven"], builder.info.features
+assert builder.info.features["image"].shape == (28, 28, 1)
+assert builder.info.supervised_keys == ("image", "label")
+sources = [builder.as_data_source("train")]
+sources.append(tfds.data_source("mine", data_dir=sys.argv[2], split="train", download=False))
+for source in sources:
+    examples = [source[i] for i in range(len(source))]
+    assert len(examples) == 45
+print(*sorted(f"{e['label']}:{e['image'].tobytes().hex()}" for e in examples), sep="\\n")
+assert "keras_ae" not in sys.modules and "tensorflow" not in sys.modules
+"""
+    done = run_python(script, prepared.path, prepared.path.parents[1])
+    assert done.returncode == 0, done.stderr
+    train = data.load("mine", "train")
+    ours = sorted(f"{k}:{i.tobytes().hex()}" for i, k in zip(train.images, train.labels))
+    assert done.stdout.splitlines() == ours
+
+
+def test_the_split_is_a_function_of_the_seed(digits):
+    _, folder = digits
+    first = data.import_folder("mine", folder, seed=1) and contents("test")
+    data.import_folder("mine", folder, seed=1, force=True)
+    assert contents("test") == first and len(first) == 6
+    data.import_folder("mine", folder, seed=2, force=True)
+    assert contents("test") != first
+    data.import_folder("mine", folder, test_fraction=0, force=True)
+    assert data.available()[0].splits == {"train": 60}
+
+
+def test_own_train_and_test_folders(digits, tmp_path):
+    images, folder = digits
+    split = tmp_path / "split"
+    for part, rows in (("train", slice(0, 15)), ("val", slice(15, 20))):
+        for name in images:
+            for i, image in enumerate(images[name][rows]):
+                put(split / part / name / f"{i}.png", image)
+    refused("has its own val", split, test_fraction=0.5)
+    prepared = data.import_folder("mine", split)
+    assert prepared.splits == {"train": 45, "val": 15}
+    expected = sorted((i.tobytes(), name) for name in images for i in images[name][15:])
+    assert contents("val") == expected
+    assert data.load_splits("mine")[1].split == "val"
+
+
+def test_a_class_may_be_called_train(folder):
+    for name in ("train", "bus"):
+        for i in range(2):
+            put(folder / name / f"{i}.png", np.full((8, 8), 50 * i, np.uint8))
+    data.import_folder("mine", folder, test_fraction=0.5)
+    assert data.load("mine", "train").class_names == ("bus", "train")
+
+
+def test_numbers_are_sorted_as_numbers(folder):
+    for name in ("10", "9", "2"):
+        for i in range(2):
+            put(folder / name / f"{i}.png", np.full((8, 8), int(name), np.uint8))
+    data.import_folder("mine", folder)
+    train = data.load("mine", "train")
+    assert train.class_names == ("2", "9", "10")
+    assert all(i.max() == int(train.class_names[k]) for i, k in zip(train.images, train.labels))
+
+
+def test_by_the_path_of_its_folder(digits, tmp_path, monkeypatch):
+    prepared = data.import_folder("mine", digits[1])
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    prepared.path.parent.rename(moved)
+    monkeypatch.chdir(tmp_path)
+    for name in (str(moved), str(moved / "1.0.0"), "elsewhere/renamed", "./elsewhere/renamed"):
+        assert data.load_splits(name)[0].name == "mine"
+    assert data.verify("./elsewhere/renamed")["splits"]["train"]["images"] == 54
+    assert data.lasting_name("elsewhere/renamed") == str(moved)
+    assert data.lasting_name("mnist") == "mnist" and data.lasting_name("a/b") == "a/b"
+    with pytest.raises(
+        data.DataError, match="no TFDS dataset in ./pictures: `kae data import NAME"
+    ):
+        data.load_splits("./pictures")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["my-set", "My", "1st", "a/b", "", "..", "ä", "a\n"])
+def test_names_that_are_none(digits, name):
+    with pytest.raises(data.DataError, match="is no name for a dataset"):
+        data.import_folder(name, digits[1])
+
+
+def test_names_that_are_taken(digits):
+    with pytest.raises(data.DataError, match="mnist is a dataset of TFDS"):
+        data.import_folder("mnist", digits[1], force=True)
+    data.import_folder("mine", digits[1])
+    with pytest.raises(data.DataError, match="mine exists in .*--force replaces it"):
+        data.import_folder("mine", digits[1])
+
+
+def test_a_failed_replacement_leaves_the_old_one(digits):
+    _, folder = digits
+    data.import_folder("mine", folder)
+    before = contents("train")
+    whole = (folder / "one" / "3.png").read_bytes()
+    (folder / "one" / "3.png").write_bytes(whole[:100])  # found only while it is written
+    with pytest.raises(data.DataError, match="3.png cannot be read"):
+        data.import_folder("mine", folder, force=True)
+    assert contents("train") == before and len(data.available()) == 1
+    data.import_folder("mine", folder, force=True, skip_unreadable=True)
+    assert [p.name for p in data.available()[0].path.parent.iterdir()] == ["1.0.0"]
+    assert sum(data.available()[0].splits.values()) == 59
+
+
+# Sizes
+
+
+def test_mixed_sizes_are_refused_unless_resized(folder):
+    put(folder / "a" / "0.png", np.full((10, 20), 9, np.uint8))
+    put(folder / "a" / "1.png", np.full((20, 10), 9, np.uint8))
+    refused(r"more than one size \(20x10 .*0.png, 10x20 .*1.png\): give --resize", folder)
+    refused("--crop cuts images to the shape of --resize", folder, crop=True)
+    data.import_folder("mine", folder, resize=(6, 4))
+    assert pixels_of("train").shape == (1, 6, 4, 1) and (pixels_of("train") == 9).all()
+
+
+def test_crop_keeps_the_shape_of_things(folder):
+    image = np.zeros((10, 30), np.uint8)
+    image[:, 10:20] = 255  # a white square in the middle of a black strip
+    for i in range(2):
+        put(folder / "a" / f"{i}.png", image)
+    data.import_folder("mine", folder, resize=(10, 10), crop=True)
+    assert (pixels_of("train") == 255).all()
+    data.import_folder("mine", folder, resize=(10, 10), force=True)
+    assert 0.25 < (pixels_of("train") > 127).mean() < 0.45
+
+
+# Modes
+
+
+def one_of(folder, image, suffix=".png", save=None, **kwargs):
+    """Import twice the same image; returns its pixels."""
+    for i in range(2):
+        put(folder / "a" / f"{i}{suffix}", image, **(save or {}))
+    data.import_folder("mine", folder, **kwargs)
+    return pixels_of("train")[0]
+
+
+def test_grey_stays_grey_and_colour_colour(folder):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert np.array_equal(one_of(folder, grey)[..., 0], grey)
+    put(folder / "b" / "0.png", colour)
+    put(folder / "b" / "1.png", colour)
+    data.import_folder("mine", folder, test_fraction=0.5, force=True)
+    train = data.load("mine", "train")
+    assert train.images.shape == (2, 8, 8, 3)  # one of each class
+    assert np.array_equal(train.images[train.labels == 1][0], colour)
+    assert np.array_equal(train.images[train.labels == 0][0], grey[..., None].repeat(3, -1))
+    data.import_folder("mine", folder, mode="grey", test_fraction=0.5, force=True)
+    assert pixels_of("train").shape == (2, 8, 8, 1)
+
+
+def test_sixteen_bits_are_scaled(folder):
+    values = np.array([[0, 128, 129, 257], [25700, 40000, 65406, 65535]], np.uint16)
+    expected = np.rint(values / 257)
+    assert np.array_equal(one_of(folder, values)[..., 0], expected)
+
+
+def test_thirty_two_bits_are_refused(folder):
+    put(folder / "a" / "0.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    put(folder / "a" / "1.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    refused("32 bits a pixel", folder)
+
+
+@pytest.mark.parametrize("background, expected", [("white", 255), ("black", 0)])
+def test_transparent_pixels_show_the_background(folder, background, expected):
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[0] = (200, 100, 50, 255)
+    pixels = one_of(folder, image, background=background)
+    assert (pixels[0] == (200, 100, 50)).all() and (pixels[1:] == expected).all()
+
+
+def test_transparent_grey_and_palettes(folder):
+    assert (one_of(folder, Image.new("LA", (4, 4), (0, 0))) == 255).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    for path in (folder / "a").iterdir():
+        palette.save(path)
+    data.import_folder("mine", folder, force=True)
+    assert (pixels_of("train") == (10, 200, 30)).all()
+
+
+def test_cmyk_becomes_rgb(folder):
+    pixels = one_of(folder, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), ".jpg")
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels[..., 0] > 240).all() and (pixels[..., 1:] < 15).all()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_the_first_frame_of_an_animation(folder, suffix):
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "green", "blue")]
+    save = {"save_all": True, "append_images": frames[1:]}
+    if suffix == ".webp":
+        save["lossless"] = True
+    assert (one_of(folder, frames[0], suffix, save) == (255, 0, 0)).all()
+
+
+def test_turned_as_exif_says(folder):
+    image = Image.new("L", (6, 4))
+    image.putpixel((0, 0), 255)  # the top left corner, to be turned clockwise to the top right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = one_of(folder, image, save={"exif": exif})
+    assert pixels.shape == (6, 4, 1)
+    assert pixels[0, 3, 0] == 255 and pixels.sum() == 255
+
+
+# What is in the folders beside
+
+
+def test_empty_and_odd_folders(folder, tmp_path):
+    refused("there is no folder", tmp_path / "nowhere")
+    refused("has no folders in it", folder)
+    put(folder / "a" / "0.png", np.zeros((4, 4), np.uint8))
+    refused("one image is no dataset", folder)
+    put(folder / "a" / "1.png", np.zeros((4, 4), np.uint8))
+    (folder / "b").mkdir()
+    refused("pictures/b has no images: delete the folder or fill it", folder)
+    put(folder / "b" / "notes.txt", b"none")
+    refused("pictures/b has no images", folder)
+    (folder / "b" / "c").mkdir()
+    refused("b/c is a folder in a class folder", folder)
+    shutil.rmtree(folder / "b")
+    refused(r"a share of the images in \[0, 1\); got 1", folder, test_fraction=1)
+
+
+def test_folders_of_a_split_that_do_not_fit(folder):
+    put(folder / "train" / "a" / "0.png", np.zeros((4, 4), np.uint8))
+    (folder / "test").mkdir()
+    refused("test has no folders in it", folder)
+    (folder / "test" / "a").mkdir()
+    refused("test has no images: delete it or fill it", folder)
+    put(folder / "test" / "b" / "0.png", np.zeros((4, 4), np.uint8))
+    refused("test/b is a class that .*train does not have", folder)
+
+
+def test_one_class_and_classes_of_one_image(folder):
+    lines = []
+    for i in range(3):
+        put(folder / "only" / f"{i}.png", np.full((4, 4), i, np.uint8))
+    prepared = data.import_folder("mine", folder, progress=lines.append)
+    assert prepared.splits == {"train": 2, "test": 1}
+    assert any("there is one class, only" in line for line in lines)
+    put(folder / "rare" / "0.png", np.full((4, 4), 9, np.uint8))
+    data.import_folder("mine", folder, test_fraction=0.9, force=True)
+    assert sorted(data.load("mine", "train").labels) == [0, 1]  # no class is left without
+
+
+def test_hidden_files_and_others_are_left_out(folder):
+    for i in range(2):
+        put(folder / "a" / f"{i}.PNG", np.zeros((4, 4), np.uint8))
+    for name in (".DS_Store", "._0.png", "Thumbs.db", "readme.txt"):
+        put(folder / "a" / name, b"no image")
+    put(folder / ".git" / "x.png", b"no image")
+    put(folder / "__MACOSX" / "a.png", b"no image")
+    put(folder / "labels.csv", b"0,1")
+    lines = []
+    prepared = data.import_folder("mine", folder, progress=lines.append)
+    assert sum(prepared.splits.values()) == 2
+    assert "left out 3 files whose names are no image's" in lines
+
+
+def test_links_are_followed(folder, tmp_path):
+    for i in range(2):
+        put(tmp_path / "store" / f"{i}.png", np.full((4, 4), i, np.uint8))
+    (folder / "a").symlink_to(tmp_path / "store")
+    (folder / "b").mkdir()
+    (folder / "b" / "0.png").symlink_to(tmp_path / "store" / "1.png")
+    prepared = data.import_folder("mine", folder)
+    assert sum(prepared.splits.values()) == 3
+    (folder / "b" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(data.DataError, match="b/1.png cannot be read"):
+        data.import_folder("mine", folder, force=True)
+
+
+@pytest.mark.parametrize("content", ["cut", "text", "empty"])
+def test_unreadable_files(digits, content):
+    images, folder = digits
+    whole = (folder / "one" / "4.png").read_bytes()
+    broken = {"cut": whole[:-60], "text": b"not an image", "empty": b""}[content]
+    (folder / "one" / "4.png").write_bytes(broken)
+    refused(r"one/4.png cannot be read .*--skip-unreadable", folder)
+    lines = []
+    data.import_folder("mine", folder, skip_unreadable=True, progress=lines.append)
+    assert f"left out 1 files that cannot be read, {folder / 'one' / '4.png'} first" in lines
+    expected = [(i.tobytes(), name) for name in images for i in images[name]]
+    expected.remove((images["one"][4].tobytes(), "one"))
+    assert sorted(contents("train") + contents("test")) == sorted(expected)
+
+
+@pytest.mark.parametrize("side", [110, 150])  # Pillow warns beyond its limit, and errs at twice it
+def test_decompression_bombs_are_refused(folder, monkeypatch, side):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    for i in range(2):
+        put(folder / "a" / f"{i}.png", np.zeros((side, side), np.uint8))
+    refused("more than 10,000 pixels, which is Pillow's limit", folder, resize=(8, 8))
+
+
+def test_what_is_written_is_png(digits):
+    """Records hold what `encode_png` or Pillow made, and Pillow reads it back."""
+    buffer = io.BytesIO(folders._encode(Image.new("RGB", (3, 2), "red")))
+    assert np.array_equal(np.asarray(Image.open(buffer)), np.full((2, 3, 3), (255, 0, 0)))
