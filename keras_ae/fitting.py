@@ -205,11 +205,11 @@ class WriteRun(keras.callbacks.Callback):
     signal ends the run after.
     """
 
-    def __init__(self, folder, history, test_inputs, shown, sample_labels, stopwatch, stop):
+    def __init__(self, folder, history, test_inputs, shown, names, sample_labels, stopwatch, stop):
         super().__init__()
         self.folder, self.history, self.test_inputs = folder, history, test_inputs
-        self.shown, self.sample_labels, self.stopwatch = shown, sample_labels, stopwatch
-        self.stop, self._written = stop, time.monotonic()
+        self.shown, self.names, self.sample_labels = shown, names, sample_labels
+        self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -228,7 +228,7 @@ class WriteRun(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
         self.history.append(row)
         model = self.model
-        picture = picture_of(model, self.test_inputs, self.shown, self.sample_labels)
+        picture = picture_of(model, self.test_inputs, self.shown, self.names, self.sample_labels)
         with checkpoints.atomic(self.folder / "epochs" / f"{epoch + 1:03d}.png") as temporary:
             picture.save(temporary)
         checkpoints.save_model(model, self.folder / "model.keras")
@@ -249,14 +249,16 @@ def check_there(folder):
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
 
 
-def picture_of(model, inputs, originals, sample_labels):
+def picture_of(model, inputs, originals, names, sample_labels):
     """Test images over their reconstructions; under them samples of N(0, I), the same latents always."""
-    picture = pictures.pairs(originals, model.reconstruct(inputs))
+    picture = pictures.pairs(originals, model.reconstruct(inputs), names=names)
     if not isinstance(model, VAE):
         return picture
     n = len(sample_labels) if sample_labels is not None else 40
     samples = model.sample(n, sample_labels, seed=0, prior="normal")
-    return pictures.stack(picture, pictures.grid(samples, columns=10))
+    if sample_labels is None:
+        return pictures.stack(picture, pictures.grid(samples, columns=10))
+    return pictures.stack(picture, pictures.class_rows(samples, sample_labels, model.names))
 
 
 def build_model(settings, train):
@@ -447,6 +449,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
             history,
             (shown, test.labels[:PICTURED]) if conditional else shown,
             shown,
+            None if test.labels is None else [test.class_names[y] for y in test.labels[:PICTURED]],
             np.arange(model.num_classes).repeat(10)[:400] if conditional else None,
             stopwatch,
             stop,

@@ -338,6 +338,11 @@ class CVAE(VAE):
         self.class_names = tuple(class_names) if class_names is not None else None
         super().__init__(*args, **kwargs)
 
+    @property
+    def names(self):
+        """A name for each class: its own, or its number."""
+        return self.class_names or tuple(map(str, range(self.num_classes)))
+
     def split(self, inputs):
         if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
             raise ValueError(

@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
 
 
@@ -51,8 +52,11 @@ def grid(images, columns=None, gap=1, zoom=None):
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def pairs(originals, reconstructions, columns=10):
-    """Rows of originals, each row over the row of its reconstructions. Both (N, H, W, C)."""
+def pairs(originals, reconstructions, columns=10, names=None):
+    """Rows of originals, each row over the row of its reconstructions. Both (N, H, W, C).
+
+    With `names`, N strings or None, each pair has its name above it.
+    """
     originals, reconstructions = to_uint8(originals), to_uint8(reconstructions)
     columns = min(columns, len(originals))
     rows = []
@@ -61,14 +65,70 @@ def pairs(originals, reconstructions, columns=10):
             row = images[start : start + columns]
             blank = np.full((columns - len(row), *row.shape[1:]), BACKGROUND, np.uint8)
             rows += [row, blank]
-    return grid(np.concatenate(rows), columns)
+    if names is None:
+        return grid(np.concatenate(rows), columns)
+    sheets = []
+    for i in range(0, len(rows), 4):
+        sheet = grid(np.concatenate(rows[i : i + 4]), columns)
+        chunk = names[i // 4 * columns : (i // 4 + 1) * columns]
+        sheets += [_names_across(chunk, sheet.width, columns, sheet.mode), sheet]
+    return stack(*sheets, gap=0)
+
+
+def class_rows(images, labels, names, size=14):
+    """A row of images for each class that is among the labels, with the name of the class beside it.
+
+    Args:
+        images: (N, H, W, C), as for `grid`.
+        labels: (N,) classes, in [0, K).
+        names: K strings.
+        size: of the letters, in pixels.
+    """
+    images, labels = to_uint8(images), np.asarray(labels)
+    classes = np.unique(labels)
+    columns = np.bincount(labels).max()
+    cells = np.full((len(classes), columns, *images.shape[1:]), BACKGROUND, np.uint8)
+    for row, y in zip(cells, classes):
+        row[: (labels == y).sum()] = images[labels == y]
+    picture = grid(cells.reshape(-1, *images.shape[1:]), columns)
+    font, names = ImageFont.load_default(size), [str(names[y]) for y in classes]
+    margin = math.ceil(max(map(font.getlength, names))) + 12
+    mode, height = picture.mode, picture.height / len(names)
+    sheet = Image.new(mode, (margin + picture.width, picture.height), _grey(mode))
+    sheet.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, name in enumerate(names):
+        draw.text((margin - 6, (i + 0.5) * height), name, _grey(mode, INK), font, anchor="rm")
+    return sheet
+
+
+def with_title(picture, title):
+    """A picture with a line of text above it."""
+    return stack(_names_across([title], picture.width, 1, picture.mode, 14), picture, gap=0)
+
+
+def _names_across(names, width, columns, mode, size=10):
+    """A strip of names, each in the middle of its column; smaller letters where one is too long."""
+    strip = Image.new(mode, (width, size + 8), _grey(mode))
+    draw, column = ImageDraw.Draw(strip), width / columns
+    for i, name in enumerate(names):
+        fits = min(1.0, (column - 2) / max(1.0, ImageFont.load_default(size).getlength(name)))
+        place = ((i + 0.5) * column, strip.height / 2)
+        font = ImageFont.load_default(size * fits)
+        draw.text(place, name, _grey(mode, INK), font, anchor="mm")
+    return strip
+
+
+def _grey(mode, value=BACKGROUND):
+    """A shade of grey as a colour of "L", "RGB" or "RGBA"."""
+    return {"L": value, "RGB": (value,) * 3, "RGBA": (value, value, value, 255)}[mode]
 
 
 def stack(*pictures, gap=8):
     """Pictures one below the other."""
     width = max(p.width for p in pictures)
     height = sum(p.height for p in pictures) + gap * (len(pictures) - 1)
-    sheet = Image.new(pictures[0].mode, (width, height), BACKGROUND)
+    sheet = Image.new(pictures[0].mode, (width, height), _grey(pictures[0].mode))
     top = 0
     for picture in pictures:
         sheet.paste(picture, (0, top))

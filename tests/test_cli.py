@@ -360,3 +360,53 @@ def test_every_command_is_listed_with_the_help_it_gives(kae):
     for name in COMMANDS:
         assert f"  {name} " in listing
         assert cli.get_command(None, name).help
+
+
+@pytest.fixture(scope="module")
+def own(self, kae, once, digits):
+    """A data directory with 120 digits, imported from a folder with a class folder for each name."""
+
+    def make(folder):
+        images, labels = digits
+        for label, name in enumerate(["Zero", "one", "ONE"]):
+            (folder / "in" / name).mkdir(parents=True)
+            for i, image in enumerate(images[labels == label][:40, ..., 0]):
+                Image.fromarray(image).save(folder / "in" / name / f"{i}.png")
+        arguments = ["--resize", "20x24", "--crop", "--test-fraction", 0.25]
+        done = kae("data", "import", "mine", folder / "in", *arguments, "--data-dir", folder)
+        assert done.stdout == f"{folder / 'mine' / '1.0.0'}\n", done.stderr
+        assert "train 90, test 30; next: kae fit cvae --dataset mine" in done.stderr
+
+    return once("cli-own-images", make)
+
+
+class TestOwnImages:
+    def test_list_verify_fit_sample_reconstruct(self, kae, own):
+        where = ["--data-dir", own]
+        assert kae("data", "list", *where).stdout.startswith("mine 1.0.0  train 90, test 30")
+        verified = one_json(kae("data", "verify", "mine", "--json", *where))
+        assert verified["splits"]["train"]["shape"] == [20, 24, 1]
+        name = os.path.relpath(own / "mine", kae.folder)  # a path, good from any folder afterwards
+        done = kae("fit", "cvae", "--dataset", name, *SMALL, "--epochs", 1, "--out", own / "run")
+        assert done.returncode == 0, done.stderr
+        assert one_json(kae("info", own / "run", "--json"))["class_names"] == ["ONE", "Zero", "one"]
+        for label, number in (("ONE", 0), ("one", 2), ("zero", 1), ("1", 1)):
+            out = own / "sample.npy"
+            done = kae("sample", own / "run", label, "-n", 2, "--out", out, "--json", "--force")
+            assert one_json(done)["labels"] == [number] * 2
+        refused(kae("sample", own / "run", "two"), 2, "0 to 2 (ONE, Zero, one)", "'two'")
+        rows = kae("sample", own / "run", "-n", 4, "--out", own / "rows.png", "--force")
+        assert rows.returncode == 0, rows.stderr
+        done = kae("reconstruct", own / "run", "--out", own / "pairs.png", "--force")
+        assert done.returncode == 0, done.stderr
+
+    def test_options_that_make_no_sense(self, kae, own):
+        for options, words in (
+            (["--resize", "0"], "sides are 1 to 4096"),
+            (["--resize", "axb"], "no size such as 28 or 28x20"),
+        ):
+            refused(kae("data", "import", "more", own / "in", *options), 2, words)
+        refused(kae("data", "import", "more", own / "gone"), 1, "there is no folder")
+        refused(kae("data", "import", "mine", own / "in", "--data-dir", own), 1, "--force replaces")
+        done = kae("fit", "vae", "--dataset", own / "in", "--out", own / "none")
+        refused(done, 1, "kae data import NAME")

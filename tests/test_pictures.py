@@ -95,3 +95,36 @@ def test_pictures_import_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_rows_of_classes_hold_their_own_images_and_names():
+    labels = np.array([0, 0, 0, 2, 2])
+    sheet = pictures.class_rows(
+        constant_images(1, 2, 3, 4, 5, shape=(2, 2, 1)), labels, ["ab", "no", "cd"]
+    )
+    rows = np.array(sheet)[:, -3 * 56 - 4 * 28 :]  # without the margin
+    zoom = 28
+    centres = rows[zoom + zoom // 2 :: 3 * zoom, zoom + zoom // 2 :: 3 * zoom]
+    assert centres[:, :3].tolist() == [[1, 2, 3], [4, 5, GREY]]
+    margin = np.array(sheet)[:, : -rows.shape[1]]
+    for half in np.array_split(margin, 2):
+        assert half.max() > 200  # a name is there, in light letters
+    assert not np.array_equal(*np.array_split(margin, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_names_and_titles_in_every_mode(channels):
+    images = constant_images(1, 2, 3, shape=(28, 28, channels))
+    plain = pictures.pairs(images, images, columns=2)
+    named = pictures.pairs(images, images, columns=2, names=["short", "W" * 40, "Straße"])
+    assert named.mode == plain.mode and named.width == plain.width
+    assert named.height > plain.height
+    titled = pictures.with_title(plain, "sneaker")
+    below = titled.crop((0, titled.height - plain.height, *titled.size))
+    assert np.array_equal(np.array(below), np.array(plain))
+    assert (
+        np.array(titled)[: titled.height - plain.height, ..., 0 if channels > 1 else None].max()
+        > 200
+    )
+    one = pictures.class_rows(images, [0, 1, 1], ["a", "b"])
+    assert one.mode == plain.mode

@@ -61,7 +61,7 @@ def checkpoint(model):
     }  # fmt: skip
     if network.num_classes:
         facts["classes"] = network.num_classes
-        facts["class_names"] = list(network.class_names or map(str, range(network.num_classes)))
+        facts["class_names"] = list(network.names)
     if hasattr(network, "prior"):
         facts["prior"] = type(network.prior).__name__
         facts["kl_weight"] = float(network.kl_weight)

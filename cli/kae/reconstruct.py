@@ -33,5 +33,7 @@ def command(model, dataset, data_dir, number, out, force):
     _, test = data.load_splits(dataset, data_dir=data_dir, limit=number, progress=common.say)
     common.check_images(network, test)
     inputs = (test.images, test.labels) if network.num_classes else test.images
-    common.write(target, pictures.pairs(test.images, network.reconstruct(inputs)).save)
+    names = None if test.labels is None else [test.class_names[label] for label in test.labels]
+    picture = pictures.pairs(test.images, network.reconstruct(inputs), names=names)
+    common.write(target, picture.save)
     click.echo(target)

@@ -49,7 +49,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
 
     if not isinstance(network, VAE):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
-    labels, columns = None, None
+    labels = None
     if network.num_classes:
         if label is not None:
             number = number or 64
@@ -57,16 +57,21 @@ def command(model, label, number, seed, prior, out, force, as_json):
         else:
             number = number or 10 * network.num_classes
             labels = np.sort(np.arange(number) % network.num_classes)
-            columns = -(-number // network.num_classes)
     elif label is not None:
         raise click.UsageError("This model has no classes: sample it without a label.")
     images = pictures.to_uint8(network.sample(number or 64, labels, seed, prior))
 
+    if labels is None:
+        picture = pictures.grid(images)
+    elif label is None:
+        picture = pictures.class_rows(images, labels, network.names)
+    else:
+        picture = pictures.with_title(pictures.grid(images), network.names[labels[0]])
     if target.suffix == ".npy":
         with_handle = lambda path: np.save(path, images)  # noqa: E731
         common.write(target, with_handle)
     else:
-        common.write(target, pictures.grid(images, columns).save)
+        common.write(target, picture.save)
     if as_json:
         common.print_json(
             {
@@ -87,8 +92,8 @@ def command(model, label, number, seed, prior, out, force, as_json):
 def class_index(network, label):
     """The class that a label names, by its number or by its name."""
     for asked, names in (
-        (label, network.class_names or ()),
-        (label.lower(), [name.lower() for name in network.class_names or ()]),  # "a" may not be "A"
+        (label, network.names),
+        (label.lower(), [name.lower() for name in network.names]),  # "a" may not be "A"
     ):
         if asked in names:
             return names.index(asked)
