@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from keras_ae.classifier import evaluation_classifier
+from keras_ae.data.stored import StoredImages, memory_bound, select
 from keras_ae.errors import UserError
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
@@ -26,6 +27,7 @@ ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use
 CONFIDENT = 0.9  # probability of its class above which a sample counts as recognisable
 PAIRS = 1_000  # images whose nearest training image is looked for
 NEIGHBOURS = 5  # k of the balls; what Naeem et al. recommend
+REFERENCE = 200_000  # training images that the Fréchet distance is from
 MANIFOLD = 10_000  # images whose features or posteriors are compared, all with all
 
 
@@ -45,7 +47,8 @@ def evaluate(
 
     Reconstruction, evidence and codes are those of the test images. Samples are drawn from the model's
     own prior, for a CVAE with labels that are as frequent as in the training set; they are compared with
-    all training images (FID, nearest neighbours) and with the test images (precision and the like).
+    all training images (FID: the first 200,000; nearest neighbours) and with the test images (precision
+    and the like). Test images that do not fit into memory are measured as far as they do.
 
     Args:
         model: AE, VAE or CVAE.
@@ -69,6 +72,12 @@ def evaluate(
     progress = progress or (lambda line: None)
     started = time.perf_counter()
     _check(model, train, test)
+    if isinstance(test.images, StoredImages):
+        # Reconstructions and what is made of them are floats, 16 bytes a pixel in all.
+        most = max(1, memory_bound() // (16 * (test.images.size // len(test.images))))
+        if most < min(len(test.images), limit or len(test.images)):
+            progress(f"measuring the first {most:,} test images, for which there is memory")
+            limit = most
     images = test.images[:limit]
     labels = None if test.labels is None else test.labels[:limit]
     reasons = {}
@@ -452,7 +461,7 @@ def _judged(classifier, train_images, images, reconstructions, drawn, labels, re
     if min(len(images), len(images if drawn is None else drawn)) <= NEIGHBOURS:
         reasons["fid"] = reasons["precision"] = f"fewer than {NEIGHBOURS + 1} images or samples"
         return figures
-    reference, _ = classifier(train_images)
+    reference, _ = classifier(select(train_images, slice(REFERENCE)))
     real, _ = classifier(images)
     figures["fid_test_images"] = frechet_distance(real, reference)
     figures["fid_reconstructions"] = frechet_distance(classifier(reconstructions)[0], reference)

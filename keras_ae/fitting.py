@@ -23,6 +23,8 @@ from keras_ae.settings import Settings
 MODEL_CLASSES = {"ae": AE, "vae": VAE, "cvae": CVAE}
 PICTURED = 20  # test images in the picture of an epoch
 BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
+WINDOW = 256 << 20  # bytes of images that are shuffled at a time
+BLOCK = 128 << 10  # bytes of images that stay neighbours in a larger set
 
 
 class RunError(UserError):
@@ -35,23 +37,28 @@ class Feed(keras.utils.PyDataset):
     Keras shuffles by a state that no checkpoint holds; this order is the same in a resumed run.
 
     Args:
-        images: (N, H, W, C) uint8.
+        images: (N, H, W, C) uint8: an array, or `keras_ae.data.StoredImages`.
         labels: (N,) for a CVAE, else None.
         batch_size: images a batch; the last one holds what is left.
         seed: of the order, and of the coins of `binarize`.
         binarize: draw each pixel, 0 or 255, as a coin of its grey value.
+        shuffle: whether there is an order other than that of the images.
     """
 
-    def __init__(self, images, labels, batch_size, seed, binarize=False):
+    def __init__(self, images, labels, batch_size, seed, binarize=False, shuffle=True):
         super().__init__()
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.seed, self.binarize = seed, binarize
+        self.seed, self.binarize, self.shuffle = seed, binarize, shuffle
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first=0):
         """Take the order of this epoch, from 0, without the batches before `first`."""
         self.epoch, self.first = epoch, first
-        self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+        n = len(self.images)
+        if self.shuffle:
+            self.order = epoch_order(n, self.images.nbytes // n, (self.seed, epoch))
+        else:
+            self.order = np.arange(n)
 
     @property
     def steps(self):
@@ -68,6 +75,27 @@ class Feed(keras.utils.PyDataset):
         if self.binarize:
             images = binarized(images, (self.seed, self.epoch, index))
         return (images if self.labels is None else (images, self.labels[rows]),)
+
+
+def epoch_order(n, row_bytes, seed):
+    """A random order of n images of so many bytes: (n,) row numbers.
+
+    A set of up to WINDOW bytes is shuffled whole. A larger one is cut into blocks of neighbours, whose
+    order is shuffled, and then window by window, so that at any time a training step reads from WINDOW
+    bytes of the file and not from all over the disk. (TFDS has shuffled the file itself once.) In memory
+    the order is the same.
+    """
+    random = np.random.default_rng(seed)
+    window = max(1, WINDOW // row_bytes)
+    if n <= window:
+        return random.permutation(n)
+    block = max(1, BLOCK // row_bytes)
+    starts = random.permutation(np.arange(0, n, block))
+    parts = []
+    for i in range(0, len(starts), max(1, window // block)):
+        rows = starts[i : i + max(1, window // block), None] + np.arange(block)
+        parts.append(random.permutation(rows[rows < n]))
+    return np.concatenate(parts)
 
 
 def binarized(images, seed):
@@ -431,14 +459,24 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
         "finished": False,
         "settings": settings.to_dict(),
         "data": facts,
-        "environment": environment(model),
+        "environment": {
+            **environment(model),
+            "streamed": isinstance(train.images, data.StoredImages),
+        },
     }
     checkpoints.write_run(folder, run)
 
-    test_images = np.ascontiguousarray(test.images)
+    test_feed = Feed(
+        test.images,
+        test.labels if conditional else None,
+        256,
+        settings.seed,
+        settings.binarize,
+        shuffle=False,
+    )
+    shown = test.images[:PICTURED]
     if settings.binarize:
-        test_images = binarized(test_images, settings.seed)
-    shown = test_images[:PICTURED]
+        shown = binarized(shown, settings.seed)
     history, stopwatch, stop = list(done.history), Stopwatch(done), StopAtSignal(report)
     callbacks = [
         StartEpoch(feed, settings.seed, done),
@@ -477,8 +515,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
                 epochs=last,
                 initial_epoch=first,
                 shuffle=False,  # the feed has its order
-                validation_data=((test_images, test.labels) if conditional else test_images,),
-                validation_batch_size=256,
+                validation_data=test_feed,
                 callbacks=callbacks,
                 verbose=verbose,
             )

@@ -17,6 +17,8 @@ from keras_ae.tracking import track
 from keras_ae.train_step import StepMixin
 
 LOG_VAR_RANGE = (-30.0, 20.0)
+AT_ONCE = 10_240  # images turned to floats at a time
+PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
 FORMAT = 1  # of a model's config; `from_config` refuses what is newer
 
 
@@ -141,9 +143,17 @@ class AE(StepMixin, keras.Model):
 
     def _encoded(self, inputs, batch_size):
         """The encoder's outputs by head, as NumPy arrays."""
-        images = np.asarray(inputs[0] if self.num_classes else inputs)
+        images = inputs[0] if self.num_classes else inputs
+        if not hasattr(images, "shape"):
+            images = np.asarray(images)
         condition = [] if not self.num_classes else [self._one_hot(inputs[1], len(images))]
-        return _run(self.encoder, [to_float(images), *condition], batch_size)
+        # Part by part: images as floats take four times their memory, and may be read from disk.
+        parts = []
+        for i in range(0, max(1, len(images)), AT_ONCE):
+            rows = slice(i, i + AT_ONCE)
+            network_inputs = [to_float(images[rows]), *(c[rows] for c in condition)]
+            parts.append(_run(self.encoder, network_inputs, batch_size))
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
     def get_config(self):
         return {
@@ -245,8 +255,8 @@ class VAE(AE):
     def fit_prior(self, inputs, labels=None, seed=0):
         """Fit a `ClassMixture` to the codes of the training images, for `sample` to draw from.
 
-        Codes are drawn from the posteriors, one an image: what the decoder was trained on. Replaces
-        `self.prior`, which is saved with the model.
+        Codes are drawn from the posteriors, one an image: what the decoder was trained on. Of more than
+        100,000 images, so many are taken at random. Replaces `self.prior`, which is saved with the model.
 
         Args:
             inputs: what `fit` was given.
@@ -254,6 +264,15 @@ class VAE(AE):
                 same, but a mixture fitted class by class has less density between the classes.
             seed: of the codes and of the mixture.
         """
+        images = inputs[0] if self.num_classes else inputs
+        if len(images) > PRIOR_IMAGES:
+            rows = np.random.default_rng(seed).choice(len(images), PRIOR_IMAGES, replace=False)
+            rows.sort()
+            labels = labels if labels is None else np.asarray(labels)[rows]
+            if self.num_classes:
+                inputs = (_Rows(images, rows), np.asarray(inputs[1])[rows])
+            else:
+                inputs = _Rows(images, rows)
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
         codes = mean + np.exp(0.5 * log_var) * noise
@@ -368,6 +387,20 @@ class CVAE(VAE):
             "num_classes": self.num_classes,
             "class_names": self.class_names,
         }
+
+
+class _Rows:
+    """Some rows of images, which are taken as they are asked for."""
+
+    def __init__(self, images, rows):
+        self.images, self.rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, rows):
+        return self.images[self.rows[rows]]
 
 
 def _run(network, inputs, batch_size):

@@ -363,7 +363,7 @@ def test_every_command_is_listed_with_the_help_it_gives(kae):
 
 
 @pytest.fixture(scope="module")
-def own(self, kae, once, digits):
+def own(kae, once, digits):
     """A data directory with 120 digits, imported from a folder with a class folder for each name."""
 
     def make(folder):

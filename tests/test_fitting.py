@@ -451,3 +451,49 @@ def test_the_second_signal_ends_a_run_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TestStreaming:
+    @pytest.mark.parametrize("binarize", [False, True])
+    def test_images_on_disk_make_the_run_of_images_in_memory(self, tmp_path, monkeypatch, binarize):
+        fit(small("cvae", binarize=binarize), tmp_path / "memory")
+        monkeypatch.setenv("KAE_MEMORY", str(20_000 / 2**30))  # 25 images
+        fit(small("cvae", binarize=binarize), tmp_path / "disk")
+        assert_same_run(tmp_path / "memory", tmp_path / "disk")
+        streamed = [
+            json.loads((tmp_path / name / "run.json").read_text())["environment"]["streamed"]
+            for name in ("memory", "disk")
+        ]
+        assert streamed == [False, True]
+
+    def test_the_prior_of_a_large_set_is_that_of_a_sample(self, digits, monkeypatch):
+        from keras_ae import models
+
+        images, labels = digits[0][:200], digits[1][:200]
+        cvae = models.CVAE(latent_dim=2, backbone="mlp", hidden=(8,))
+        seen = []
+        posterior = cvae.posterior
+        monkeypatch.setattr(cvae, "posterior", lambda x: seen.append(x) or posterior(x))
+        monkeypatch.setattr(models, "PRIOR_IMAGES", 120)
+        monkeypatch.setattr(models, "AT_ONCE", 50)
+        cvae.fit_prior((images, labels))
+        rows, marks = seen[0]
+        assert len(rows) == len(marks) == 120 and len(np.unique(rows.rows)) == 120
+        assert np.array_equal(marks, labels[rows.rows])
+        mean, _ = cvae.posterior((rows, marks))
+        expected, _ = cvae.posterior((images, labels))
+        np.testing.assert_allclose(mean, expected[rows.rows], atol=1e-6)
+
+    def test_a_large_set_is_shuffled_window_by_window(self, monkeypatch):
+        monkeypatch.setattr(fitting, "WINDOW", 1000)
+        monkeypatch.setattr(fitting, "BLOCK", 100)
+        for n in (1000, 995):
+            order = fitting.epoch_order(n, 10, (0, 0))
+            assert np.array_equal(np.sort(order), np.arange(n))
+            assert not np.array_equal(order, fitting.epoch_order(n, 10, (0, 1)))
+        for window in fitting.epoch_order(1000, 10, (0, 0)).reshape(10, 100):
+            blocks = np.unique(window // 10)
+            assert len(blocks) == 10 and np.ptp(blocks) > 9  # of neighbours, from all over the file
+            assert not np.array_equal(window, np.sort(window))
+        whole = fitting.epoch_order(100, 10, (0, 3))
+        assert np.array_equal(whole, np.random.default_rng((0, 3)).permutation(100))

@@ -17,11 +17,13 @@ from keras_ae.data import cache, disk, reading
 from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
 from keras_ae.data.preparing import prepare
 from keras_ae.data.reading import ImageData
+from keras_ae.data.stored import StoredImages, select
 
 __all__ = [
     "DataError",
     "ImageData",
     "Prepared",
+    "StoredImages",
     "available",
     "import_folder",
     "lasting_name",
@@ -121,8 +123,11 @@ def verify(name, data_dir=None) -> dict:
         raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}`")
     splits = {}
     for split in prepared.splits:
-        data = reading.read(prepared, split)
-        digest = hashlib.sha256(data.images)
+        digest = hashlib.sha256()
+        with cache.room() as allocate:
+            data = reading.read(prepared, split, allocate)
+            for start in range(0, len(data.images), 10_000):
+                digest.update(data.images[start : start + 10_000])
         if data.labels is not None:
             digest.update(data.labels.astype("<i4"))
         expected = GENUINE.get(f"{prepared.name}/{prepared.version}/{split}")
@@ -149,11 +154,12 @@ def _load_whole(prepared, split, progress) -> ImageData:
     if data is None:
         progress = progress or (lambda line: None)
         progress(f"reading {prepared.splits[split]:,} images of {prepared.name} {split} …")
-        data = reading.read(prepared, split)
-        try:
-            cache.store(prepared, data)
-        except OSError as error:
-            progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
+        with cache.room() as allocate:
+            data = reading.read(prepared, split, allocate)
+            try:
+                cache.store(prepared, data)
+            except OSError as error:
+                progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
     return data
 
 
@@ -166,7 +172,7 @@ def _first(data, limit) -> ImageData:
     if limit is None:
         return data
     labels = None if data.labels is None else data.labels[:limit]
-    return replace(data, images=data.images[:limit], labels=labels)
+    return replace(data, images=select(data.images, slice(limit)), labels=labels)
 
 
 def _hold_out(data) -> tuple[ImageData, ImageData]:
@@ -178,7 +184,7 @@ def _hold_out(data) -> tuple[ImageData, ImageData]:
 
     def part(mask, split):
         labels = None if data.labels is None else data.labels[mask]
-        return replace(data, split=split, images=data.images[mask], labels=labels)
+        return replace(data, split=split, images=select(data.images, mask), labels=labels)
 
     train = part(~held_out, f"{data.split} (nine tenths)")
     return train, part(held_out, f"{data.split} (held-out tenth)")

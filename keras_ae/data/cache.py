@@ -5,6 +5,7 @@ An entry is three files, `KEY.images.npy`, `KEY.labels.npy` (not for a dataset w
 directory, which may be read-only or shared. Any of them can be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ae.data.disk import Prepared
+from keras_ae.data.disk import DataError, Prepared
 from keras_ae.data.reading import ImageData
+from keras_ae.data.stored import StoredImages, memory_bound
 
 LAYOUT = 1  # to be raised when the meaning of an entry changes
 
@@ -27,11 +29,17 @@ def cache_dir() -> Path:
 
 
 def load(prepared: Prepared, split: str) -> ImageData | None:
-    """The arrays of a split, mapped from their files; None if they are not there or not intact."""
+    """The arrays of a split, mapped from their files; None if they are not there or not intact.
+
+    Images beyond `memory_bound` are not mapped but `StoredImages`, of which only the size is checked:
+    the checksum would take as long as an epoch's reading.
+    """
     try:
         stem = _stem(prepared, split)
         entry = json.loads(stem.with_suffix(".json").read_text())
-        images = _map(stem.with_suffix(".images.npy"), entry["images_crc32"])
+        path = stem.with_suffix(".images.npy")
+        large = path.stat().st_size > memory_bound()
+        images = StoredImages(path) if large else _map(path, entry["images_crc32"])
         labels = None
         if entry["class_names"] is not None:
             labels = _map(stem.with_suffix(".labels.npy"), entry["labels_crc32"])
@@ -51,12 +59,49 @@ def store(prepared: Prepared, data: ImageData):
     stem = _stem(prepared, data.split)
     stem.parent.mkdir(parents=True, exist_ok=True)
     entry = {"class_names": data.class_names, "images_crc32": _crc32(data.images)}
-    _write(stem.with_suffix(".images.npy"), lambda file: np.save(file, data.images))
+    if isinstance(data.images, StoredImages):  # where `room` put it
+        os.replace(data.images.path, stem.with_suffix(".images.npy"))
+        data.images.path = stem.with_suffix(".images.npy")
+    else:
+        _write(stem.with_suffix(".images.npy"), lambda file: np.save(file, data.images))
     if data.labels is not None:
         entry["labels_crc32"] = _crc32(data.labels)
         _write(stem.with_suffix(".labels.npy"), lambda file: np.save(file, data.labels))
     # Last, so that an entry that can be read is complete.
     _write(stem.with_suffix(".json"), lambda file: file.write(json.dumps(entry).encode()))
+
+
+@contextlib.contextmanager
+def room():
+    """A function for `reading.read` that takes arrays from memory, and beyond its bound from the disk.
+
+    What is on disk and was not handed to `store` by the end of the context is removed.
+    """
+    files = []
+
+    def allocate(shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size <= memory_bound():
+            return np.empty(shape, dtype)
+        folder = cache_dir() / "arrays"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(prefix=".decoding.", suffix=".npy", dir=folder)
+            os.close(handle)
+            files.append(path)
+            return StoredImages.create(path, shape, dtype)
+        except OSError as error:
+            raise DataError(
+                f"{size / 2**30:.1f} GiB of images are more than memory should hold (KAE_MEMORY), and "
+                f"{folder} cannot be written ({error.strerror}): set KAE_CACHE to a folder that can"
+            ) from error
+
+    try:
+        yield allocate
+    finally:
+        for path in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _stem(prepared, split) -> Path:
@@ -83,7 +128,10 @@ def _map(path, crc32):
 
 def _crc32(array) -> int:
     """Of the bytes and of what they mean; half a gigabyte a second at the very least."""
-    return zlib.crc32(array, zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
+    crc = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
+    for start in range(0, len(array), 10_000):
+        crc = zlib.crc32(np.ascontiguousarray(array[start : start + 10_000]), crc)
+    return crc
 
 
 def _write(path, write):

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
+from keras_ae.data.stored import StoredImages
 
 BATCH = 1024  # records held in memory as bytes at a time
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
@@ -24,7 +25,8 @@ class ImageData:
         version: TFDS version, "3.0.1".
         split: "train", "test", ... or which part of one it is.
         images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. May be mapped from a file; writing to it
-            is allowed, and changes neither the file nor the next load.
+            is allowed, and changes neither the file nor the next load. What is too large for memory
+            is a `StoredImages`, which reads the rows that it is asked for.
         labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
         class_names: one name per class; None for a dataset without classes.
     """
@@ -32,7 +34,7 @@ class ImageData:
     name: str
     version: str
     split: str
-    images: np.ndarray
+    images: np.ndarray | StoredImages
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
 
@@ -42,8 +44,11 @@ class ImageData:
         return len(self.class_names or ())
 
 
-def read(prepared: Prepared, split: str) -> ImageData:
+def read(prepared: Prepared, split: str, allocate=np.empty) -> ImageData:
     """Reads and decodes a whole split.
+
+    Args:
+        allocate: (shape, dtype) -> the array, or the `StoredImages`, to put the images into.
 
     Raises:
         DataError: the files are damaged or hold another number of records than the metadata says;
@@ -65,7 +70,23 @@ def read(prepared: Prepared, split: str) -> ImageData:
         shape = builder.info.features[image_key].shape
         read_records = _array_records if prepared.format == "array_record" else _tf_records
         records = read_records(builder, split)
-        images, labels = _decode(records, prepared.splits[split], shape, image_key, label_key)
+        images = None
+        transposed = prepared.name.startswith("emnist/")  # as they are stored
+        labels = np.full(prepared.splits[split], -1, np.int32)
+        start = 0
+        for block, marks in _decode(records, len(labels), shape, image_key, label_key):
+            if transposed:
+                block = block.swapaxes(1, 2)
+            if prepared.name == "binarized_mnist":
+                block *= 255  # it stores 0 and 1
+            if images is None:
+                images = allocate((len(labels), *block.shape[1:]), np.uint8)
+            if isinstance(images, StoredImages):
+                images.write(start, block)
+            else:
+                images[start : start + len(block)] = block
+            labels[start : start + len(block)] = marks
+            start += len(block)
     except DataError as error:
         raise DataError(f"{prepared.name} cannot be used: {error}") from error
     except MemoryError as error:
@@ -73,10 +94,6 @@ def read(prepared: Prepared, split: str) -> ImageData:
     except Exception as error:
         why = f"{split}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
         raise disk.damaged(prepared.path, prepared.name, why) from error
-    if prepared.name.startswith("emnist/"):
-        images = np.ascontiguousarray(images.swapaxes(1, 2))  # they are stored transposed
-    if prepared.name == "binarized_mnist":
-        images *= 255  # it stores 0 and 1
     class_names = None
     if label_key is not None and (labels >= 0).all():  # -1 is how TFDS says unknown
         class_names = tuple(builder.info.features[label_key].names)
@@ -118,13 +135,16 @@ def _choose_features(info):
 
 
 def _decode(records, count, shape, image_key, label_key):
-    """Serialised examples to uint8 (count, H, W, C) and int32 (count,)."""
+    """Serialised examples to blocks of uint8 (n, H, W, C) and int32 (n,), -1 where there is no label.
+
+    There are `count` images in all, or an error.
+    """
     from PIL import Image
     from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
     height, width, channels = shape
     mode = MODES[channels]
-    images, labels = None, np.full(count, -1, np.int32)
+    size, images, labels = None, [], []
     index = -1
     for index, record in enumerate(records):
         if index == count:
@@ -133,10 +153,8 @@ def _decode(records, count, shape, image_key, label_key):
         with Image.open(
             io.BytesIO(feature[image_key].bytes_list.value[0]), formats=CODECS
         ) as image:
-            if images is None:
-                # The size is often left open (None) in the metadata; the first image decides.
-                size = (width or image.width, height or image.height)
-                images = np.empty((count, size[1], size[0], channels), np.uint8)
+            # The size is often left open (None) in the metadata; the first image decides.
+            size = size or (width or image.width, height or image.height)
             if image.size != size:
                 raise DataError(
                     f"its images have more than one size ({size[0]}x{size[1]} and "
@@ -147,16 +165,19 @@ def _decode(records, count, shape, image_key, label_key):
                     f"image {index} has more than 8 bits a pixel: only uint8 can be read"
                 )
             pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-        images[index] = pixels.reshape(images.shape[1:])
-        if label_key is not None:
-            labels[index] = feature[label_key].int64_list.value[0]
+        images.append(pixels.reshape(*size[::-1], channels))
+        labels.append(-1 if label_key is None else feature[label_key].int64_list.value[0])
+        if len(images) == BATCH:
+            yield np.stack(images), labels
+            images, labels = [], []
     if index + 1 != count:
         raise ValueError(
             f"{index + 1:,} records, not the {count:,} that dataset_info.json promises"
         )
-    if images is None:
+    if size is None:
         raise DataError("the split has no images")
-    return images, labels
+    if images:
+        yield np.stack(images), labels
 
 
 def _array_records(builder, split):
