@@ -88,9 +88,21 @@ def save_model(model, path):
     """Write a model's architecture, weights and prior, without its optimizer, to a .keras file.
 
     The file holds a float32 model, in whatever precision this one computes.
+
+    Raises:
+        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config.
     """
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
-    bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    try:
+        bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    except (TypeError, ValueError) as error:
+        if not model.own:
+            raise
+        why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
+        raise CheckpointError(
+            f"The {' and the '.join(model.own)} of your own cannot be saved ({why}): it must have a "
+            "get_config, and a class of your own @keras.saving.register_keras_serializable()."
+        ) from error
     bare.set_weights(model.get_weights())
     with atomic(path) as temporary:
         bare.save(temporary)

@@ -9,7 +9,14 @@ from keras import ops
 
 from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
-from keras_ae.networks import BACKBONES, build_decoder, build_encoder, one_hot
+from keras_ae.networks import (
+    BACKBONES,
+    build_decoder,
+    build_encoder,
+    one_hot,
+    own_decoder,
+    own_encoder,
+)
 from keras_ae.noise import SeedGenerator
 from keras_ae.pictures import to_float
 from keras_ae.priors import ClassMixture, StandardNormal
@@ -42,9 +49,13 @@ class AE(StepMixin, keras.Model):
         backbone: "conv" or "mlp"; see `keras_ae.networks`.
         hidden: widths of the hidden layers; see `keras_ae.networks.build_encoder`.
         reconstruction: "l1", "mse" or "bce", summed over pixels.
+        encoder, decoder: `keras.Model`s of your own in place of the backbone's; what they take and return
+            is in `keras_ae.networks.own_encoder` and `own_decoder`. They are saved with the model, classes
+            of your own if they are registered (`keras.saving.register_keras_serializable`).
 
     Raises:
-        ValueError: for an image_shape that is no (H, W, C), or a name that is not known.
+        ValueError: for an image_shape that is no (H, W, C), a name that is not known, or an encoder or
+            decoder of other shapes.
 
     References:
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
@@ -60,6 +71,8 @@ class AE(StepMixin, keras.Model):
         backbone="conv",
         hidden=None,
         reconstruction="l1",
+        encoder=None,
+        decoder=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -76,9 +89,21 @@ class AE(StepMixin, keras.Model):
         self.image_shape, self.latent_dim = image_shape, latent_dim
         self.backbone, self.hidden = backbone, tuple(hidden) if hidden else None
         self.reconstruction = reconstruction
-        shared = {"backbone": backbone, "hidden": hidden, "num_classes": self.num_classes}
-        self.encoder = build_encoder(image_shape, latent_dim, self.heads, **shared)
-        self.decoder = build_decoder(image_shape, latent_dim, **shared)
+        self.own = tuple(
+            n for n, x in (("encoder", encoder), ("decoder", decoder)) if x is not None
+        )
+        shared, classes = {"backbone": backbone, "hidden": hidden}, self.num_classes
+        shape = image_shape, latent_dim
+        self.encoder = (
+            build_encoder(*shape, self.heads, **shared, num_classes=classes)
+            if encoder is None
+            else own_encoder(encoder, *shape, self.heads, classes)
+        )
+        self.decoder = (
+            build_decoder(*shape, **shared, num_classes=classes)
+            if decoder is None
+            else own_decoder(decoder, *shape, classes)
+        )
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
         self.built = True
 
@@ -164,11 +189,16 @@ class AE(StepMixin, keras.Model):
             "backbone": self.backbone,
             "hidden": self.hidden,
             "reconstruction": self.reconstruction,
+            **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self.own},
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
+        for name in ("encoder", "decoder"):
+            if isinstance(config.get(name), dict):
+                network = keras.saving.deserialize_keras_object(config[name], custom_objects)
+                config[name] = network
         version = config.pop("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
             raise ValueError(

@@ -90,6 +90,83 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
     return trace(keras.Model(inputs, image, name="decoder"))
 
 
+def own_encoder(network, image_shape, latent_dim, heads, num_classes=0):
+    """A `keras.Model` of the user's as an encoder: what `build_encoder` returns.
+
+    It is called on the image or, with classes, on [image, one-hot label], and returns one tensor
+    (N, latent_dim) for each head, in a dict by head or in a list in their order.
+
+    Raises:
+        ValueError: it takes or returns something else.
+    """
+    inputs = _inputs({"image": image_shape}, num_classes)
+    outputs = _outputs("encoder", network, inputs)
+    if not isinstance(outputs, dict):
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        if len(outputs) == len(heads):
+            outputs = dict(zip(heads, outputs))
+    expected = {head: (None, latent_dim) for head in heads}
+    found = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), outputs)
+    if found != expected:
+        raise ValueError(f"The encoder must return {_described(expected)}; it returns {found}.")
+    return _with_inputs(network, inputs, outputs, "encoder")
+
+
+def own_decoder(network, image_shape, latent_dim, num_classes=0):
+    """A `keras.Model` of the user's as a decoder: what `build_decoder` returns.
+
+    It is called on the code (N, latent_dim) or, with classes, on [code, one-hot label], and returns
+    images (N, H, W, C) in [0, 1].
+
+    Raises:
+        ValueError: it takes or returns something else.
+    """
+    inputs = _inputs({"latent": (latent_dim,)}, num_classes)
+    output = _outputs("decoder", network, inputs)
+    expected = (None, *image_shape)
+    found = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), output)
+    if found != expected:
+        raise ValueError(f"The decoder must return images {expected}; it returns {found}.")
+    return _with_inputs(network, inputs, output, "decoder")
+
+
+def _inputs(shapes, num_classes):
+    shapes = shapes | ({"label": (num_classes,)} if num_classes else {})
+    return [keras.Input(shape, name=name) for name, shape in shapes.items()]
+
+
+def _outputs(role, network, inputs):
+    """The symbolic outputs of a network of the user's."""
+    if not isinstance(network, keras.Model):
+        raise ValueError(f"The {role} must be a keras.Model; got {type(network).__name__}.")
+    wanted = _described({tensor.name: tuple(tensor.shape) for tensor in inputs})
+    taken = getattr(network, "inputs", None)  # None for a class that is not built yet
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    if taken and [tuple(tensor.shape) for tensor in taken] != shapes:
+        found = ", ".join(str(tuple(tensor.shape)) for tensor in taken)
+        raise ValueError(f"The {role} must take {wanted}; it takes {found}.")
+    try:
+        return network(inputs if len(inputs) > 1 else inputs[0])
+    except Exception as error:  # whatever the user's layers raise
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(f"The {role} must take {wanted}, and fails: {why}") from error
+
+
+def _described(shapes):
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def _with_inputs(network, inputs, outputs, role):
+    """The network itself where its inputs and outputs have our names; else a shell around it."""
+    names = [getattr(tensor, "name", None) for tensor in getattr(network, "inputs", None) or ()]
+    if names == [tensor.name for tensor in inputs] and (
+        keras.tree.map_structure(lambda _: 0, network.output)
+        == keras.tree.map_structure(lambda _: 0, outputs)
+    ):
+        return network
+    return keras.Model(inputs, outputs, name=role)
+
+
 def normalized_silu(x, name):
     """Batch normalisation, then SiLU.
 

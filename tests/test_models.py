@@ -1,6 +1,8 @@
 """The contract of every model, with every backbone, on images of every shape."""
 
 import functools
+import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -190,7 +192,9 @@ class TestContract:
         model.fit(inputs, batch_size=8, epochs=2, verbose=0)
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
-        assert type(loaded) is type(model) and loaded.get_config() == model.get_config()
+        assert type(loaded) is type(model)
+        # As JSON: in what is loaded, tuples are lists.
+        assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())
         assert same_weights(model, loaded)
         np.testing.assert_array_equal(
             model.predict(inputs, verbose=0), loaded.predict(inputs, verbose=0)
@@ -417,3 +421,151 @@ def test_wrong_arguments(model, arguments, message):
 def test_sample_refuses_an_unknown_prior():
     with pytest.raises(ValueError, match="'fitted' or 'normal'"):
         VAE((8, 8, 1), 2, "mlp", (4,)).sample(1, prior="uniform")
+
+
+def own_networks(kind, shape, latent_dim=3):
+    """An encoder and a decoder as a user writes them, with plain layers of Keras."""
+    height, width, channels = shape
+    image, code = keras.Input(shape, name="image"), keras.Input((latent_dim,), name="latent")
+    label = [keras.Input((CLASSES,), name="label")] if kind == "cvae" else []
+    x = keras.layers.Conv2D(3, 3, strides=2, padding="same", name="conv")(image)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Concatenate(name="join")([x, *label]) if label else x
+    heads = MODELS[kind].heads
+    outputs = {head: keras.layers.Dense(latent_dim, name=head)(x) for head in heads}
+    encoder = keras.Model([image, *label], outputs)
+    x = keras.layers.Concatenate(name="join")([code, *label]) if label else code
+    x = keras.layers.Dense(height * width * channels, "sigmoid", name="pixels")(x)
+    decoder = keras.Model([code, *label], keras.layers.Reshape(shape, name="reshape")(x))
+    return {"encoder": encoder, "decoder": decoder}
+
+
+class TestContractOfOwnNetworks(TestContract):
+    @pytest.fixture
+    def backbone(self):
+        return "own"
+
+    @pytest.fixture
+    def shape(self):
+        return (20, 16, 1)
+
+    @pytest.fixture
+    def make(self, kind, shape):
+        def model(**kwargs):
+            keras.utils.set_random_seed(3)
+            extra = {"num_classes": CLASSES} if kind == "cvae" else {}
+            return MODELS[kind](shape, 3, **own_networks(kind, shape), **extra, **kwargs)
+
+        return model
+
+
+@keras.saving.register_keras_serializable("tests")
+class Heads(keras.Model):
+    """A class of the user's, with two outputs in a list."""
+
+    def __init__(self, latent_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.latent_dim = latent_dim
+        self.flatten = keras.layers.Flatten()
+        self.mean = keras.layers.Dense(latent_dim)
+        self.log_var = keras.layers.Dense(latent_dim, kernel_initializer="zeros")
+
+    def call(self, image):
+        x = self.flatten(image)
+        return [self.mean(x), self.log_var(x)]
+
+    def get_config(self):
+        return {**super().get_config(), "latent_dim": self.latent_dim}
+
+
+class TestOwnNetworks:
+    def test_a_class_and_a_sequential(self, digits, tmp_path):
+        from keras_ae import checkpoints
+
+        layers = [keras.layers.Dense(784, "sigmoid"), keras.layers.Reshape((28, 28, 1))]
+        vae = compiled(VAE((28, 28, 1), 2, encoder=Heads(2), decoder=keras.Sequential(layers)))
+        before = [keras.ops.convert_to_numpy(w) for w in vae.trainable_weights]
+        assert len(before) == 6  # two heads and one dense layer: kernels and biases
+        vae.fit(digits[0][:64], batch_size=32, epochs=2, verbose=0)
+        after = [keras.ops.convert_to_numpy(w) for w in vae.trainable_weights]
+        assert all(not np.array_equal(a, b) for a, b in zip(before, after))
+        vae.fit_prior(digits[0][:64])
+        checkpoints.save_model(vae, tmp_path / "own.keras")
+        again = checkpoints.load_model(tmp_path / "own.keras")
+        assert again.own == ("encoder", "decoder")
+        assert same_weights(vae, again)
+        assert np.array_equal(vae.sample(4, seed=1), again.sample(4, seed=1))
+        checkpoints.save_model(again, tmp_path / "twice.keras")
+        twice = checkpoints.load_model(tmp_path / "twice.keras")
+        assert twice.encoder.get_config() == again.encoder.get_config()  # no shell around the shell
+
+    def test_one_of_the_two(self, digits):
+        vae = VAE((28, 28, 1), 2, "mlp", (8,), encoder=Heads(2))
+        assert vae.own == ("encoder",) and vae.decoder.get_layer("dense_0").units == 8
+        assert vae.reconstruct(digits[0][:3]).shape == (3, 28, 28, 1)
+
+    def test_a_class_that_is_not_registered_is_not_loaded(self, tmp_path):
+        from keras_ae import checkpoints
+
+        class Secret(Heads):
+            pass
+
+        vae = VAE((28, 28, 1), 2, "mlp", (8,), encoder=Secret(2))
+        with pytest.raises(checkpoints.CheckpointError, match="locate class 'Secret'") as error:
+            checkpoints.save_model(vae, tmp_path / "own.keras")
+        vae.save(tmp_path / "own.keras")
+        with pytest.raises(checkpoints.CheckpointError, match="cannot be loaded"):
+            checkpoints.load_model(tmp_path / "own.keras")
+        assert "\n" not in str(error.value)
+
+    def test_code_in_the_file_is_not_run(self, tmp_path):
+        from keras_ae import checkpoints
+
+        image = keras.Input((28, 28, 1), name="image")
+        x = keras.layers.Lambda(lambda x: x * 2.0, output_shape=(28, 28, 1))(image)
+        x = keras.layers.Dense(2, name="code")(keras.layers.Flatten()(x))
+        ae = AE((28, 28, 1), 2, "mlp", (8,), encoder=keras.Model(image, {"code": x}))
+        with pytest.raises(checkpoints.CheckpointError, match="`Lambda`"):
+            checkpoints.save_model(ae, tmp_path / "own.keras")
+        ae.save(tmp_path / "own.keras")
+        with pytest.raises(checkpoints.CheckpointError, match="`Lambda`"):
+            checkpoints.load_model(tmp_path / "own.keras")
+
+    @pytest.mark.parametrize(
+        "cls, part, network, message",
+        [
+            (
+                VAE,
+                "encoder",
+                lambda: Heads(3),
+                r"must return mean \(None, 2\), log_var \(None, 2\)",
+            ),
+            (AE, "encoder", lambda: Heads(2), r"must return code \(None, 2\); it returns \["),
+            (AE, "encoder", lambda: keras.layers.Dense(2), "must be a keras.Model; got Dense"),
+            (CVAE, "encoder", lambda: Heads(2), r"must take image \(None, 28, 28, 1\), label"),
+            (
+                AE,
+                "decoder",
+                lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(784)]),
+                r"decoder must take latent \(None, 2\); it takes \(None, 3\)",
+            ),
+            (
+                AE,
+                "decoder",
+                lambda: keras.Sequential([keras.layers.Dense(784)]),
+                r"must return images \(None, 28, 28, 1\); it returns \(None, 784\)",
+            ),
+        ],
+    )
+    def test_other_shapes_are_refused_in_one_line(self, cls, part, network, message):
+        with pytest.raises(ValueError, match=message) as error:
+            cls((28, 28, 1), 2, **{part: network()})
+        assert "\n" not in str(error.value)
+
+
+def test_the_program_in_the_documentation_runs(mnist_env, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "your-own-networks.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    assert capsys.readouterr().out.strip().endswith("(4, 28, 28, 1)")

@@ -54,7 +54,7 @@ def checkpoint(model):
         "model": type(network).__name__,
         "image_shape": list(network.image_shape),
         "latent_dim": network.latent_dim,
-        "backbone": network.backbone,
+        "backbone": f"{network.backbone}, own {' and '.join(network.own)}" if network.own else network.backbone,
         "reconstruction": network.reconstruction,
         "parameters": sum(int(w.value.numel() if hasattr(w.value, "numel") else w.value.size)
                           for w in network.trainable_weights),
