@@ -1,5 +1,6 @@
 """One run from settings to a run folder: data, model, callbacks, outputs."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import random
@@ -13,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import checkpoints, data, pictures
+from keras_ae import checkpoints, data, distributed, pictures
 from keras_ae.annealing import KLAnnealing
 from keras_ae.errors import UserError
 from keras_ae.models import AE, CVAE, VAE
@@ -71,9 +72,11 @@ class Feed(keras.utils.PyDataset):
     def __getitem__(self, index):
         index += self.first
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        mine = distributed.share(len(rows))
+        whole, rows = len(rows), rows[mine]
         images = self.images[rows]
         if self.binarize:
-            images = binarized(images, (self.seed, self.epoch, index))
+            images = binarized(images, (self.seed, self.epoch, index), whole, mine)
         return (images if self.labels is None else (images, self.labels[rows]),)
 
 
@@ -98,9 +101,13 @@ def epoch_order(n, row_bytes, seed):
     return np.concatenate(parts)
 
 
-def binarized(images, seed):
-    """Each pixel of uint8 images drawn as a coin that shows 255 with probability grey / 255."""
-    coins = np.random.default_rng(seed).random(images.shape, dtype="float32")
+def binarized(images, seed, n=None, rows=slice(None)):
+    """Each pixel of uint8 images drawn as a coin that shows 255 with probability grey / 255.
+
+    With `n` and `rows`, the images are these rows of n for which the coins are drawn.
+    """
+    shape = (n or len(images), *images.shape[1:])
+    coins = np.random.default_rng(seed).random(shape, dtype="float32")[rows]
     return np.where(coins * 255.0 < images, np.uint8(255), np.uint8(0))
 
 
@@ -367,10 +374,13 @@ def stretches(done, epochs):
 
 
 def facts_of(train, test):
-    """What a run was trained on, with a checksum of images and labels."""
+    """What a run was trained on, with a checksum of labels and images: of every nth, from WINDOW bytes on."""
     checksum = 0
     for split in (train, test):
-        checksum = zlib.crc32(np.ascontiguousarray(split.images), checksum)
+        step = 1 + split.images.nbytes // WINDOW
+        for start in range(0, len(split.images), 8192 * step):
+            images = split.images[start : start + 8192 * step : step]
+            checksum = zlib.crc32(np.ascontiguousarray(images), checksum)
         if split.labels is not None:
             checksum = zlib.crc32(np.ascontiguousarray(split.labels), checksum)
     return {
@@ -404,7 +414,7 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
 
     Returns:
         A dict: run, epochs, seconds, seconds_per_epoch (median, the training steps alone),
-        images_per_second, history (a dict a epoch).
+        images_per_second, history (a dict a epoch). None in a process of `torchrun` other than the first.
 
     Raises:
         RunError: if the run cannot start, or its loss is no longer a number.
@@ -414,18 +424,27 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
         OSError: if the folder cannot be written to any more; what it holds stays whole.
     """
     folder = Path(folder)
-    with checkpoints.RunLock(folder) as lock:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.all_devices())
+        lock = checkpoints.RunLock(folder)
+        distributed.on_first(lambda: stack.enter_context(lock) and None)
         return _fit(settings, folder, data_dir, resume, force, verbose, report, lock)
 
 
 def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
     start = time.perf_counter()
-    run = claim(folder, resume, force)
+    first = distributed.rank() == 0  # of several processes, the one that writes
+    run = distributed.on_first(lambda: claim(folder, resume, force))
     if resume and (other := differences(settings, Settings.from_dict(run["settings"]))):
         raise RunError(f"--resume goes on with the settings of the run; other {', '.join(other)}.")
-    train, test = data.load_splits(
-        settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
-    )
+
+    def load():
+        return data.load_splits(
+            settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
+        )
+
+    distributed.on_first(lambda: load() and None)  # prepares and decodes it once
+    train, test = load()
     # What Keras' initialisers draw their seeds from. (keras.utils.set_random_seed would import
     # tensorflow, where there is one, for the same weights.)
     random.seed(settings.seed)
@@ -436,10 +455,14 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
             f"{train.name} is not what the run in {folder} began with ({describe(run['data'])}; now "
             f"{describe(facts)}): put the dataset back, or start over with --force."
         )
-    make_folder(folder)  # now that nothing is missing for the run
-    lock.take()
-    claim(folder, resume, force)  # again: another run may have been here meanwhile
-    checkpoints.clear(folder) if force else checkpoints.sweep(folder)
+
+    def take():
+        make_folder(folder)  # now that nothing is missing for the run
+        lock.take()
+        claim(folder, resume, force)  # again: another run may have been here meanwhile
+        checkpoints.clear(folder) if force else checkpoints.sweep(folder)
+
+    distributed.on_first(take)
     conditional = isinstance(model, CVAE)
     feed = Feed(
         train.images,
@@ -452,9 +475,11 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
 
     done = checkpoints.Progress([])
     if resume:
-        done = checkpoints.read_backup(folder, model)
+        done = distributed.on_first(lambda: checkpoints.read_backup(folder, model))
         within = f", step {done.batches} of {feed.steps}" if done.batches else ""
         report(f"resuming {folder} after epoch {done.epochs} of {settings.epochs}{within}")
+    model.optimizer.build(model.trainable_variables)
+    distributed.same([*model.variables, *model.optimizer.variables])
     run = {
         "finished": False,
         "settings": settings.to_dict(),
@@ -462,9 +487,12 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
         "environment": {
             **environment(model),
             "streamed": isinstance(train.images, data.StoredImages),
+            "processes": distributed.size(),
+            "devices": distributed.devices(),
         },
     }
-    checkpoints.write_run(folder, run)
+    if first:
+        checkpoints.write_run(folder, run)
 
     test_feed = Feed(
         test.images,
@@ -498,6 +526,9 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
         callbacks.insert(
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
+    if not first:
+        # The first process writes; it sees a loss that is no number one step after any other.
+        callbacks = [c for c in callbacks if not isinstance(c, WriteRun | StopAtNaN)]
     callbacks = Callbacks(
         callbacks,
         feed,
@@ -519,6 +550,8 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
                 callbacks=callbacks,
                 verbose=verbose,
             )
+    if not first:
+        return None
     check_there(folder)
     if isinstance(model, VAE):
         report("fitting the prior to the codes of the training images")

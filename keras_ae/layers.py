@@ -11,6 +11,8 @@ import weakref
 
 import keras
 
+from keras_ae import distributed
+
 if keras.backend.backend() == "torch":
     import torch
     from torch.nn import functional
@@ -91,9 +93,14 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
 
 @keras.saving.register_keras_serializable("keras_ae")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` over the last axis."""
+    """`keras.layers.BatchNormalization` over the last axis.
+
+    Where several processes train on torch, its statistics are those of the batches of all.
+    """
 
     def call(self, inputs, training=None, mask=None):
+        if training and self.trainable and distributed.size() > 1:
+            return self._normalise(inputs, *distributed.batch_moments(inputs))
         if not (training and self.trainable and _fast(self, inputs)) or mask is not None:
             return super().call(inputs, training=training, mask=mask)
         x = _to_torch(inputs) if inputs.ndim == 4 else inputs
@@ -102,9 +109,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         with torch.no_grad():
             variance = inverse_deviation.pow(-2).sub_(self.epsilon)
+        self._remember(mean, variance)
+        return _to_keras(outputs) if inputs.ndim == 4 else outputs
+
+    def _normalise(self, inputs, mean, variance):
+        self._remember(mean.detach(), variance.detach())
+        scale = self.gamma.value * (variance + self.epsilon).rsqrt()
+        outputs = (inputs.float() - mean) * scale + self.beta.value
+        return outputs.to(inputs.dtype)
+
+    def _remember(self, mean, variance):
+        with torch.no_grad():
             self.moving_mean.value.lerp_(mean, 1.0 - self.momentum)
             self.moving_variance.value.lerp_(variance, 1.0 - self.momentum)
-        return _to_keras(outputs) if inputs.ndim == 4 else outputs
 
 
 _ROUTES = (

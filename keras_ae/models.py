@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ae import distributed
 from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import (
@@ -438,6 +439,11 @@ def _run(network, inputs, batch_size):
     if not len(inputs[0]):  # Keras cannot: none of the outputs of one
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], _run(network, one, 1))
+    n, batch_size = len(inputs[0]), distributed.filled(batch_size)
+    if (more := distributed.filled(n) - n) > 0:
+        longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
+        outputs = _run(network, longer, batch_size)
+        return keras.tree.map_structure(lambda output: output[:n], outputs)
     if keras.backend.backend() != "openvino":
         return network.predict(inputs, batch_size=batch_size, verbose=0)
     # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32.

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_ae import distributed
+
 if keras.backend.backend() == "torch":
     import torch
 else:
@@ -26,16 +28,19 @@ class SeedGenerator(keras.random.SeedGenerator):
         if self._version != state._version:  # torch counts the writes to a tensor
             self._sum = int(state.sum())
             self._generator = torch.Generator(state.device)
+        # Of several processes, each draws the noise of the whole batch, and takes that of its images.
+        n = distributed.total(shape[0])
         self._generator.manual_seed(self._sum & 0xFFFFFFFF)
         self._sum += 1
         with torch.no_grad():
             state[1] += 1
         self._version = state._version
-        return torch.normal(
+        noise = torch.normal(
             0.0,
             1.0,
-            tuple(shape),
+            (n, *shape[1:]),
             generator=self._generator,
             dtype=torch.float32,
             device=state.device,
         )
+        return noise if n == shape[0] else noise[distributed.rank() :: distributed.size()]

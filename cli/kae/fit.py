@@ -89,8 +89,12 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
             "--resume goes on with a run, --force replaces it: give one of them."
         )
     common.start_backend(training=True)
-    from keras_ae import fitting
+    from keras_ae import distributed, fitting
 
+    if distributed.asked():
+        distributed.start()
+    # Of the processes of torchrun, the first one speaks.
+    quiet = quiet or distributed.rank() > 0
     folder = out or Path("checkpoints") / settings.model
     if resume:
         stored = fitting.stored_settings(folder)
@@ -118,6 +122,9 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
         raise click.ClickException(
             f"Cannot write to {folder}: {error.strerror or error}."
         ) from error
+    distributed.stop()
+    if result is None:
+        return None
     result["seconds"] = round(time.perf_counter() - main.STARTED, 3)  # the whole command
     if as_json:
         return common.print_json(result)

@@ -39,6 +39,16 @@ class Commands(click.Group):
 
     def invoke(self, context):
         try:
+            return self.invoke_or_explain(context)
+        except click.ClickException:
+            # Of several processes that train one model, one says why they end.
+            distributed = sys.modules.get("keras_ae.distributed")
+            if distributed is None or distributed.first_to_speak():
+                raise
+            sys.exit(1)
+
+    def invoke_or_explain(self, context):
+        try:
             return super().invoke(context)
         except UserError as error:
             raise click.ClickException(str(error)) from error

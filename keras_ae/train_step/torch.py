@@ -7,6 +7,7 @@ import sys
 import keras
 import torch
 
+from keras_ae import distributed
 from keras_ae.tracking import results
 
 
@@ -32,14 +33,28 @@ class StepMixin:
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         loss = self.compute_loss(x, sample_weight=sample_weight, training=True)
         variables = self.trainable_variables
-        gradients = torch.autograd.grad(
-            self.optimizer.scale_loss(loss), [v.value for v in variables], allow_unused=True
-        )
+        loss, n = self.optimizer.scale_loss(loss), 1
+        if several := distributed.size() > 1:
+            # The sum over the images of each process, for the mean over those of all.
+            n = len(keras.tree.flatten(x)[0])
+            loss = loss * n
+        gradients = torch.autograd.grad(loss, [v.value for v in variables], allow_unused=True)
         with torch.no_grad():
+            if several:
+                pairs = zip(gradients, variables)
+                gradients = [torch.zeros_like(v.value) if g is None else g for g, v in pairs]
+                gradients = distributed.weighted_mean(gradients, n)
             self.optimizer.apply(gradients, variables)
         return results(self.metrics)
 
     def test_step(self, data):
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.compute_loss(x, sample_weight=sample_weight, training=False)
-        return self.get_metrics_result()
+        return results(self.metrics)
+
+    def get_metrics_result(self):
+        """Called at the end of an epoch: over the images of all processes, where there are several."""
+        if distributed.size() == 1:
+            return super().get_metrics_result()
+        totals = distributed.total([value for m in self.metrics for value in (m.total, m.count)])
+        return {m.name: totals[2 * i] / totals[2 * i + 1] for i, m in enumerate(self.metrics)}

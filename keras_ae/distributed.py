@@ -1,0 +1,194 @@
+"""Several processes, or several devices, that train one model on the same batches.
+
+On torch, each process of `torchrun` takes its share of every batch, and gradients, statistics of batch
+normalisation and figures are summed over all: what comes out is the run of one process, to rounding. On
+jax one process spreads a batch over its devices (`keras.distribution.DataParallel`).
+"""
+
+import contextlib
+import os
+
+import keras
+import numpy as np
+
+from keras_ae.errors import UserError
+
+if keras.backend.backend() == "torch":
+    import torch
+    import torch.distributed
+else:
+    torch = None
+
+
+class LostWorker(UserError):
+    """Another process of the run is gone."""
+
+
+def asked():
+    """Whether this process is one of several that `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def start():
+    """Join the other processes of `torchrun`: gloo between CPUs, NCCL between GPUs.
+
+    Raises:
+        UserError: on a backend other than torch.
+    """
+    if torch is None:
+        raise UserError(
+            f"torchrun is for KERAS_BACKEND=torch; {keras.backend.backend()} uses all devices in one process."
+        )
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    with _watched():
+        torch.distributed.init_process_group(backend)
+
+
+def stop():
+    """Leave the other processes."""
+    if size() > 1:
+        torch.distributed.destroy_process_group()
+
+
+def size():
+    """Number of processes, 1 without `start`."""
+    joined = torch is not None and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if joined else 1
+
+
+def rank():
+    """The number of this process, from 0; the first one writes and speaks."""
+    return torch.distributed.get_rank() if size() > 1 else 0
+
+
+def filled(n):
+    """How many rows a batch of n must have to divide by the devices."""
+    return -(-n // devices()) * devices()
+
+
+def share(n):
+    """Which rows of a batch of n are for this process: every nth, or all of a batch too small for that.
+
+    Over several devices all are, and as many of them twice as it takes to divide by the devices.
+    """
+    rows = np.arange(n) if n < size() else np.arange(rank(), n, size())
+    return np.resize(rows, filled(len(rows)))
+
+
+def total(n):
+    """The sum of a whole number, or each of a list of scalars, over all processes."""
+    if size() == 1:
+        return n
+    # On the CPU, so that nothing waits for a GPU.
+    numbers = [float(x) for x in n] if isinstance(n, list) else n
+    dtype = torch.float64 if isinstance(n, list) else torch.int64
+    numbers = torch.tensor(numbers, dtype=dtype, device="cpu")
+    with _watched():
+        torch.distributed.all_reduce(numbers)
+    return numbers.tolist()
+
+
+def weighted_mean(tensors, n):
+    """The sums of tensors over all processes, over the sum of `n`: all in one exchange."""
+    parts = [tensor.reshape(-1) for tensor in tensors]
+    flat = torch.cat([*parts, parts[0].new_tensor([n])])
+    with _watched():
+        torch.distributed.all_reduce(flat)
+    means = (flat[:-1] / flat[-1]).split([len(part) for part in parts])
+    return [mean.reshape(tensor.shape) for mean, tensor in zip(means, tensors)]
+
+
+def batch_moments(x):
+    """Mean and variance (C,) of the channels of x (..., C), over the batches of all processes."""
+    x = x.reshape(-1, x.shape[-1]).float()
+    sums = torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])])
+    mean, square = (_Sum.apply(sums)[:-1] / total(len(x))).chunk(2)
+    return mean, (square - mean.square()).clamp_min(0.0)
+
+
+def on_first(function):
+    """Call a function in the first process alone; its result, or its UserError, is that of all."""
+    if size() == 1:
+        return function()
+    outcome = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = error
+    with _watched():
+        torch.distributed.broadcast_object_list(outcome, 0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def same(variables):
+    """Give Keras variables the values that they have in the first process."""
+    if size() > 1:
+        with _watched(), torch.no_grad():
+            for variable in variables:
+                torch.distributed.broadcast(variable.value, 0)
+
+
+def first_to_speak():
+    """Whether no other process of the run has said yet why it ends. The job ends with one line."""
+    if size() == 1:
+        return True
+    try:  # where the processes found each other; with torchrun it outlives them
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return store.add("keras_ae/spoken", 1) == 1
+    except RuntimeError:
+        return rank() == 0
+
+
+def devices():
+    """Number of devices that Keras spreads a batch over, 1 for all backends but jax."""
+    spread = keras.distribution.distribution()
+    return 1 if spread is None else int(spread.device_mesh.devices.size)
+
+
+@contextlib.contextmanager
+def all_devices():
+    """Within it, Keras spreads batches over the devices of a jax that has several."""
+    several = keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1
+    if not several or keras.distribution.distribution() is not None:
+        yield
+        return
+    with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+        yield
+
+
+@contextlib.contextmanager
+def _watched():
+    """What torch raises when another process is gone, as a LostWorker."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostWorker(
+            f"Process {rank()} of {size()} lost another one: the run ends here. Whole epochs are kept; "
+            "--resume goes on."
+        ) from error
+
+
+if torch is not None:
+
+    class _Sum(torch.autograd.Function):
+        """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+        @staticmethod
+        def forward(context, x):
+            x = x.clone()
+            with _watched():
+                torch.distributed.all_reduce(x)
+            return x
+
+        @staticmethod
+        def backward(context, gradient):
+            gradient = gradient.contiguous().clone()
+            with _watched():
+                torch.distributed.all_reduce(gradient)
+            return gradient
