@@ -167,6 +167,35 @@ def _with_inputs(network, inputs, outputs, role):
     return keras.Model(inputs, outputs, name=role)
 
 
+def count_weights(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
+    """How many numbers the weights of an encoder and its decoder hold, without building them.
+
+    Args:
+        heads: how many outputs the encoder has; the others as of `build_encoder`.
+    """
+    height, width, channels = image_shape
+    hidden = tuple(hidden or HIDDEN[backbone])
+
+    def dense(sizes, bias=True):
+        return sum((a + bias) * b for a, b in zip(sizes, sizes[1:]))
+
+    pixels, count = height * width * channels, 0
+    if backbone == "conv":
+        *filters, units = hidden
+        sides = [math.ceil(side / 2 ** len(filters)) for side in (height, width)]
+        pixels = math.prod(sides) * filters[-1]  # what the convolutions leave
+        maps = [channels, *filters]
+        norm = 4 * sum(filters)
+        count += 9 * sum(a * b for a, b in zip(maps, maps[1:])) + norm
+        count += dense([units, pixels], bias=False)
+        count += 16 * sum(a * b for a, b in zip(maps, maps[1:])) + channels + norm
+        hidden = (units,)
+    else:
+        count += dense([hidden[0], pixels])
+    count += dense([pixels + num_classes, *hidden]) + heads * dense([hidden[-1], latent_dim])
+    return count + dense([latent_dim + num_classes, *hidden[::-1]])
+
+
 def normalized_silu(x, name):
     """Batch normalisation, then SiLU.
 

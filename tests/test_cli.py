@@ -252,7 +252,11 @@ class TestBadInput:
 
     def test_damaged_checkpoint(self, kae):
         (kae.folder / "damaged.keras").write_text("not a model")
-        refused(kae("info", "damaged.keras"), 1, "damaged.keras is no Keras model file")
+        refused(
+            kae("info", "damaged.keras"),
+            1,
+            "damaged.keras cannot be loaded: it is no Keras model file",
+        )
 
     def test_misspelt_backend(self, kae):
         done = kae("fit", "ae", KERAS_BACKEND="pytorch")
