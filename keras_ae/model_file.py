@@ -141,7 +141,8 @@ def _dtype(value):
 def _check_config(whole):
     registered = whole.get("registered_name")
     if not isinstance(registered, str) or registered not in CLASSES:
-        raise ValueError(f"it holds a {registered!r}, not an AE, VAE or CVAE of keras-ae")
+        kind = str(registered or whole.get("class_name"))[:60]
+        raise ValueError(f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae")
     config = _known(whole["config"], MODEL)
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
         raise ValueError(f"its config lacks {min(missing)}")
@@ -154,7 +155,8 @@ def _check_config(whole):
     if (prior := config.get("prior")) is not None:
         registered = prior.get("registered_name")
         if not isinstance(registered, str) or registered not in PRIORS:
-            raise ValueError(f"its prior is a {registered!r}, not one of keras-ae")
+            kind = str(registered or prior.get("class_name"))[:60]
+            raise ValueError(f"its prior is a {kind!r}, not one of keras-ae")
         if not isinstance(prior.get("config"), dict):
             raise ValueError("its prior has no config")
         arguments = _known(prior["config"], MIXTURE)

@@ -120,7 +120,8 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
         ) from None
     except OSError as error:
         raise click.ClickException(
-            f"Cannot write to {folder}: {error.strerror or error}."
+            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
+            "; --resume goes on with it, once there is room."
         ) from error
     distributed.stop()
     if result is None:

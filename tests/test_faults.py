@@ -1,0 +1,302 @@
+"""What goes wrong around a run: full, read-only and vanished folders, a second run, readers meanwhile."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kae.main import cli
+from test_fitting import assert_same_run, fit, history, small
+
+from keras_ae import checkpoints, fitting
+from keras_ae.checkpoints import CheckpointError
+from keras_ae.fitting import RunError
+
+pytestmark = pytest.mark.usefixtures("mnist_env")
+
+
+@pytest.fixture(scope="module")
+def whole(mnist_dir, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(small("vae"), folder, data_dir=mnist_dir)
+    return folder
+
+
+def assert_readable(folder):
+    """Whatever there is of a run is whole, and nothing half written is left."""
+    assert not list(folder.rglob(f"{checkpoints.UNFINISHED}*"))
+    if (folder / "model.keras").exists():
+        checkpoints.load_model(folder / "model.keras")
+    if (folder / "history.csv").exists():
+        assert all(float(row["loss"]) > 0 for row in history(folder))
+    if (folder / "run.json").exists():
+        assert checkpoints.read_run(folder)["settings"]["model"] == "vae"
+    if (folder / "backup" / "state.npz").exists():
+        with np.load(folder / "backup" / "state.npz") as backup:
+            assert all(np.isfinite(backup[name]).all() for name in backup if "/" in name)
+
+
+def resume(folder):
+    """Go on with the run in a folder, or begin it, where it never began."""
+    fit(small("vae"), folder, resume=bool(checkpoints.read_run(folder)))
+
+
+@pytest.mark.parametrize("write", [2, 3, 4, 5, 6, 7, 9, 12, 17])
+def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
+    """One write after the other fails, as on a full disk; there is a backup a step."""
+    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        left, sync = [write], os.fsync
+
+        def full(handle):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(handle)
+
+        patch.setattr(checkpoints, "_sync_folder", lambda folder: None)
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(small("vae"), tmp_path)
+    assert_readable(tmp_path)
+    resume(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Files of this process end at a size, as they do at a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [20_000, 150_000])
+def test_files_that_may_not_grow(size, whole, tmp_path):
+    """The first file that is too large ends the run: run.json, the model, the backup."""
+    with limited(size), pytest.raises((OSError, RunError)):
+        fit(small("vae"), tmp_path)
+    assert_readable(tmp_path)
+    resume(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A function that mounts a small file system, for those who may."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def kae(*arguments):
+    """`kae` in this process: (exit code, stdout, stderr)."""
+    done = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+OPTIONS = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", 3, "--limit", 50, "--batch-size", 16, "--epochs", 3]  # fmt: skip
+
+
+@pytest.mark.parametrize("free", [3, 90, 180, 300])
+def test_a_small_disk(free, whole, tmpfs):
+    """A disk of so many KiB; then there is room again."""
+    disk = tmpfs("2m")
+    (disk / "filler").write_bytes(bytes((2048 - free) * 1024))
+    code, out, err = kae("fit", "vae", *OPTIONS, "--out", disk / "run", "--quiet")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1 and "No space left on device" in err, err
+    assert_readable(disk / "run")
+    (disk / "filler").unlink()
+    resume(disk / "run")
+    assert_same_run(whole, disk / "run")
+
+
+def test_a_disk_that_becomes_read_only(whole, tmpfs, monkeypatch):
+    disk = tmpfs("4m")
+    at_epoch_end(monkeypatch, lambda: remount("ro"), 1)
+
+    def remount(how):
+        subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+    code, _, err = kae("fit", "vae", *OPTIONS, "--out", disk / "run", "--quiet")
+    assert code == 1 and err.count("\n") == 1 and "Read-only file system" in err
+    assert_readable(disk / "run")
+    code, _, err = kae("fit", "vae", "--resume", "--out", disk / "run", "--quiet")
+    assert code == 1 and err.count("\n") == 1 and "Cannot write to" in err
+    remount("rw")
+    resume(disk / "run")
+    assert_same_run(whole, disk / "run")
+
+
+def at_epoch_end(monkeypatch, act, epoch):
+    """Do something at the end of the steps of an epoch, from 0, of the next runs; once."""
+    done = []
+
+    class Stopwatch(fitting.Stopwatch):
+        def on_epoch_end(self, now, logs=None):
+            if now == epoch and not done:
+                done.append(act())
+
+    monkeypatch.setattr(fitting, "Stopwatch", Stopwatch)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_folder_that_vanishes_does_not_come_back(epoch, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    at_epoch_end(monkeypatch, lambda: folder.rename(tmp_path / "elsewhere"), epoch)
+    with pytest.raises(RunError, match="is gone"):
+        fit(small("vae"), folder)
+    assert not folder.exists()
+    assert_readable(tmp_path / "elsewhere")
+
+
+def test_a_folder_that_was_moved_goes_on_where_it_is(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RunError):
+        at_epoch_end(patch, lambda: (tmp_path / "a").rename(tmp_path / "b"), 1)
+        fit(small("vae"), tmp_path / "a")
+    resume(tmp_path / "b")
+    assert_same_run(whole, tmp_path / "b")
+
+
+def test_what_a_kill_left_half_written_is_swept(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 0)
+        fit(small("vae"), tmp_path)
+    halves = [tmp_path / f"{checkpoints.UNFINISHED}model-x.keras"]
+    halves += [tmp_path / folder / halves[0].name for folder in ("epochs", "backup")]
+    for half in halves:
+        half.write_text("half")
+    resume(tmp_path)
+    assert_readable(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_dataset_that_changed_is_not_resumed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 0)
+        fit(small("vae"), tmp_path)
+    load = fitting.data.load_splits
+
+    def changed(*args, **kwargs):
+        train, test = load(*args, **kwargs)
+        train.images[3, 3, 3] += 1
+        return train, test
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting.data, "load_splits", changed)
+        with pytest.raises(RunError, match="mnist is not what the run .* began with .* --force"):
+            resume(tmp_path)
+    resume(tmp_path)
+
+
+@pytest.fixture
+def running(mnist_dir, shared_tmp, tmp_path):
+    """A real `kae fit` at work: (process, its run folder)."""
+    environment = {
+        **os.environ,
+        "KAE_DATA_DIR": str(mnist_dir),
+        "KAE_CACHE": str(shared_tmp / "cache"),
+    }
+    command = [sys.executable, "-m", "kae", "fit", "vae", *map(str, OPTIONS[:-2])]
+    process = subprocess.Popen(
+        [*command, "--epochs", "25", "--out", "run", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "run.json").exists() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    yield process, tmp_path / "run"
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def test_a_reader_never_fails_and_a_second_run_is_refused(running):
+    process, folder = running
+    settings = small("vae", epochs=25)
+    for how in ({}, {"resume": True}, {"force": True}):
+        with pytest.raises(CheckpointError, match="Another `kae fit` is writing to"):
+            fit(settings, folder, **how)
+    seen, reads = set(), 0
+    while process.poll() is None:
+        if (folder / "model.keras").exists():
+            model = checkpoints.load_model(folder / "model.keras")
+            seen.add(float(model.kl_weight))
+            reads += 1
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len(json.loads(out)["history"]) == 25
+    assert reads >= len(seen) >= 3, "the reader came too late to see anything"
+
+
+def test_the_lock_of_a_killed_run_is_free(running):
+    process, folder = running
+    process.kill()
+    process.wait()
+    with checkpoints.RunLock(folder):
+        pass
+
+
+class TestLock:
+    def test_one_at_a_time(self, tmp_path):
+        with checkpoints.RunLock(tmp_path) as lock:
+            lock.take()  # again: it has it
+            with pytest.raises(CheckpointError), checkpoints.RunLock(tmp_path):
+                pass
+        with checkpoints.RunLock(tmp_path):
+            pass
+
+    def test_a_folder_that_is_not_there_yet(self, tmp_path):
+        with checkpoints.RunLock(tmp_path / "new") as lock:
+            (tmp_path / "new").mkdir()
+            lock.take()
+            with pytest.raises(CheckpointError), checkpoints.RunLock(tmp_path / "new"):
+                pass
+
+    def test_nothing_is_left_behind(self, tmp_path):
+        with checkpoints.RunLock(tmp_path):
+            assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("missing", ["no module", "no locks"])
+    def test_where_there_are_no_locks_runs_go_on(self, missing, tmp_path, monkeypatch):
+        if missing == "no module":
+            monkeypatch.setattr(checkpoints, "fcntl", None)
+        else:
+
+            def flock(handle, how):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+            monkeypatch.setattr(checkpoints.fcntl, "flock", flock)
+        with checkpoints.RunLock(tmp_path), checkpoints.RunLock(tmp_path):
+            pass
