@@ -143,6 +143,11 @@ def _check_config(whole):
     if not isinstance(registered, str) or registered not in CLASSES:
         kind = str(registered or whole.get("class_name"))[:60]
         raise ValueError(f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae")
+    if {"encoder", "decoder"} & whole["config"].keys():
+        raise ValueError(
+            "it has networks of its maker's own, which are not checked here: if you trust the maker, "
+            "keras.saving.load_model reads it in Python"
+        )
     config = _known(whole["config"], MODEL)
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
         raise ValueError(f"its config lacks {min(missing)}")
