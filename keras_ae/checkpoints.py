@@ -29,6 +29,7 @@ except ImportError:  # Windows
 import numpy as np
 
 from keras_ae import model_file
+from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.models import AE, CVAE, VAE
 from keras_ae.priors import ClassMixture, StandardNormal
@@ -234,6 +235,33 @@ def write_history(folder, rows):
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(Path(folder) / "history.csv", text.getvalue())
+
+
+def read_history(folder):
+    """The rows of a folder's history.csv, a dict of numbers for each epoch; [] where there is none.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    path = Path(folder) / "history.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def read_epochs(folder):
+    """The pictures of a run's epochs, in order: Pillow images."""
+    frames = []
+    for path in sorted((Path(folder) / "epochs").glob("[0-9]*.png")):
+        with opened(path) as image:
+            image.load()
+            frames.append(image)
+    return frames
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,10 @@ class AE(StepMixin, keras.Model):
         return self._encoded(inputs, batch_size)[self.heads[0]]
 
     def decode(self, codes, labels=None, batch_size=256):
-        """Codes (N, D) [and labels (N,)] -> images (N, H, W, C) float32 in [0, 1]."""
+        """Codes (N, D) [and labels (N,)] -> images (N, H, W, C) float32 in [0, 1].
+
+        In place of labels, shares (N, K) of the classes decode what lies between classes.
+        """
         codes = np.asarray(codes, "float32")
         condition = [] if not self.num_classes else [self._one_hot(labels, len(codes))]
         return _run(self.decoder, [codes, *condition], batch_size)
@@ -402,6 +405,11 @@ class CVAE(VAE):
         return unit_range(image), [one_hot(labels, self.num_classes)]
 
     def _one_hot(self, labels, n):
+        if np.ndim(labels) == 2:
+            shares = np.asarray(labels, "float32")
+            if shares.shape != (n, self.num_classes):
+                raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
+            return shares
         return np.eye(self.num_classes, dtype="float32")[self._check_labels(labels, n)]
 
     def _check_labels(self, labels, n):

@@ -1,9 +1,11 @@
-"""Grids of images: arrays in, Pillow images out. No framework is imported here."""
+"""Grids, animations and plots: arrays in, pictures out. No framework is imported here."""
 
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from keras_ae.errors import UserError
 
 INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
@@ -134,3 +136,112 @@ def stack(*pictures, gap=8):
         sheet.paste(picture, (0, top))
         top += picture.height + gap
     return sheet
+
+
+def animation(pictures, path, seconds=0.5):
+    """Write pictures of one size as a GIF that repeats for ever; the last one stays four times as long.
+
+    Args:
+        pictures: Pillow images, at least one.
+        path: of the file, or something to write to.
+        seconds: that each is shown.
+    """
+    first, *rest = [p.convert("RGB") for p in pictures]
+    durations = [1000 * seconds] * len(rest) + [4000 * seconds]
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+# Plots, by matplotlib: figures that `save_plot` writes
+
+
+def scatter(points, labels=None, names=None, title="", axes=("", "")):
+    """A scatter plot of points (N, 2), in a colour for each class.
+
+    Args:
+        labels: (N,) classes in [0, K), or None for one colour.
+        names: K strings for the legend, or None for the numbers.
+        title: above the plot.
+        axes: what the two axes are called.
+    """
+    figure, plot = _plot(6.4, 5.2, title)
+    if labels is None:
+        plot.scatter(*points.T, s=5, alpha=0.6, linewidths=0, rasterized=True)
+    else:
+        classes = np.unique(labels)
+        colours = _matplotlib().colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        for i, y in enumerate(classes):
+            colour = colours(i) if len(classes) <= 10 else colours(i / (len(classes) - 1))
+            name = str(names[y] if names else y)
+            mine = points[labels == y].T
+            plot.scatter(
+                *mine, s=5, alpha=0.6, linewidths=0, color=colour, label=name, rasterized=True
+            )
+        plot.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False,
+            ncols=1 + (len(classes) - 1) // 26,
+        )  # fmt: skip
+    plot.set(xlabel=axes[0], ylabel=axes[1])
+    return figure
+
+
+def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
+    """Figures over the epochs of one or more runs, a panel for each figure that a run has.
+
+    Args:
+        histories: {name of the run: [{"epoch": 1, "loss": …, "val_loss": …}, …]}.
+        figures: the names to draw. Training is dashed where there is a validation, which is a full line.
+    """
+    rows = [row for history in histories.values() for row in history]
+    shown = [name for name in figures if any(name in row for row in rows)]
+    figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
+    for name, plot in zip(shown, plots):
+        for i, (run, history) in enumerate(histories.items()):
+            # The weight of a validation is that of the last step: the course itself is more telling.
+            validation = f"val_{name}" if name != "kl_weight" else name
+            for key, style in ((name, "--"), (validation, "-")):
+                points = [(row["epoch"], row[key]) for row in history if key in row]
+                label = run if style == "-" and len(histories) > 1 else None
+                if points:
+                    plot.plot(*zip(*points), style, color=f"C{i}", label=label, marker=".")
+        plot.set_title(name)
+        plot.set_xlabel("epoch")
+        plot.xaxis.get_major_locator().set_params(integer=True)
+    if len(histories) > 1:
+        plots[0].legend(frameon=False)
+    return figure
+
+
+def bars(values, names, axes=("", "")):
+    """A bar for each of some numbers, with its name below it, in their order."""
+    figure, plot = _plot(6.4, 2.6)
+    plot.bar(list(map(str, names)), values)
+    plot.set(xlabel=axes[0], ylabel=axes[1])
+    return figure
+
+
+def save_plot(figure, path, form="png"):
+    """Write a plot as "png" or "svg", the same bytes for the same numbers."""
+    plain = {"Date": None} if form == "svg" else {"Software": None}
+    with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}):
+        figure.savefig(path, format=form, dpi=110, metadata=plain)
+
+
+def _matplotlib():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("Plots need matplotlib: pip install 'keras-ae[report]'") from error
+    return matplotlib
+
+
+def _plot(width, height, title="", columns=None):
+    """A figure with its plot, or with a list of so many plots side by side."""
+    _matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    plots = figure.subplots(1, columns or 1, squeeze=False)[0]
+    for plot in plots:
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.set_title(title)
+    return figure, plots if columns else plots[0]

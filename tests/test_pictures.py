@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_ae import pictures
+from keras_ae.errors import UserError
 
 GREY = pictures.BACKGROUND
 
@@ -128,3 +130,50 @@ def test_names_and_titles_in_every_mode(channels):
     )
     one = pictures.class_rows(images, [0, 1, 1], ["a", "b"])
     assert one.mode == plain.mode
+
+
+def test_an_animation_shows_each_picture_and_repeats(tmp_path):
+    frames = [pictures.grid(constant_images(v, shape=(8, 8, 1)), zoom=1) for v in (0, 100, 200)]
+    pictures.animation(frames, tmp_path / "a.gif", seconds=0.2)
+    gif = Image.open(tmp_path / "a.gif")
+    assert gif.n_frames == 3 and gif.info["loop"] == 0
+    durations, centres = [], []
+    for i in range(3):
+        gif.seek(i)
+        durations.append(gif.info["duration"])
+        centres.append(gif.convert("L").getpixel((4, 4)))
+    assert durations == [200, 200, 800] and centres == [0, 100, 200]
+
+
+def test_plots_are_the_same_bytes_again(tmp_path):
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    for form in ("png", "svg"):
+        for name in ("a", "b"):
+            figure = pictures.scatter(points, np.arange(50) % 3, ("x", "y", "z"))
+            pictures.save_plot(figure, tmp_path / name, form)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_scatter_has_a_colour_and_a_name_for_each_class():
+    points, labels = np.arange(24.0).reshape(12, 2), np.arange(12)
+    plot = pictures.scatter(points, labels, axes=("a", "b")).axes[0]
+    drawn = {c.get_label(): c.get_offsets().tolist() for c in plot.collections}
+    assert drawn == {str(i): [points[i].tolist()] for i in range(12)}
+    assert len({tuple(c.get_facecolor()[0]) for c in plot.collections}) == 12
+    assert (plot.get_xlabel(), plot.get_ylabel()) == ("a", "b")
+
+
+def test_curves_have_a_panel_for_each_figure_and_a_line_for_each_run():
+    row = {"loss": 3.0, "val_loss": 4.0, "kl_weight": 0.5, "val_kl_weight": 1.0}
+    histories = {"one": [{"epoch": 1, **row}], "two": [{"epoch": 1, "loss": 2.0, "val_loss": 1.0}]}
+    loss, weight = pictures.curves(histories).axes
+    assert [p.get_title() for p in (loss, weight)] == ["loss", "kl_weight"]
+    assert [line.get_ydata()[0] for line in loss.lines] == [3, 4, 2, 1]
+    assert {line.get_ydata()[0] for line in weight.lines} == {0.5}
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_plots_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"pip install 'keras-ae\[report\]'"):
+        pictures.bars([1.0], ["a"])

@@ -42,6 +42,35 @@ seed_option = click.option(
 )
 
 
+files_argument = click.argument(
+    "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]…"
+)
+dataset_option = click.option(
+    "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"
+)
+label_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Class of the image files, for a cvae: one for all, or given once for each.",
+)
+crop_option = click.option(
+    "--crop", is_flag=True, help="Cut image files of other proportions than the model's images."
+)
+invert_option = click.option(
+    "--invert", is_flag=True, help="Take black for white in image files, as of ink on paper."
+)
+
+
+def out_option(suffixes, default):
+    """--out for a file of some suffixes, with the default in words."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help=f"A {' or '.join(suffixes)} file.  [default: {default}]",
+    )
+
+
 def say(message):
     """A message for the person who waits, on stderr."""
     click.echo(message, err=True)
@@ -103,6 +132,34 @@ def check_free(path, force):
         raise click.ClickException(f"{path} exists; --force replaces it.")
 
 
+def target_of(out, default, suffixes, force):
+    """The file to write: `out`, checked, or a default name, which is ours to replace."""
+    if out is None:
+        return Path(default)
+    if out.suffix not in suffixes:
+        raise click.UsageError(f"--out must end in {' or '.join(suffixes)}; got {out}.")
+    check_free(out, force)
+    return out
+
+
+def stem_of(model):
+    """What a default name begins with: the name of a run folder or of a model file."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def save_images(target, images, picture):
+    """Write .npy as uint8 (N, H, W, C), anything else as a picture, which `picture` makes."""
+    import numpy as np
+
+    from keras_ae import pictures
+
+    if target.suffix == ".npy":
+        write(target, lambda path: np.save(path, pictures.to_uint8(images)))
+    else:
+        write(target, picture().save)
+
+
 def write(path, save):
     """Write a file whole, or say why not: `save` is given the temporary path."""
     from keras_ae import checkpoints
@@ -154,3 +211,65 @@ def check_images(model, images):
         raise click.ClickException(
             f"This model has {model.num_classes} classes; {images.name} has labels beyond that."
         )
+
+
+def class_index(network, label):
+    """The class that a label names, by its number or by its name."""
+    for asked, names in (
+        (label, network.names),
+        (label.lower(), [name.lower() for name in network.names]),  # "a" may not be "A"
+    ):
+        if asked in names:
+            return names.index(asked)
+    if label.isdecimal() and int(label) < network.num_classes:
+        return int(label)
+    named = f" ({', '.join(network.class_names)})" if network.class_names else ""
+    raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
+
+
+def inputs_of(network, images):
+    """What a model takes of an `ImageData`."""
+    return (images.images, images.labels) if network.num_classes else images.images
+
+
+def names_of(images):
+    """The class name of each image of an `ImageData`, None where there are no classes."""
+    if images.labels is None:
+        return None
+    return [images.class_names[label] for label in images.labels]
+
+
+def load_files(network, files, labels, crop, invert):
+    """Image files as an `ImageData` that the model can take, with their labels for a CVAE."""
+    import numpy as np
+
+    from keras_ae import data
+
+    if not network.num_classes and labels:
+        raise click.UsageError("This model has no classes: leave --label out.")
+    if network.num_classes and len(labels) not in (1, len(files)):
+        raise click.UsageError(
+            f"A cvae needs the class of each image: give --label once for all, or {len(files)} times; "
+            f"got {len(labels)}."
+        )
+    classes = [class_index(network, label) for label in labels]
+    if len(classes) == 1:
+        classes *= len(files)
+    return data.ImageData(
+        "files",
+        "",
+        "",
+        data.read_files(files, network.image_shape, crop, invert),
+        np.array(classes, "int64") if network.num_classes else None,
+        network.names if network.num_classes else None,
+    )
+
+
+def load_test(network, checkpoint, dataset, data_dir, limit=None):
+    """The test images of a dataset, of the model's own by default, as an `ImageData`."""
+    from keras_ae import data
+
+    dataset = dataset or checkpoint.settings.get("dataset", "mnist")
+    _, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
+    check_images(network, test)
+    return test

@@ -1,6 +1,4 @@
-"""kae reconstruct: test images over their reconstructions."""
-
-from pathlib import Path
+"""kae reconstruct: images over their reconstructions."""
 
 import click
 
@@ -9,31 +7,28 @@ from kae import common
 
 @click.command("reconstruct")
 @click.argument("model")
-@click.option("--dataset", help="A TFDS dataset.  [default: what the model was trained on]")
+@common.files_argument
+@common.dataset_option
 @common.data_dir_option
 @click.option("-n", "number", type=click.IntRange(1), default=20, show_default=True, help="Images.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="A .png file.  [default: samples/MODEL-reconstructions.png]",
-)
+@common.label_option
+@common.crop_option
+@common.invert_option
+@common.out_option([".png"], "samples/MODEL-reconstructions.png")
 @common.force_option
-def command(model, dataset, data_dir, number, out, force):
-    """Draw the first test images, each row over the row of its reconstructions."""
-    if out and out.suffix != ".png":
-        raise click.UsageError(f"--out must end in .png; got {out}.")
-    if out:
-        common.check_free(out, force)
-    target = out or Path("samples") / f"{Path(model).stem}-reconstructions.png"
+def command(model, files, dataset, data_dir, number, labels, crop, invert, out, force):
+    """Draw image files, or the first test images, each row over the row of its reconstructions."""
+    default = f"samples/{common.stem_of(model)}-reconstructions.png"
+    target = common.target_of(out, default, (".png",), force)
     network, checkpoint = common.load(model)
 
-    from keras_ae import data, pictures
+    from keras_ae import pictures
 
-    dataset = dataset or checkpoint.settings.get("dataset", "mnist")
-    _, test = data.load_splits(dataset, data_dir=data_dir, limit=number, progress=common.say)
-    common.check_images(network, test)
-    inputs = (test.images, test.labels) if network.num_classes else test.images
-    names = None if test.labels is None else [test.class_names[label] for label in test.labels]
-    picture = pictures.pairs(test.images, network.reconstruct(inputs), names=names)
+    if files:
+        images = common.load_files(network, files, labels, crop, invert)
+    else:
+        images = common.load_test(network, checkpoint, dataset, data_dir, number)
+    rebuilt = network.reconstruct(common.inputs_of(network, images))
+    picture = pictures.pairs(images.images, rebuilt, names=common.names_of(images))
     common.write(target, picture.save)
     click.echo(target)

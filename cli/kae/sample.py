@@ -34,12 +34,9 @@ def command(model, label, number, seed, prior, out, force, as_json):
     MODEL is a name (vae, cvae), a run folder or a .keras file; LABEL is the number or the name of a
     class. Without LABEL, images of a cvae are in label order.
     """
-    if out and out.suffix not in (".png", ".npy"):
-        raise click.UsageError(f"--out must end in .png or .npy; got {out}.")
-    # A default name is ours to replace: the same command gives the same picture.
-    target = out or Path("samples") / f"{Path(model).stem}{f'-{label}' if label else ''}.png"
-    if out:
-        common.check_free(out, force)
+    part = f"-{label.replace('/', '-')}" if label else ""
+    default = f"samples/{common.stem_of(model)}{part}.png"
+    target = common.target_of(out, default, (".png", ".npy"), force)
     network, _ = common.load(model)
 
     import numpy as np
@@ -53,7 +50,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
     if network.num_classes:
         if label is not None:
             number = number or 64
-            labels = np.full(number, class_index(network, label))
+            labels = np.full(number, common.class_index(network, label))
         else:
             number = number or 10 * network.num_classes
             labels = np.sort(np.arange(number) % network.num_classes)
@@ -61,17 +58,14 @@ def command(model, label, number, seed, prior, out, force, as_json):
         raise click.UsageError("This model has no classes: sample it without a label.")
     images = pictures.to_uint8(network.sample(number or 64, labels, seed, prior))
 
-    if labels is None:
-        picture = pictures.grid(images)
-    elif label is None:
-        picture = pictures.class_rows(images, labels, network.names)
-    else:
-        picture = pictures.with_title(pictures.grid(images), network.names[labels[0]])
-    if target.suffix == ".npy":
-        with_handle = lambda path: np.save(path, images)  # noqa: E731
-        common.write(target, with_handle)
-    else:
-        common.write(target, picture.save)
+    def picture():
+        if labels is None:
+            return pictures.grid(images)
+        if label is None:
+            return pictures.class_rows(images, labels, network.names)
+        return pictures.with_title(pictures.grid(images), network.names[labels[0]])
+
+    common.save_images(target, images, picture)
     if as_json:
         common.print_json(
             {
@@ -87,17 +81,3 @@ def command(model, label, number, seed, prior, out, force, as_json):
         )
     else:
         click.echo(target)
-
-
-def class_index(network, label):
-    """The class that a label names, by its number or by its name."""
-    for asked, names in (
-        (label, network.names),
-        (label.lower(), [name.lower() for name in network.names]),  # "a" may not be "A"
-    ):
-        if asked in names:
-            return names.index(asked)
-    if label.isdecimal() and int(label) < network.num_classes:
-        return int(label)
-    named = f" ({', '.join(network.class_names)})" if network.class_names else ""
-    raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")

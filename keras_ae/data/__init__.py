@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "load_splits",
     "prepare",
+    "read_files",
     "resolve_data_dir",
     "verify",
 ]
@@ -50,6 +51,13 @@ def import_folder(name, folder, *args, **kwargs) -> Prepared:
     from keras_ae.data import folders  # Pillow and TFDS, which reading the cache does without
 
     return folders.import_folder(name, folder, *args, **kwargs)
+
+
+def read_files(paths, shape, crop=False, invert=False) -> np.ndarray:
+    """Image files as a model takes them, (N, H, W, C) uint8: see `images.read_files`."""
+    from keras_ae.data import images  # Pillow, likewise
+
+    return images.read_files(paths, shape, crop, invert)
 
 
 def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:

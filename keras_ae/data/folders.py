@@ -7,27 +7,24 @@ What comes out is an ordinary dataset of TFDS: its records are PNG images and la
 the names of the classes, and the stock `tfds` reads it without this package.
 """
 
-import contextlib
 import io
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
 from keras_ae.data.disk import DataError, Prepared
+from keras_ae.data.images import MODES, opened, read_image, upright_size
 from keras_ae.data.preparing import generate, quiet_tfds
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
 TEST_FOLDERS = ("test", "validation", "val", "valid")
-MODES = {"grey": "L", "rgb": "RGB"}
+ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
@@ -92,8 +89,7 @@ def import_folder(
         progress(f"left out {len(unreadable):,} files that cannot be read, {unreadable[0]} first")
 
     def encoded(path):
-        return _encode(_read(path, resize, crop, MODES["grey" if shape[2] == 1 else "rgb"],
-                             background))  # fmt: skip
+        return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))
 
     try:
         builder = _make_builder(name, data_dir, shape, classes, splits, encoded)
@@ -221,35 +217,6 @@ def _split(listed, test_fraction, seed):
     }
 
 
-@contextlib.contextmanager
-def _opened(path):
-    """A file as a Pillow image; DataError for whatever is wrong with it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Pillow warns from here on, and raises the error at twice as many.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which is Pillow's limit: scale it "
-            "down first"
-        ) from error
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
-        raise DataError(
-            f"{path} cannot be read ({why}): mend or remove it, or leave out such files "
-            "(--skip-unreadable)"
-        ) from error
-
-
-def _turned(size, image):
-    return size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else size
-
-
 def _survey(splits, resize, mode, unreadable):
     """Opens every file: the (height, width, channels) of the images to be written.
 
@@ -261,13 +228,8 @@ def _survey(splits, resize, mode, unreadable):
         kept = []
         for path, label in splits[split]:
             try:
-                with _opened(path) as image:
-                    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-                        raise DataError(
-                            f"{path} has 32 bits a pixel, and nothing says which value is white: "
-                            "convert it to 8 or 16 bits first"
-                        )
-                    size = _turned(image.size, image)
+                with opened(path, ADVICE) as image:
+                    size = upright_size(image)
                     grey &= image.mode in GREY
                     if unreadable is not None:
                         image.load()
@@ -288,27 +250,6 @@ def _survey(splits, resize, mode, unreadable):
             raise DataError(f"no image of {split} can be read")
     mode = mode or ("grey" if grey else "rgb")
     return (*(resize or first[0][::-1]), 1 if mode == "grey" else 3)
-
-
-def _read(path, resize, crop, mode, background):
-    """An image file as a Pillow image in mode L or RGB, upright, of the right size."""
-    with _opened(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would cut at 255
-            values = np.asarray(image).astype("float64") / 257
-            image = Image.fromarray(np.rint(values).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            behind = Image.new("RGBA", image.size, background)
-            image = Image.alpha_composite(behind, image).convert("RGB")
-        image = image.convert(mode)
-        if resize is not None and image.size != resize[::-1]:
-            if crop:
-                image = ImageOps.fit(image, resize[::-1], Image.Resampling.LANCZOS)
-            else:
-                image = image.resize(resize[::-1], Image.Resampling.LANCZOS)
-        image.load()
-        return image
 
 
 def _encode(image):

@@ -1,0 +1,32 @@
+"""kae animate: a GIF of the epochs of a run."""
+
+import click
+
+from kae import common
+
+
+@click.command("animate")
+@click.argument("model", metavar="RUN")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.02, 60),
+    default=0.5,
+    show_default=True,
+    help="An epoch is shown so long, the last one four times.",
+)
+@common.out_option([".gif"], "samples/RUN.gif")
+@common.force_option
+def command(model, seconds, out, force):
+    """Make an animated GIF of the pictures of a run's epochs.
+
+    RUN is a name (ae, vae, cvae) or a run folder; its pictures are in RUN/epochs.
+    """
+    target = common.target_of(out, f"samples/{common.stem_of(model)}.gif", (".gif",), force)
+    common.start_backend()
+    from keras_ae import checkpoints, pictures
+
+    frames = checkpoints.read_epochs(checkpoints.find_checkpoint(model).path.parent)
+    if not frames:
+        raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
+    common.write(target, lambda path: pictures.animation(frames, path, seconds))
+    click.echo(target)

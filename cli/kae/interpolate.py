@@ -1,0 +1,125 @@
+"""kae interpolate: what lies between images or classes."""
+
+import click
+
+from kae import common
+
+
+@click.command("interpolate")
+@click.argument("model")
+@click.argument("ends", nargs=-1, required=True, metavar="FROM TO…")
+@click.option(
+    "--steps", type=click.IntRange(2), default=10, show_default=True, help="Images from end to end."
+)
+@click.option(
+    "-n", "number", type=click.IntRange(1), default=5, show_default=True,
+    help="Rows between two classes, of as many codes.",
+)  # fmt: skip
+@click.option(
+    "--path",
+    "course",
+    type=click.Choice(["line", "arc"]),
+    help="A straight line, or an arc around 0.  [default: arc, line for an ae]",
+)
+@common.dataset_option
+@common.data_dir_option
+@common.label_option
+@common.crop_option
+@common.invert_option
+@common.seed_option
+@common.out_option([".png", ".npy"], "samples/MODEL-interpolation.png")
+@common.force_option
+def command(model, ends, steps, number, course, seed, out, force, **options):
+    """Draw the way from one image to the next, a row for each, decoded from codes in between.
+
+    An end is an image file; the number of a test image (7, or test:7); or for a cvae a class, by name
+    or number, where 7 is the class and test:7 the image. Between classes, codes of both are drawn.
+    Images stand beside their ends.
+
+    \b
+    kae interpolate vae 0 1 2
+    kae interpolate cvae 3 8
+    kae interpolate cvae mine.png test:4 --label 9
+    """
+    if len(ends) < 2:
+        raise click.UsageError(f"Give two ends or more, FROM and TO; got {ends[0]!r} alone.")
+    default = f"samples/{common.stem_of(model)}-interpolation.png"
+    target = common.target_of(out, default, (".png", ".npy"), force)
+    network, checkpoint = common.load(model)
+
+    import numpy as np
+
+    from keras_ae import latents, pictures
+
+    # For each end: codes (rows, D), the class or None, and the image or None.
+    places = places_of(network, checkpoint, ends, number, seed, **options)
+    rows = max(len(codes) for codes, _, _ in places)
+    spherical = None if course is None else course == "arc"
+    images, cells = [], []
+    blank = np.full((1, *network.image_shape), pictures.BACKGROUND, np.uint8)
+    beside = any(image is not None for _, _, image in places)
+    for (start, a, left), (end, b, right) in zip(places, places[1:]):
+        for row in range(rows):
+            labels = None if a is None else (a, b)
+            codes = start[row % len(start)], end[row % len(end)]
+            between = latents.interpolate(network, *codes, steps, labels, spherical)
+            between = pictures.to_uint8(between)
+            images.append(between)
+            if beside:
+                between = [
+                    blank if left is None else left,
+                    between,
+                    blank if right is None else right,
+                ]
+                between = np.concatenate(between)
+            cells.append(between)
+    common.save_images(
+        target, np.concatenate(images), lambda: pictures.grid(np.concatenate(cells), len(cells[0]))
+    )
+    click.echo(target)
+
+
+def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels, crop, invert):
+    """For each end: its codes (n, D), its class or None, its image (1, H, W, C) or None."""
+    import numpy as np
+
+    kinds = [kind_of(network, end) for end in ends]
+    files = [end for end, kind in zip(ends, kinds) if kind == "file"]
+    given = iter(())
+    if files:
+        images = common.load_files(network, files, labels, crop, invert)
+        given = iter(range(len(files)))
+    elif labels:
+        raise click.UsageError("--label is the class of image files, and none is among the ends.")
+    test = common.load_test(network, checkpoint, dataset, data_dir) if "test" in kinds else None
+    places = []
+    for end, kind in zip(ends, kinds):
+        if kind == "class":
+            label = common.class_index(network, end)
+            places.append((network.prior.draw(number, np.full(number, label), seed), label, None))
+            continue
+        source, i = (images, next(given)) if kind == "file" else (test, index_of(end, test))
+        label = int(source.labels[i]) if network.num_classes else None
+        image = source.images[i : i + 1]
+        code = network.encode((image, [label]) if network.num_classes else image)
+        places.append((code, label, image))
+    return places
+
+
+def kind_of(network, end):
+    """Whether an end is a "test" image, a "class" or a "file"."""
+    if end.startswith("test:") and end[5:].isdecimal():
+        return "test"
+    if network.num_classes and (end.isdecimal() or end.lower() in map(str.lower, network.names)):
+        return "class"
+    return "test" if end.isdecimal() else "file"
+
+
+def index_of(end, test):
+    """The number of a test image, checked."""
+    index = int(end.removeprefix("test:"))
+    if index >= len(test.images):
+        raise click.UsageError(
+            f"{test.name} has test images 0 to {len(test.images) - 1}; got {end!r}."
+        )
+    return index

@@ -1,0 +1,56 @@
+"""kae manifold: a grid across the latent space."""
+
+import click
+
+from kae import common
+
+TEST_IMAGES = 2000  # whose codes an ae is shown across
+
+
+@click.command("manifold")
+@click.argument("model")
+@click.argument("label", required=False)
+@click.option(
+    "-n", "side", type=click.IntRange(1), default=15, show_default=True, help="Images a side."
+)
+@common.dataset_option
+@common.data_dir_option
+@common.seed_option
+@common.out_option([".png", ".npy"], "samples/MODEL[-LABEL]-manifold.png")
+@common.force_option
+def command(model, label, side, dataset, data_dir, seed, out, force):
+    """Draw images decoded across the latent space, in steps of equal share of MODEL's prior.
+
+    With two latents these are the axes, with more the two directions in which the prior is widest. Of
+    a cvae, LABEL gives the grid of a class; without it there is a row of each class, along the widest
+    direction. An ae has no prior: its grid spans the codes of test images.
+    """
+    part = f"-{label.replace('/', '-')}" if label else ""
+    default = f"samples/{common.stem_of(model)}{part}-manifold.png"
+    target = common.target_of(out, default, (".png", ".npy"), force)
+    network, checkpoint = common.load(model)
+
+    import numpy as np
+
+    from keras_ae import latents, pictures
+
+    if label is not None and not network.num_classes:
+        raise click.UsageError("This model has no classes: leave the label out.")
+    if network.num_classes and label is None:
+        rows = [
+            latents.manifold(network, 1, side, y, seed=seed) for y in range(network.num_classes)
+        ]
+        images = np.concatenate(rows)
+        labels = np.arange(network.num_classes).repeat(side)
+        common.save_images(
+            target, images, lambda: pictures.class_rows(images, labels, network.names)
+        )
+        return click.echo(target)
+    codes = None
+    if not hasattr(network, "prior"):
+        test = common.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
+        codes = network.encode(test.images)
+    y = None if label is None else common.class_index(network, label)
+    images = latents.manifold(network, side, side, y, codes, seed)
+    common.save_images(target, images, lambda: pictures.grid(images, side))
+    return click.echo(target)

@@ -1,0 +1,47 @@
+"""kae report: one page with all that there is to see of a model."""
+
+import click
+
+from kae import common
+
+
+@click.command("report")
+@click.argument("model")
+@common.dataset_option
+@common.data_dir_option
+@click.option(
+    "--evaluate", is_flag=True, help="With every figure of `kae evaluate`; takes some minutes."
+)
+@common.seed_option
+@common.out_option([".html"], "samples/MODEL.html")
+@common.force_option
+def command(model, dataset, data_dir, evaluate, seed, out, force):
+    """Write a page about MODEL: figures, curves, reconstructions, samples, and its latent space.
+
+    It is one HTML file, pictures included, to open in any browser or to send on.
+    """
+    target = common.target_of(out, f"samples/{common.stem_of(model)}.html", (".html",), force)
+    network, checkpoint = common.load(model)
+
+    from keras_ae import data, evaluation, report
+
+    test = common.load_test(network, checkpoint, dataset, data_dir)
+    figures = None
+    if evaluate:
+        train = data.load(test.name, "train", data_dir, progress=common.say)
+        figures = common.stdout_to_stderr(evaluation.evaluate)(
+            network,
+            train,
+            test,
+            seed=seed,
+            binarize=checkpoint.settings.get("binarize", False),
+            progress=common.say,
+        )
+    page = report.report(checkpoint, network, test, seed, figures, common.say)
+
+    def save(path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page)
+
+    common.write(target, save)
+    click.echo(target)

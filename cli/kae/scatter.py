@@ -1,0 +1,39 @@
+"""kae scatter: codes of test images by class."""
+
+import click
+
+from kae import common
+
+
+@click.command("scatter")
+@click.argument("model")
+@click.option(
+    "--method",
+    type=click.Choice(["pca", "tsne", "umap"]),
+    default="pca",
+    show_default=True,
+    help="How codes become points: principal directions, or maps of their neighbourhoods.",
+)
+@click.option(
+    "--limit", type=click.IntRange(3), default=2000, show_default=True, help="Test images."
+)
+@common.dataset_option
+@common.data_dir_option
+@common.seed_option
+@common.out_option([".png", ".svg"], "samples/MODEL-METHOD.png")
+@common.force_option
+def command(model, method, limit, dataset, data_dir, seed, out, force):
+    """Plot the codes of test images, each class in its colour."""
+    default = f"samples/{common.stem_of(model)}-{method}.png"
+    target = common.target_of(out, default, (".png", ".svg"), force)
+    network, checkpoint = common.load(model)
+
+    from keras_ae import latents, pictures
+
+    test = common.load_test(network, checkpoint, dataset, data_dir, limit)
+    codes = network.encode(common.inputs_of(network, test))
+    points, axes = latents.embed(codes, method, seed)
+    figure = pictures.scatter(points, test.labels, test.class_names, axes=axes)
+    form = target.suffix[1:]
+    common.write(target, lambda path: pictures.save_plot(figure, path, form))
+    click.echo(target)

@@ -1,0 +1,105 @@
+"""Image files of users: kinds, sizes, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_ae import data
+from keras_ae.data import DataError
+
+
+@pytest.fixture
+def saved(tmp_path, digits):
+    """A function: the first test digit, changed by a function of Pillow images, as a file."""
+
+    def save(name, change=lambda image: image):
+        path = tmp_path / name
+        change(Image.fromarray(digits[0][0, ..., 0])).save(path)
+        return path
+
+    return save
+
+
+def test_a_grey_image_of_the_size_comes_as_it_is(saved, digits):
+    images = data.read_files([saved("a.png"), saved("b.bmp")], (28, 28, 1))
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, np.stack([digits[0][0]] * 2))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK"])
+def test_other_modes_become_grey(saved, digits, mode):
+    def change(image):
+        return image.quantize(256) if mode == "P" else image.convert(mode)
+
+    suffix = "tif" if mode == "CMYK" else "png"
+    images = data.read_files([saved(f"a.{suffix}", change)], (28, 28, 1))
+    assert np.abs(images[0].astype(int) - digits[0][0]).max() <= 1
+
+
+def test_grey_becomes_rgb(saved, digits):
+    images = data.read_files([saved("a.png")], (28, 28, 3))
+    np.testing.assert_array_equal(images[0], digits[0][0].repeat(3, -1))
+
+
+def test_a_larger_image_is_scaled(saved, digits):
+    images = data.read_files([saved("a.png", lambda i: i.resize((280, 280), 0))], (28, 28, 1))
+    assert np.abs(images[0].astype(int) - digits[0][0]).mean() < 3
+
+
+def test_16_bits_are_scaled_to_8(tmp_path):
+    wide = (np.arange(784, dtype="uint16") * 83).reshape(28, 28)
+    Image.fromarray(wide).save(tmp_path / "deep.png")
+    images = data.read_files([tmp_path / "deep.png"], (28, 28, 1))
+    np.testing.assert_array_equal(images[0, ..., 0], np.rint(wide / 257).astype("uint8"))
+
+
+def test_transparent_is_white_and_inverted_black(saved, digits):
+    see_through = lambda image: Image.new("RGBA", image.size)  # noqa: E731
+    path = saved("a.png", see_through)
+    assert (data.read_files([path], (28, 28, 1)) == 255).all()
+    assert (data.read_files([path], (28, 28, 1), invert=True) == 0).all()
+
+
+def test_turned_as_exif_says(saved, digits, tmp_path):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(digits[0][0, :, :20, 0]).save(path, exif=exif)
+    images = data.read_files([path], (20, 28, 1))
+    np.testing.assert_array_equal(images[0, ..., 0], np.rot90(digits[0][0, :, :20, 0], -1))
+
+
+def test_other_proportions_are_refused_unless_cropped(saved, digits):
+    path = saved("wide.png", lambda i: i.resize((56, 28), 0))
+    with pytest.raises(DataError, match=r"wide.png is 56x28 .*28x28: --crop"):
+        data.read_files([path], (28, 28, 1))
+    images = data.read_files([path], (28, 28, 1), crop=True)
+    expected = digits[0][0].repeat(2, axis=1)[:, 14:42]
+    np.testing.assert_array_equal(images[0], expected)
+
+
+def test_a_pixel_of_rounding_is_no_other_proportion(saved):
+    path = saved("nearly.png", lambda i: i.resize((1001, 1000)))
+    assert data.read_files([path], (28, 28, 1)).shape == (1, 28, 28, 1)
+
+
+def test_what_is_refused(saved, tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(DataError, match="text.png cannot be read"):
+        data.read_files([tmp_path / "text.png"], (28, 28, 1))
+    with pytest.raises(DataError, match="none.png cannot be read .there is no such file"):
+        data.read_files([tmp_path / "none.png"], (28, 28, 1))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(saved("whole.png").read_bytes()[:-200])
+    with pytest.raises(DataError, match="cut.png cannot be read"):
+        data.read_files([cut], (28, 28, 1))
+    with pytest.raises(DataError, match="1, 3 or 4 channels, this model's images 2"):
+        data.read_files([saved("a.png")], (28, 28, 2))
+
+
+@pytest.mark.parametrize("side", [11, 20])
+def test_decompression_bombs_are_refused(saved, monkeypatch, side):
+    path = saved("bomb.png", lambda i: i.resize((side, side)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="more than 100 pixels"):
+        data.read_files([path], (28, 28, 1))

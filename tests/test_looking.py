@@ -1,0 +1,161 @@
+"""The commands that look at a model, run in this process on real MNIST."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kae.main import cli
+from PIL import Image
+
+SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kae(mnist_dir, shared_tmp, tmp_path_factory):
+    """A function that runs `kae` in a folder of these tests, where ae, vae and cvae are trained."""
+    folder = tmp_path_factory.mktemp("looking")
+    before = os.getcwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KAE_DATA_DIR", str(mnist_dir))
+        patch.setenv("KAE_CACHE", str(shared_tmp / "cache"))
+        patch.chdir(folder)
+
+        def run(*arguments):
+            done = CliRunner().invoke(cli, list(map(str, arguments)), prog_name="kae")
+            if done.exception and not isinstance(done.exception, SystemExit):
+                raise done.exception
+            return done
+
+        run.folder = folder
+        for name in ("ae", "vae", "cvae"):
+            assert run("fit", name, *SMALL, "--epochs", 2, "-q").exit_code == 0
+        yield run
+    assert os.getcwd() == before
+
+
+def refused(done, code, *words):
+    """Exit code, nothing on stdout, and one line `Error: …` with all the words."""
+    assert (done.exit_code, done.stdout) == (code, ""), done.output
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line, line
+
+
+@pytest.fixture(scope="module")
+def photo(kae, digits):
+    """A test digit as a user has it: dark ink on white paper, in colour, large."""
+    image = Image.fromarray(255 - digits[0][3, ..., 0]).convert("RGB").resize((280, 280))
+    image.save(kae.folder / "photo.jpg", quality=95)
+    return "photo.jpg"
+
+
+def size(kae, done):
+    assert done.exit_code == 0, done.output
+    return Image.open(kae.folder / done.stdout.strip()).size
+
+
+def test_interpolate_test_images(kae):
+    done = kae("interpolate", "vae", 0, "test:1", 2, "--steps", 4)
+    assert done.stdout == "samples/vae-interpolation.png\n"
+    assert size(kae, done) == (2 * (6 * 29 + 1), 2 * (2 * 29 + 1))
+
+
+def test_interpolate_classes(kae):
+    """The ends are what `sample` draws of these classes."""
+    done = kae("interpolate", "cvae", 3, 8, "-n", 2, "--steps", 5, "--out", "path.npy")
+    assert done.exit_code == 0, done.output
+    images = np.load(kae.folder / "path.npy").reshape(2, 5, 28, 28, 1)
+    for label, end in ((3, 0), (8, -1)):
+        kae("sample", "cvae", label, "-n", 2, "--out", f"end{label}.npy")
+        drawn = np.load(kae.folder / f"end{label}.npy").astype(int)
+        assert np.abs(images[:, end] - drawn).max() <= 1
+
+
+def test_interpolate_from_a_file(kae, photo):
+    done = kae("interpolate", "cvae", photo, "test:4", "--label", 0, "--invert", "--out", "p.png")
+    assert size(kae, done)[0] == 2 * (12 * 29 + 1)
+
+
+def test_interpolate_wrongly(kae, photo):
+    refused(kae("interpolate", "vae", 0), 2, "two ends")
+    refused(kae("interpolate", "vae", 0, 60_000), 2, "0 to 9999", "60000")
+    refused(kae("interpolate", "vae", 0, "none.png"), 1, "none.png", "no such file")
+    refused(kae("interpolate", "cvae", photo, 3), 2, "--label")
+    refused(kae("interpolate", "vae", 0, 1, "--label", 3), 2, "--label")
+
+
+def test_manifold(kae):
+    side = 2 * (3 * 29 + 1)
+    assert size(kae, kae("manifold", "ae", "-n", 3)) == (side, side)
+    assert size(kae, kae("manifold", "vae", "-n", 3)) == (side, side)
+    done = kae("manifold", "cvae", 5, "-n", 3)
+    assert done.stdout == "samples/cvae-5-manifold.png\n"
+    assert size(kae, done) == (side, side)
+    assert size(kae, kae("manifold", "cvae", "-n", 3))[1] == 2 * (10 * 29 + 1)
+    refused(kae("manifold", "vae", 5), 2, "no classes")
+
+
+def test_traverse(kae, photo):
+    assert size(kae, kae("traverse", "vae", "-n", 2))[1] == 2 * (2 * 29 + 1)
+    done = kae("traverse", "cvae", photo, "--label", 0, "--out", "moved.npy", "--steps", 4)
+    assert np.load(kae.folder / done.stdout.strip()).shape == (12, 28, 28, 1)
+
+
+def test_encode(kae, photo, digits):
+    kae("encode", "vae", "--limit", 5, "--out", "codes.npy")
+    codes = np.load(kae.folder / "codes.npy")
+    assert codes.shape == (5, 3) and codes.dtype == np.float32
+    head, *rows = kae("encode", "vae", "--limit", 5).stdout.splitlines()
+    assert head == "image,class,z0,z1,z2" and len(rows) == 5
+    read = np.array([row.split(",")[2:] for row in rows], "float32")
+    np.testing.assert_array_equal(read, codes)  # csv has every digit of a float32
+    done = kae("encode", "vae", photo, "--invert", "--out", "photo.csv")
+    _, row = (kae.folder / "photo.csv").read_text().splitlines()
+    assert done.stdout == "photo.csv\n" and row.startswith("photo.jpg,")
+
+
+def test_reconstruct_a_file(kae, photo):
+    done = kae("reconstruct", "cvae", photo, photo, "--label", 0, "--label", 4)
+    assert size(kae, done)[0] == 2 * (2 * 29 + 1)
+    refused(kae("reconstruct", "cvae", photo), 2, "--label once")
+    refused(kae("reconstruct", "cvae", photo, "--label", "ten"), 2, "0 to 9", "'ten'")
+
+
+def test_scatter_animate_and_report(kae):
+    assert size(kae, kae("scatter", "vae", "--limit", 50))[0] > 300
+    done = kae("animate", "vae")
+    assert Image.open(kae.folder / done.stdout.strip()).n_frames == 2
+    done = kae("report", "vae", "--out", "vae.html")
+    assert done.exit_code == 0, done.output
+    assert (kae.folder / "vae.html").read_text().startswith("<!doctype html>")
+    refused(kae("report", "vae", "--out", "vae.html"), 1, "vae.html exists")
+
+
+def test_compare(kae):
+    lines = kae("compare", "vae", "cvae", "--out", "curves.svg").stdout.splitlines()
+    assert lines[0].split() == ["vae", "cvae"] and lines[1].split() == ["model", "vae", "cvae"]
+    assert {line.split()[0] for line in lines[2:]} == {
+        "epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight"
+    }  # fmt: skip
+    runs = json.loads(kae("compare", "vae", "cvae", "--json").stdout)["runs"]
+    final = json.loads((kae.folder / "checkpoints/vae/run.json").read_text())["final"]
+    assert runs[0]["final"]["val_loss"] == pytest.approx(final["val_loss"])
+    assert runs[1]["settings"]["model"] == "cvae"
+    assert "<svg" in (kae.folder / "curves.svg").read_text()
+
+
+def test_one_seed_is_one_picture_on_every_backend(kae):
+    command = ["manifold", "cvae", "5", "-n", "4", "--out"]
+    assert kae(*command, "here.npy").exit_code == 0
+    subprocess.run(
+        [sys.executable, "-m", "kae", *command, "there.npy"],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+        check=True,
+    )
+    here, there = (np.load(kae.folder / name).astype(int) for name in ("here.npy", "there.npy"))
+    assert np.abs(here - there).max() <= 1
