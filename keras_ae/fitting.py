@@ -539,12 +539,12 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
         model=model,
     )
     with stop:
-        for first, last, batch in stretches(done, settings.epochs):
-            feed.set_epoch(first, batch)
+        for start_epoch, end_epoch, batch in stretches(done, settings.epochs):
+            feed.set_epoch(start_epoch, batch)
             model.fit(
                 feed,
-                epochs=last,
-                initial_epoch=first,
+                epochs=end_epoch,
+                initial_epoch=start_epoch,
                 shuffle=False,  # the feed has its order
                 validation_data=test_feed,
                 callbacks=callbacks,
