@@ -5,6 +5,7 @@ checkpoints/cvae/
   run.json           settings, data, versions, final figures
   history.csv        one row an epoch
   epochs/001.png     pictures, one an epoch
+  tensorboard/       with --tensorboard: what it reads
   backup/state.npz   what --resume needs; removed when the run ends
 """
 
@@ -38,6 +39,7 @@ from keras_ae.settings import MODELS
 CLASSES = {model.__name__: model for model in (AE, VAE, CVAE)}
 PRIORS = {prior.__name__: prior for prior in (StandardNormal, ClassMixture)}
 UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
+TENSORBOARD = "tensorboard"
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -392,6 +394,7 @@ def clear(folder):
         (folder / name).unlink(missing_ok=True)
     for picture in (folder / "epochs").glob("[0-9]*.png"):
         picture.unlink()
+    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
     remove_backup(folder)
 
 

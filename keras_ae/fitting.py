@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import random
 import signal
 import statistics
@@ -233,6 +234,82 @@ class StopAtSignal(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+class EarlyStopping(keras.callbacks.EarlyStopping):
+    """Keras' own, whose state is a function of the epochs so far: a resumed run stops where a whole one does.
+
+    Args:
+        done: the `Progress` that the run starts from.
+        **kwargs: of `keras.callbacks.EarlyStopping`.
+    """
+
+    def __init__(self, done, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = list(done.history)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, row in enumerate(self.rows):
+            super().on_epoch_end(epoch, row)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.append(logs)
+        super().on_epoch_end(epoch, logs)
+
+    def over(self):
+        """Whether the epochs so far end the run."""
+        self.model.stop_training = False
+        self.on_train_begin()
+        return self.model.stop_training
+
+
+class SwapEMA(keras.callbacks.SwapEMAWeights):
+    """Keras' own: the running average takes the place of the weights wherever the model is used.
+
+    Args:
+        done: the `Progress` that the run starts from. A backup at the end of an epoch has the average in
+            the model and the weights in the optimizer.
+    """
+
+    def __init__(self, done):
+        super().__init__(swap_on_epoch=True)
+        self._ema_weights_in_model = done.epochs > 0 and not done.batches
+
+    def set_model(self, model):
+        super().set_model(model)
+        # Keras would put the average, or what was swapped for it, into the model at the end of each
+        # `fit`; a run that is resumed within an epoch has two.
+        model.optimizer.finalize_variable_values = lambda variables: None
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras' own, and the pictures of the epochs: for `fit(callbacks=…)`, written to the run folder.
+
+    Raises:
+        RunError: if tensorflow or tensorboard is not installed.
+    """
+
+    def __init__(self, folder):
+        if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
+            raise RunError(
+                "TensorBoard needs tensorflow and tensorboard, on every backend: "
+                "pip install 'keras-ae[tensorboard]'"
+            )
+        self.folder = Path(folder)
+        super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
+
+    def on_train_begin(self, logs=None):
+        self.set_model(self.model)  # opens files, which the end of a `fit` closes
+        super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        import tensorflow as tf
+
+        picture = checkpoints.read_epochs(self.folder)[-1].convert("RGB")
+        with self._val_writer.as_default():
+            tf.summary.image("epoch", np.asarray(picture)[None], step=epoch)
+
+
 class WriteRun(keras.callbacks.Callback):
     """Writes the run folder: model, history and picture after each epoch, and what `resume` needs.
 
@@ -325,11 +402,12 @@ def build_optimizer(settings, total_steps):
         rate = schedules.CosineDecay(rate / 25, max(1, total_steps - up), 0.0, "lr", rate, up)
     elif settings.lr_schedule == "cosine":
         rate = schedules.CosineDecay(rate, total_steps)
+    config = {"learning_rate": rate}
+    if settings.ema is not None:
+        config |= {"use_ema": True, "ema_momentum": settings.ema}
     if settings.optimizer == "adam":
-        return Adam(rate)
-    return keras.optimizers.get(
-        {"class_name": settings.optimizer, "config": {"learning_rate": rate}}
-    )
+        return Adam(**config)
+    return keras.optimizers.get({"class_name": settings.optimizer, "config": config})
 
 
 def claim(folder, resume, force):
@@ -400,7 +478,16 @@ def describe(facts):
     )
 
 
-def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="auto", report=print):
+def fit(
+    settings,
+    folder,
+    data_dir=None,
+    resume=False,
+    force=False,
+    verbose="auto",
+    report=print,
+    callbacks=(),
+):
     """Train a model by its settings and write a run folder.
 
     Args:
@@ -411,6 +498,8 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
         force: replace the run in the folder.
         verbose: of Keras' `fit`.
         report: is given lines that tell what happens.
+        callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
+            keep in memory is theirs to restore when a run is resumed.
 
     Returns:
         A dict: run, epochs, seconds, seconds_per_epoch (median, the training steps alone),
@@ -428,10 +517,10 @@ def fit(settings, folder, data_dir=None, resume=False, force=False, verbose="aut
         stack.enter_context(distributed.all_devices())
         lock = checkpoints.RunLock(folder)
         distributed.on_first(lambda: stack.enter_context(lock) and None)
-        return _fit(settings, folder, data_dir, resume, force, verbose, report, lock)
+        return _fit(settings, folder, data_dir, resume, force, verbose, report, callbacks, lock)
 
 
-def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
+def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lock):
     start = time.perf_counter()
     first = distributed.rank() == 0  # of several processes, the one that writes
     run = distributed.on_first(lambda: claim(folder, resume, force))
@@ -520,15 +609,30 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
             stopwatch,
             stop,
         ),
+        *further,
         stop,
     ]
+    if settings.ema is not None:
+        callbacks.insert(0, SwapEMA(done))
+    early = None
+    if settings.early_stopping:
+        early = EarlyStopping(
+            done,
+            monitor="val_loss",
+            mode="min",
+            patience=settings.early_stopping,
+            start_from_epoch=settings.warmup_epochs,
+        )
+        callbacks.append(early)
     if isinstance(model, VAE):
         callbacks.insert(
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
     if not first:
         # The first process writes; it sees a loss that is no number one step after any other.
-        callbacks = [c for c in callbacks if not isinstance(c, WriteRun | StopAtNaN)]
+        callbacks = [
+            c for c in callbacks if not isinstance(c, WriteRun | StopAtNaN) and c not in further
+        ]
     callbacks = Callbacks(
         callbacks,
         feed,
@@ -540,6 +644,8 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
     )
     with stop:
         for start_epoch, end_epoch, batch in stretches(done, settings.epochs):
+            if early and early.over():
+                break
             feed.set_epoch(start_epoch, batch)
             model.fit(
                 feed,
@@ -553,6 +659,8 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
     if not first:
         return None
     check_there(folder)
+    if early and len(history) < settings.epochs:
+        report(f"stopped early: no lower validation loss in {settings.early_stopping} epochs")
     if isinstance(model, VAE):
         report("fitting the prior to the codes of the training images")
         if conditional:
@@ -566,7 +674,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, lock):
     seconds_per_epoch = statistics.median(row["seconds"] for row in history)
     result = {
         "run": str(folder),
-        "epochs": settings.epochs,
+        "epochs": len(history),
         "seconds": round(time.perf_counter() - start, 3),
         "seconds_per_epoch": seconds_per_epoch,
         "images_per_second": round(len(train.images) / max(seconds_per_epoch, 1e-9), 1),

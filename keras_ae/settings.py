@@ -1,6 +1,7 @@
 """The settings of a run: what `kae fit` is told and `run.json` keeps. No framework is imported here."""
 
 import dataclasses
+import math
 
 MODELS = ("ae", "vae", "cvae")
 BACKBONES = ("conv", "mlp")
@@ -43,6 +44,10 @@ class Settings:
         binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
         dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, weights, losses and the
             checkpoint stay float32.
+        early_stopping: end the run after so many epochs without a lower validation loss, counted after
+            the warm-up of `kl_weight`, before which losses do not compare; None for never.
+        ema: momentum of a running average of the weights, in (0, 1), which takes their place wherever
+            the model is used (validation, pictures, checkpoint); None for none.
         seed: of the weights, the order of the images and all noise.
         limit: train on the first so many images only; None for all.
     """
@@ -63,6 +68,8 @@ class Settings:
     kl_warmup: float = 1.0
     binarize: bool = False
     dtype: str = "float32"
+    early_stopping: int | None = None
+    ema: float | None = None
     seed: int = 0
     limit: int | None = None
 
@@ -96,6 +103,15 @@ class Settings:
                 f"kl_warmup is a fraction of the run, in (0, 1]; got {self.kl_warmup}. A warm-up longer "
                 "than the run would never reach the full weight."
             )
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise ValueError(f"early_stopping must be 1 or more; got {self.early_stopping}.")
+        if self.early_stopping and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                "early_stopping begins after the warm-up of the KL weight, and that takes the whole run: "
+                "give a kl_warmup below 1."
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is a momentum in (0, 1), such as 0.999; got {self.ema}.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
@@ -107,6 +123,13 @@ class Settings:
                     "hidden of a conv backbone is filters, then the width of the dense layer: "
                     f"two numbers or more; got {self.hidden}."
                 )
+
+    @property
+    def warmup_epochs(self):
+        """Epochs until `kl_weight` is what it stays at, 0 for a model without."""
+        if self.model == "ae" or self.kl_schedule == "constant":
+            return 0
+        return math.ceil(self.kl_warmup * self.epochs)
 
     def to_dict(self):
         """A dict of plain values, as `run.json` keeps it."""

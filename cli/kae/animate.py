@@ -6,7 +6,7 @@ from kae import common
 
 
 @click.command("animate")
-@click.argument("model", metavar="RUN")
+@click.argument("model", metavar="RUN", shell_complete=common.complete_model)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.02, 60),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from keras_ae.settings import MODELS
 
@@ -42,6 +43,15 @@ seed_option = click.option(
 )
 
 
+def complete_model(context, parameter, incomplete):
+    """MODEL in the shell: names, runs here, then any path."""
+    runs = sorted(str(path.parent) for path in Path("checkpoints").glob("*/model.keras"))
+    found = [name for name in (*MODELS, *runs) if name.startswith(incomplete)]
+    items = [CompletionItem(name) for name in found]
+    return items or [CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument("model", shell_complete=complete_model)
 files_argument = click.argument(
     "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]…"
 )

@@ -8,7 +8,9 @@ FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_k
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN…", shell_complete=common.complete_model
+)
 @click.option(
     "--all", "everything", is_flag=True, help="Every setting, not only those that differ."
 )

@@ -30,7 +30,7 @@ TABLE = {
 
 
 @click.command("evaluate")
-@click.argument("model")
+@common.model_argument
 @click.option("--dataset", help="A TFDS dataset.  [default: what the model was trained on]")
 @common.data_dir_option
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")

@@ -9,7 +9,7 @@ from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 
 @click.command("export")
-@click.argument("model")
+@common.model_argument
 @click.option(
     "--format",
     "form",

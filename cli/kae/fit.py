@@ -1,8 +1,11 @@
 """kae fit: train a model and write a run folder."""
 
 import dataclasses
+import difflib
+import json
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -20,12 +23,36 @@ class Widths(click.ParamType):
     name = "N,N"
 
     def convert(self, value, param, context):
-        if value is None or isinstance(value, tuple):
-            return value
+        if isinstance(value, tuple | list):
+            value = ",".join(map(str, value))
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 512,256", param, context)
+
+
+def read_config(context, parameter, path):
+    """Take the defaults of the options from a file of settings: TOML, or the run.json of a run."""
+    if path is None:
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = values.get("settings", values)
+        values = {name.replace("-", "_"): value for name, value in values.items()}
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, AttributeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise click.UsageError(f"{path} is no {kind} file of settings: {error}") from error
+    for name, value in values.items():
+        if name not in DEFAULTS:
+            close = difflib.get_close_matches(name, DEFAULTS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
+        if not isinstance(value, str | int | float | list | None):
+            raise click.UsageError(f"{path}: {name} must be a word, a number or a list of numbers.")
+    context.default_map = {name: value for name, value in values.items() if value is not None}
 
 
 def setting(name, kind, help, **kwargs):
@@ -39,6 +66,14 @@ def setting(name, kind, help, **kwargs):
 
 @click.command("fit")
 @click.argument("model", type=click.Choice(options.MODELS))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    help="Settings from a .toml file, or from the run.json of a run; options given here win.",
+)
 @setting("dataset", str, "A TFDS dataset, by its name or its folder.")
 @common.data_dir_option
 @setting("backbone", click.Choice(options.BACKBONES), "Convolutions, or dense layers only.")
@@ -63,18 +98,31 @@ def setting(name, kind, help, **kwargs):
     "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
 )
 @setting("dtype", click.Choice(options.DTYPES), "Precision of the layers; a checkpoint is float32.")
+@setting(
+    "early_stopping",
+    click.IntRange(1),
+    "Stop after so many epochs without a lower validation loss, from the end of the KL warm-up on.",
+)
+@setting("ema", float, "Use a running average of the weights, of this momentum, such as 0.999.")
 @setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
 @setting("limit", click.IntRange(1), "Take only the first so many images.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder.  [default: checkpoints/MODEL]"
+)
+@click.option(
+    "--tensorboard", is_flag=True, help="Write curves and pictures to RUN/tensorboard as well."
 )
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run in the folder.")
 @common.force_option
 @common.quiet_option
 @common.json_option
 @click.pass_context
-def command(context, data_dir, out, resume, force, quiet, as_json, **values):
+def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, **values):
     """Train MODEL (ae, vae or cvae) and write a run folder.
+
+    \b
+    kae fit cvae --epochs 3
+    kae fit --config checkpoints/cvae/run.json --out again    repeats a run
 
     Progress and messages go to stderr. Ctrl-C stops after the step under way, and --resume goes on
     from there.
@@ -106,11 +154,12 @@ def command(context, data_dir, out, resume, force, quiet, as_json, **values):
                 )
         settings = stored
 
+    callbacks = [fitting.TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else common.say
     verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
     try:
         result = common.stdout_to_stderr(fitting.fit)(
-            settings, folder, data_dir, resume, force, verbose, report
+            settings, folder, data_dir, resume, force, verbose, report, callbacks
         )
     except KeyboardInterrupt:
         raise click.ClickException(

@@ -6,7 +6,7 @@ from kae import common
 
 
 @click.command("info")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=common.complete_model)
 @common.json_option
 def command(model, as_json):
     """Show what MODEL is, or without MODEL: versions, backends and the device."""

@@ -6,7 +6,7 @@ from kae import common
 
 
 @click.command("interpolate")
-@click.argument("model")
+@common.model_argument
 @click.argument("ends", nargs=-1, required=True, metavar="FROM TO…")
 @click.option(
     "--steps", type=click.IntRange(2), default=10, show_default=True, help="Images from end to end."

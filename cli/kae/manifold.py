@@ -8,7 +8,7 @@ TEST_IMAGES = 2000  # whose codes an ae is shown across
 
 
 @click.command("manifold")
-@click.argument("model")
+@common.model_argument
 @click.argument("label", required=False)
 @click.option(
     "-n", "side", type=click.IntRange(1), default=15, show_default=True, help="Images a side."

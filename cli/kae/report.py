@@ -6,7 +6,7 @@ from kae import common
 
 
 @click.command("report")
-@click.argument("model")
+@common.model_argument
 @common.dataset_option
 @common.data_dir_option
 @click.option(

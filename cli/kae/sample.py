@@ -8,7 +8,7 @@ from kae import common
 
 
 @click.command("sample")
-@click.argument("model")
+@common.model_argument
 @click.argument("label", required=False)
 @click.option(
     "-n", "number", type=click.IntRange(1), help="Images.  [default: 64, or 10 of each class]"

@@ -6,7 +6,7 @@ from kae import common
 
 
 @click.command("scatter")
-@click.argument("model")
+@common.model_argument
 @click.option(
     "--method",
     type=click.Choice(["pca", "tsne", "umap"]),

@@ -9,7 +9,7 @@ TEST_IMAGES = 2000  # that say how much a latent carries, and how far it goes
 
 
 @click.command("traverse")
-@click.argument("model")
+@common.model_argument
 @click.argument("start", default="test:0", metavar="[FROM]")
 @click.option(
     "-n", "number", type=click.IntRange(1), default=10, show_default=True, help="Latents at most."
