@@ -3,14 +3,13 @@
     python benchmarks/streaming.py            # about ten minutes of one core, 1.3 GB of disk
 
 Makes a TFDS dataset of 17 copies of MNIST's training images (1,020,000), and then, each in a process of
-its own: decodes it into the cache, trains one epoch with the images in memory (mapped), trains one epoch
-with the images on disk, and measures the model. The dense network is trained, for which a batch is soonest
-needed again. Memory is the highest resident set size, mapped pages included.
+its own: decodes it into the cache, trains 600 steps with the images in memory (mapped) and as many with
+the images on disk, by turns, fits the prior, and evaluates. It trains the dense network, for which the
+next batch is needed soonest. Memory is the highest resident set size, mapped pages included.
 """
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,40 @@ from pathlib import Path
 from keras_ae import data
 
 COPIES = 17
-FIT = ["fit", "cvae", "--dataset", "mnist_million", "--backbone", "mlp", "--epochs", "1",
-       "--batch-size", "256", "--json"]  # fmt: skip
+STEPS = 600  # of 3,985 in an epoch
+PEAK = """
+import resource
+def peak():
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+LOAD = """
+from keras_ae import data
+train, test = data.load_splits("mnist_million")
+print({"images": len(train.images), "MB": peak()})
+"""
+FIT = """
+import sys, time
+import keras_ae
+from keras_ae import checkpoints, data, fitting
+steps, path = int(sys.argv[1]), sys.argv[2]
+train, test = data.load_splits("mnist_million")
+settings = fitting.Settings("cvae", "mnist_million", "mlp", batch_size=256)
+model = fitting.build_model(settings, train)
+model.compile(fitting.build_optimizer(settings, steps))
+feed = fitting.Feed(train.images, train.labels, 256, 0)
+model.fit(feed, steps_per_epoch=20, shuffle=False, verbose=0)
+feed.set_epoch(1)
+start = time.perf_counter()
+model.fit(feed, steps_per_epoch=steps, shuffle=False, verbose=0)
+seconds = time.perf_counter() - start
+report = {"images a second": round(256 * steps / seconds), "MB, training": peak()}
+test_feed = fitting.Feed(test.images, test.labels, 256, 0, shuffle=False)
+model.evaluate(test_feed, verbose=0)
+if path != "-":
+    model.fit_prior((train.images, train.labels))
+    checkpoints.save_model(model, path)
+print(report | {"MB, with the prior": peak()})
+"""
 EVALUATE = """
 import sys
 from keras_ae import checkpoints, data, evaluation
@@ -29,8 +60,8 @@ from keras_ae.classifier import evaluation_classifier
 classifier = evaluation_classifier(*data.load_splits("mnist"))  # the released one
 train, test = data.load_splits("mnist_million")
 model = checkpoints.load_model(sys.argv[1])
-figures = evaluation.evaluate(model, train, test, samples=2000, classifier=classifier)
-print('{"fid": %.2f, "seconds": %.0f}' % (figures["fid"], figures["seconds"]))
+figures = evaluation.evaluate(model, train, test, samples=1000, limit=2000, classifier=classifier)
+print({"seconds": round(figures["seconds"]), "MB": peak()})
 """
 
 
@@ -54,22 +85,17 @@ def make_dataset(data_dir):
             shutil.copyfile(mnist / name, folder / name)
 
 
-def measured(what, arguments, **environment):
-    """Run Python in a process of its own: its output, and the highest memory of it in MB."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
+def measured(what, script, *arguments, **environment):
+    """Run a script in a process of its own, and print what it prints: its highest memory, too."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK + script, *map(str, arguments)],
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
     )
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, f"{what} failed"
-    report = json.loads(output) if output else {}
-    kept = {k: report[k] for k in ("images_per_second", "seconds", "fid") if k in report}
-    print(f"{what:32} {usage.ru_maxrss / 1024:6.0f} MB  {kept}", flush=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    print(f"{what:22} {done.stdout.strip()}", flush=True)
 
 
 def main():
@@ -77,19 +103,14 @@ def main():
         root = Path(scratch)
         make_dataset(root / "data")
         places = {"KAE_DATA_DIR": str(root / "data"), "KAE_CACHE": str(root / "cache")}
-        memory = {**places, "KAE_MEMORY": "64"}
-        disk = {**places, "KAE_MEMORY": "0.25"}
-        load = "from keras_ae import data; data.load_splits('mnist_million')"
-        measured("decode into the cache", ["-c", load], **disk)
-        for turn in (1, 2):
-            for name, places in (("memory", memory), ("disk", disk)):
-                out = ["--out", str(root / f"{name}{turn}")]
-                measured(f"fit, images in {name} ({turn})", ["-m", "kae", *FIT, *out], **places)
-        measured(
-            "evaluate, images on disk", ["-c", EVALUATE, str(root / "disk1/model.keras")], **disk
-        )
+        memory, disk = ({**places, "KAE_MEMORY": gib} for gib in ("64", "0.25"))
+        measured("decode into the cache", LOAD, **disk)
+        measured("start from the cache", LOAD, **disk)
+        for turn in range(3):
+            measured("images in memory", FIT, STEPS, "-", **memory)
+            measured("images on disk", FIT, STEPS, root / "x.keras" if turn == 2 else "-", **disk)
+        measured("evaluate, from disk", EVALUATE, root / "x.keras", **disk)
 
 
 if __name__ == "__main__":
-    print(f"this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
     main()
