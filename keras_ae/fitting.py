@@ -522,7 +522,7 @@ def fit(
 
 def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lock):
     start = time.perf_counter()
-    first = distributed.rank() == 0  # of several processes, the one that writes
+    writes = distributed.rank() == 0  # of several processes, the first one
     run = distributed.on_first(lambda: claim(folder, resume, force))
     if resume and (other := differences(settings, Settings.from_dict(run["settings"]))):
         raise RunError(f"--resume goes on with the settings of the run; other {', '.join(other)}.")
@@ -580,7 +580,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lo
             "devices": distributed.devices(),
         },
     }
-    if first:
+    if writes:
         checkpoints.write_run(folder, run)
 
     test_feed = Feed(
@@ -628,7 +628,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lo
         callbacks.insert(
             0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
         )
-    if not first:
+    if not writes:
         # The first process writes; it sees a loss that is no number one step after any other.
         callbacks = [
             c for c in callbacks if not isinstance(c, WriteRun | StopAtNaN) and c not in further
@@ -656,7 +656,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lo
                 callbacks=callbacks,
                 verbose=verbose,
             )
-    if not first:
+    if not writes:
         return None
     check_there(folder)
     if early and len(history) < settings.epochs:
