@@ -40,19 +40,21 @@ def ours(kind, backbone, batch, images, labels):
     import keras
 
     import keras_ae
-    from keras_ae.fitting import Feed, StartEpoch
+    from keras_ae import train_step
+    from keras_ae.fitting import Feed, StartEpoch, steps_per_execution
 
     conditional = kind == "cvae"
     model = {"ae": keras_ae.AE, "vae": keras_ae.VAE, "cvae": keras_ae.CVAE}[kind](
         latent_dim=LATENTS, backbone=backbone
     )
-    model.compile(keras_ae.Adam(RATE))
+    model.compile(keras_ae.Adam(RATE), steps_per_execution=steps_per_execution(batch))
     feed = Feed(images, labels if conditional else None, batch, 0)
+    batches = train_step.batches(feed)
     callbacks = [StartEpoch(feed, 0)] + ([keras_ae.KLAnnealing()] if kind != "ae" else [])
 
     def epoch():
         with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, not shown
-            model.fit(feed, shuffle=False, verbose=1, callbacks=callbacks)
+            model.fit(batches, shuffle=False, verbose=1, callbacks=callbacks)
 
     epoch.model, epoch.keras = model, keras
     return epoch
@@ -399,7 +401,7 @@ def worker(arguments):
                 contenders = {"ours": ours(*row), "stock": stock(*row)}
                 if backend == "torch":
                     contenders |= torch_loops(*row)
-                if backend == "jax":
+                if backend != "torch":  # raw jax runs beside tensorflow, too
                     contenders["scan"] = jax_scan(*row)
                 for epoch in contenders.values():
                     epoch()  # compiles, fills caches

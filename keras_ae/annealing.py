@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 
 def constant(progress):
@@ -58,6 +59,9 @@ def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
 class KLAnnealing(keras.callbacks.Callback):
     """Sets `model.kl_weight` before every step (or epoch) of `fit`, from a schedule.
 
+    It is every step also where `compile(steps_per_execution=...)` has the callbacks called for several
+    steps at once, but for a train function that is not that of this package.
+
     The schedule spans the first `warmup` of the run that `fit(epochs=...)` announces, and depends on
     nothing but the epoch and the batch: `fit(initial_epoch=...)` continues where it stood.
 
@@ -110,6 +114,12 @@ class KLAnnealing(keras.callbacks.Callback):
             self.warmup,
         )
 
+    def set_model(self, model):
+        super().set_model(model)
+        # Kept aside, as `self.model` has jax write back all that `fit` holds outside the variables.
+        self._execution = getattr(model, "execution", None)
+        self._steps_ahead = getattr(model, "steps_per_execution", 1)
+
     def on_train_begin(self, logs=None):
         if getattr(self.model, "kl_weight", None) is None:
             raise TypeError(
@@ -121,9 +131,14 @@ class KLAnnealing(keras.callbacks.Callback):
         self.model.kl_weight.assign(self.value(epoch))
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Through self.model, never a kept reference: on jax only this property synchronises the
-        # values that `fit` holds outside the variables.
-        if self.per_step:
+        if not self.per_step:
+            return
+        if self._execution.takes_kl_weights:
+            ahead = [self.value(self._epoch, batch + i) for i in range(self._steps_ahead)]
+            self._execution.kl_weights = np.array(ahead, "float32")
+        else:
+            # Through self.model, never a kept reference: on jax only this property synchronises the
+            # values that `fit` holds outside the variables.
             self.model.kl_weight.assign(self.value(self._epoch, batch))
 
     def on_epoch_end(self, epoch, logs=None):

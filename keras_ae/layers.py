@@ -143,7 +143,9 @@ def trace(network):
         for layer in network.layers
         if not isinstance(layer, keras.layers.InputLayer)
     ]
-    _ROUTES[network] = inputs, route, outputs
+    # One weight and its tensor, to see that the tensors that `_direct` keeps are those in use.
+    weight = network.trainable_weights[0]
+    _ROUTES[network] = inputs, route, outputs, weight, weight.value
     return network
 
 
@@ -151,6 +153,15 @@ def _direct(layer):
     """What a layer computes in a training step, as a function of tensors."""
     if isinstance(layer, BatchNormalization):
         return functools.partial(layer.call, training=True)
+    if type(layer) is Dense and layer.use_bias and layer.activation is not None:
+        # Its tensors and function, of which `call` asks Keras each time: 0.2 of 13 ms a step of the mlp.
+        kernel, bias = layer.kernel.value, layer.bias.value
+        activation = {"linear": None, "silu": functional.silu}.get(
+            layer.activation.__name__, layer.activation
+        )
+        if activation is None:
+            return lambda x: torch.addmm(bias, x, kernel)
+        return lambda x: activation(torch.addmm(bias, x, kernel))
     if type(layer) is keras.layers.Reshape:
         return lambda x: x.reshape(len(x), *layer.target_shape)
     if type(layer) is keras.layers.Flatten:
@@ -166,7 +177,11 @@ def run(network, inputs, training):
     """
     if not training or network not in _ROUTES or not isinstance(inputs[0], torch.Tensor):
         return network(inputs, training=training)
-    names, route, outputs = _ROUTES[network]
+    names, route, outputs, weight, tensor = _ROUTES[network]
+    if (
+        weight is not None and weight.value is not tensor
+    ):  # symbolic or stateless calls, new weights
+        return network(inputs, training=training)
     tensors = dict(zip(names, inputs))
     for call, sources, target in route:
         values = [tensors[source] for source in sources]

@@ -23,6 +23,7 @@ from keras_ae.pictures import to_float
 from keras_ae.priors import ClassMixture, StandardNormal
 from keras_ae.tracking import track
 from keras_ae.train_step import StepMixin
+from keras_ae.train_step.execution import Execution
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 AT_ONCE = 10_240  # images turned to floats at a time
@@ -77,6 +78,7 @@ class AE(StepMixin, keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.execution = Execution()
         image_shape = tuple(image_shape)
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")

@@ -1,6 +1,7 @@
 """Adam in one fused kernel on torch; Keras' own Adam elsewhere. The variables are Keras' own."""
 
 import math
+import types
 
 import keras
 
@@ -23,7 +24,7 @@ class Adam(keras.optimizers.Adam):
         Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv:1412.6980.
     """
 
-    _host_step = None
+    _host_step = _known = None
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # A hook that is private to Keras: should a release rename it, Keras' own loop does the work.
@@ -33,17 +34,17 @@ class Adam(keras.optimizers.Adam):
         if self._host_step is None:
             self._host_step = int(self.iterations)
         self._host_step += 1
-        which = [self._get_variable_index(v) for v in trainable_variables]
+        weights, momentums, velocities = self._tensors(trainable_variables)
         step = torch.full((), self._host_step, dtype=torch.float32, device=grads[0].device)
         torch._fused_adam_(
-            [v.value for v in trainable_variables],
+            weights,
             # The kernel walks the memory of weight and gradient side by side: a gradient that comes as a
             # transposed view, as those of convolutions do, would be added to the wrong weights.
             [gradient.contiguous() for gradient in grads],
-            [self._momentums[i].value for i in which],
-            [self._velocities[i].value for i in which],
+            momentums,
+            velocities,
             [],
-            [step] * len(which),
+            [step] * len(weights),
             lr=keras.ops.convert_to_tensor(learning_rate, "float32"),
             beta1=self.beta_1,
             beta2=self.beta_2,
@@ -52,6 +53,19 @@ class Adam(keras.optimizers.Adam):
             amsgrad=False,
             maximize=False,
         )
+
+    def _tensors(self, variables):
+        """The tensors of weights and moments, looked up once: 0.1 of 13 ms a step of the mlp."""
+        names, known = tuple(map(id, variables)), self._known
+        if known is None or known.names != names or known.weights[0] is not variables[0].value:
+            which = [self._get_variable_index(v) for v in variables]
+            self._known = known = types.SimpleNamespace(
+                names=names,
+                weights=[v.value for v in variables],
+                momentums=[self._momentums[i].value for i in which],
+                velocities=[self._velocities[i].value for i in which],
+            )
+        return known.weights, known.momentums, known.velocities
 
     def load_own_variables(self, store):
         super().load_own_variables(store)

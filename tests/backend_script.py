@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, fitting
+from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, fitting, train_step
 from keras_ae.settings import Settings
 
 TRAINING = ("torch", "jax", "tensorflow")
@@ -103,6 +103,38 @@ def jumping(images):
     return jump.logs
 
 
+class KerasVAE(VAE):
+    """Through Keras' own loop around single steps, with the weight assigned by the callback."""
+
+    def make_train_function(self, force=False):
+        keras.Model.make_train_function(self, force)
+
+
+def executions(images):
+    """103 steps of Keras' own loop, and of ours with several steps an execution."""
+    facts = {}
+    for name, kind, steps in [("keras", KerasVAE, 1), ("one", VAE, 1), ("sixteen", VAE, 16)]:
+        keras.utils.set_random_seed(2)
+        model, recorder = kind((28, 28, 1), 3, "mlp", (16, 8)), Recorder()
+        model.compile(Adam(2e-3), steps_per_execution=steps)
+        feed = fitting.Feed(images, None, 2, seed=3)
+        source = feed if name == "keras" else train_step.batches(feed)
+        history = model.fit(
+            source, epochs=2, shuffle=False, verbose=0, callbacks=[KLAnnealing(), recorder],
+            validation_data=(images[:50],), validation_batch_size=16,
+        ).history  # fmt: skip
+        facts[name] = {
+            "history": {key: [float(v) for v in values] for key, values in history.items()},
+            "losses": [float(loss) for loss in model.execution.losses],
+            "weights": [w.ravel().tolist() for w in arrays(model)],
+            "calls": len(recorder.means),
+            "predicted": model.predict(images[:50], batch_size=16, verbose=0)
+            .ravel()[::97]
+            .tolist(),
+        }
+    return facts
+
+
 class Killed(BaseException):
     pass
 
@@ -145,6 +177,7 @@ def main(model, digits, folder):
     if facts["backend"] in TRAINING:
         facts |= training(images, labels, folder)
         facts["jump"] = jumping(images)
+        facts["executions"] = executions(np.tile(images, (2, 1, 1, 1))[:103])
         facts |= resuming(folder)
     (folder / "facts.json").write_text(json.dumps(facts))
 

@@ -116,6 +116,21 @@ def test_the_weight_of_a_step_is_in_the_loss_of_that_step(trained):
     assert added == pytest.approx(1000 * kl_of_the_second / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("ours", ["one", "sixteen"])
+def test_our_loops_make_the_steps_of_keras_own(ours, trained):
+    """52 steps an epoch, the last one of one image: an execution of 16 that is cut to 4."""
+    facts = trained[1]["executions"]
+    keras_own, ours, steps = facts["keras"], facts[ours], {"one": 1, "sixteen": 16}[ours]
+    assert ours["calls"] == 2 * -(-52 // steps) and keras_own["calls"] == 2 * 52
+    assert len(ours["losses"]) == (1 if steps == 1 else 4) and keras_own["losses"] == []
+    assert ours["losses"][-1] == pytest.approx(ours["history"]["loss"][-1])
+    for key, values in keras_own["history"].items():
+        np.testing.assert_allclose(ours["history"][key], values, rtol=1e-5, err_msg=key)
+    np.testing.assert_allclose(ours["predicted"], keras_own["predicted"], atol=1e-5)
+    for weights, theirs in zip(ours["weights"], keras_own["weights"], strict=True):
+        np.testing.assert_allclose(weights, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_save_and_load_with_the_optimizer(trained):
     _, facts = trained
     assert facts["loaded_weights_are_the_same"] and facts["loaded_optimizer_is_the_same"]

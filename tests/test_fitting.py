@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import signal
@@ -11,12 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_ae
 from keras_ae import checkpoints, fitting
 from keras_ae.data import DataError
-from keras_ae.fitting import Feed, RunError, binarized
+from keras_ae.fitting import Feed, RunError, binarized, steps_per_execution
 from keras_ae.settings import MODELS, Settings
 
 pytestmark = pytest.mark.usefixtures("mnist_env")
+
+
+@pytest.fixture(autouse=True)
+def callbacks_at_every_step(monkeypatch):
+    """The epochs here are shorter than an execution of the default."""
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: 1)
 
 
 def small(model="vae", **kwargs):
@@ -340,27 +348,42 @@ class TestRules:
 
 def poison(monkeypatch, epoch, batch):
     """Make a weight NaN after a batch of an epoch of the next run, both from 0."""
-    at = (epoch, batch)
+    calls, train_step = itertools.count(), keras_ae.AE.train_step
 
-    class Stopwatch(fitting.Stopwatch):
-        def on_epoch_begin(self, epoch, logs=None):
-            super().on_epoch_begin(epoch, logs)
-            self.epoch = epoch
+    def poisoned(self, data):
+        logs = train_step(self, data)
+        if next(calls) == epoch * 4 + batch:
+            bias = self.decoder.get_layer("pixels").bias
+            bias.assign(np.full(bias.shape, np.nan, "float32"))
+        return logs
 
-        def on_train_batch_end(self, batch, logs=None):
-            if (self.epoch, batch) == at:
-                bias = self.model.decoder.get_layer("pixels").bias
-                bias.assign(np.full(bias.shape, np.nan, "float32"))
-
-    monkeypatch.setattr(fitting, "Stopwatch", Stopwatch)
+    monkeypatch.setattr(keras_ae.AE, "train_step", poisoned)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [1, 2, 3, 16])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(
+    steps, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: steps)
     poison(monkeypatch, epoch=1, batch=1)
     with pytest.raises(RunError, match=r"became nan at step 7 \(epoch 2, batch 3\).*learning-rate"):
         fit(small("vae"), tmp_path)
     assert all(np.isfinite(w).all() for w in weights(tmp_path).values())
     assert len(history(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("steps", [2, 3, 16])
+def test_steps_between_two_calls_of_the_callbacks_change_nothing(
+    steps, tmp_path, whole_run, monkeypatch
+):
+    settings, whole = whole_run("cvae")
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: steps)
+    fit(settings, tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_steps_an_execution():
+    assert [steps_per_execution(n) for n in (1, 128, 1024, 5000)] == [16, 16, 2, 1]
 
 
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch):

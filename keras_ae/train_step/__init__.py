@@ -10,8 +10,13 @@ import importlib
 import keras
 
 if keras.backend.backend() in ("torch", "jax", "tensorflow"):
-    StepMixin = importlib.import_module(f"{__name__}.{keras.backend.backend()}").StepMixin
+    _backend = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
+    StepMixin, batches = _backend.StepMixin, _backend.batches
 else:
 
     class StepMixin:
         """Nothing to override where Keras cannot train."""
+
+    def batches(feed):
+        """As they come."""
+        return feed
