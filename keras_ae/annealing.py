@@ -1,6 +1,7 @@
 """KL annealing: pure schedules of progress, and the callback that sets the model's `kl_weight`."""
 
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -54,6 +55,38 @@ def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
         A float in [0, weight].
     """
     return weight * SCHEDULES[schedule](min(1.0, step / (warmup * total_steps)))
+
+
+def warn_of_early_choices(callbacks, epochs):
+    """Warn of callbacks that choose an epoch while the loss of each one is another function.
+
+    Until the weight of the KL term is reached, losses of different epochs do not compare: `val_loss`
+    rises by construction, and the reconstruction is best where the weight is lowest.
+    """
+    annealed = [
+        callback
+        for callback in callbacks
+        if isinstance(callback, KLAnnealing) and callback.schedule != "constant"
+    ]
+    if not annealed:
+        return
+    end = math.ceil(max(callback.warmup for callback in annealed) * epochs)
+    for callback in callbacks:
+        early = (
+            isinstance(callback, keras.callbacks.EarlyStopping) and callback.start_from_epoch < end
+        )
+        best = isinstance(callback, keras.callbacks.ModelCheckpoint) and callback.save_best_only
+        if early or best:
+            what = type(callback).__name__ + (f"(start_from_epoch={end})" if early else "")
+            warnings.warn(
+                f"The weight of the KL term rises until epoch {end} of {epochs}, and losses before that "
+                f"do not compare: {type(callback).__name__} would choose an early epoch. Shorten the "
+                f"warm-up (KLAnnealing(warmup=...)) and "
+                + (
+                    f"use {what}." if early else "save the last epoch, or choose after the warm-up."
+                ),
+                stacklevel=3,
+            )
 
 
 class KLAnnealing(keras.callbacks.Callback):

@@ -18,8 +18,6 @@ import os
 import shutil
 import tempfile
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 try:
@@ -34,7 +32,7 @@ from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.models import AE, CVAE, VAE
 from keras_ae.priors import ClassMixture, StandardNormal
-from keras_ae.settings import MODELS
+from keras_ae.settings import MODELS, Settings
 
 CLASSES = {model.__name__: model for model in (AE, VAE, CVAE)}
 PRIORS = {prior.__name__: prior for prior in (StandardNormal, ClassMixture)}
@@ -214,10 +212,14 @@ def read_run(folder):
     try:
         run = json.loads(path.read_text())
         version = run.get("format", 0)
+        if isinstance(version, int) and version <= FORMAT:
+            Settings.from_dict({"model": MODELS[0], **run.get("settings", {})})
+            dict(run.get("data", {}))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged: {reason}") from error
     if not isinstance(version, int) or version > FORMAT:
         raise CheckpointError(
             f"{path} is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
@@ -325,16 +327,20 @@ def read_backup(folder, model):
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
         model.optimizer.build(model.trainable_variables)
         model.optimizer.load_own_variables(part("optimizer"))
+        counts = about["epochs_done"], about["batches_done"]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"it was made after {counts}")
+        if not isinstance(about["history"], list) or len(about["history"]) != counts[0]:
+            raise ValueError("its history is of another length")
         return Progress(
             about["history"],
-            about["epochs_done"],
-            about["batches_done"],
-            about["seconds"],
+            *counts,
+            float(about["seconds"]),
             [metrics[str(i)] for i in range(len(metrics))],
         )
     except FileNotFoundError:
         return Progress([])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # whatever a damaged file makes NumPy, JSON and Keras raise
         raise CheckpointError(
             f"{path} is damaged or of another model; start over with --force."
         ) from error

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
+import os
 import random
 import signal
 import statistics
@@ -19,12 +21,14 @@ from keras_ae import checkpoints, data, distributed, pictures, train_step
 from keras_ae.annealing import KLAnnealing
 from keras_ae.errors import UserError
 from keras_ae.models import AE, CVAE, VAE
+from keras_ae.networks import count_weights
 from keras_ae.optimizers import Adam
 from keras_ae.settings import Settings
 
 MODEL_CLASSES = {"ae": AE, "vae": VAE, "cvae": CVAE}
 IMAGES_PER_EXECUTION = 2048  # trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
+COPIES = 4  # of the weights while they are trained: themselves, gradients, two means of Adam
 BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
 WINDOW = 256 << 20  # bytes of images that are shuffled at a time
 BLOCK = 128 << 10  # bytes of images that stay neighbours in a larger set
@@ -403,12 +407,35 @@ def build_model(settings, train):
     }
     if settings.model == "cvae":
         arguments |= {"num_classes": train.num_classes, "class_names": train.class_names}
+    heads = len(MODEL_CLASSES[settings.model].heads)
+    classes = train.num_classes if settings.model == "cvae" else 0
+    weights = count_weights(
+        train.images.shape[1:],
+        settings.latent_dim,
+        heads,
+        settings.backbone,
+        settings.hidden,
+        classes,
+    )
+    if COPIES * 4 * weights > (memory := total_memory()):
+        raise RunError(
+            f"This network has {weights:,} weights, whose training takes {COPIES * 4 * weights / 2**30:,.0f} "
+            f"GiB of memory; there are {memory / 2**30:,.0f}. Try a smaller --hidden or --latent-dim."
+        )
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(settings.dtype)
     try:
         return MODEL_CLASSES[settings.model](**arguments, name=settings.model)
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def total_memory():
+    """Bytes of memory that this machine has; what it does not tell is no limit."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
 
 
 def build_optimizer(settings, total_steps):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_ae import distributed
+from keras_ae.annealing import warn_of_early_choices
 from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import (
@@ -258,6 +259,14 @@ class VAE(AE):
         self.kl_tracker = keras.metrics.Mean(name="kl")
         self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
 
+    def fit(
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
+    ):
+        """`keras.Model.fit`, which warns of callbacks that `KLAnnealing` leads astray."""
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            warn_of_early_choices(keras.tree.flatten(callbacks or []), epochs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
     def autoencode(self, inputs, training=False, sample=False):
         """A dict with `reconstruction` (N, H, W, C), `mean` and `log_var` (N, D).
 
@@ -405,6 +414,32 @@ class CVAE(VAE):
             )
         image, labels = inputs
         return unit_range(image), [one_hot(labels, self.num_classes)]
+
+    def fit(self, x=None, *args, validation_data=None, **kwargs):
+        """`keras.Model.fit`, which refuses labels out of range.
+
+        Raises:
+            ValueError: for arrays of labels that are not all in [0, num_classes): one-hot, they would be
+                zeros, of no class. (Labels that come batch by batch are not looked at.)
+        """
+        self._check_pair(x)
+        if isinstance(validation_data, (tuple, list)) and validation_data:
+            self._check_pair(validation_data[0])
+        return super().fit(x, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """`keras.Model.evaluate`, which refuses labels out of range, as `fit` does."""
+        self._check_pair(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """`keras.Model.predict`, which refuses labels out of range, as `fit` does."""
+        self._check_pair(x)
+        return super().predict(x, *args, **kwargs)
+
+    def _check_pair(self, x):
+        if isinstance(x, (tuple, list)) and len(x) == 2 and hasattr(x[1], "__len__"):
+            self._check_labels(ops.convert_to_numpy(x[1]), len(x[1]))
 
     def _one_hot(self, labels, n):
         if np.ndim(labels) == 2:

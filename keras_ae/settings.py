@@ -87,6 +87,12 @@ class Settings:
                 raise ValueError(
                     f"{field} must be one of {', '.join(names)}; got {getattr(self, field)!r}."
                 )
+        if not isinstance(self.dataset, str):
+            raise ValueError(f"dataset must be a name; got {self.dataset!r}.")
+        for field in ("latent_dim", "epochs", "batch_size", "seed", "limit"):
+            value = getattr(self, field)
+            if type(value) is not int and (field, value) != ("limit", None):
+                raise ValueError(f"{field} must be a whole number; got {value!r}.")
         for field in ("latent_dim", "epochs", "batch_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be 1 or more; got {getattr(self, field)}.")
@@ -94,9 +100,9 @@ class Settings:
             raise ValueError(f"limit must be 1 or more; got {self.limit}.")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.backbone])
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if not self.kl_weight >= 0:
+        if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"kl_weight must be 0 or more; got {self.kl_weight}.")
         if not 0 < self.kl_warmup <= 1:
             raise ValueError(

@@ -520,3 +520,39 @@ class TestStreaming:
             assert not np.array_equal(window, np.sort(window))
         whole = fitting.epoch_order(100, 10, (0, 3))
         assert np.array_equal(whole, np.random.default_rng((0, 3)).permutation(100))
+
+
+def toy(images, labels=None, names=None):
+    """An `ImageData` of some images."""
+    return fitting.data.ImageData("toy", "1.0.0", "train", images, labels, names)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("n", "classes", "shape"),
+    [(1, [0], (8, 8, 1)), (1, [1], (9, 5, 3)), (7, [2], (8, 8, 4)), (30, [0, 2], (1, 1, 1))],
+    ids=[
+        "one image",
+        "one image of one class of two",
+        "one class of three",
+        "an empty class, a pixel",
+    ],
+)
+def test_little_data(model, n, classes, shape, tmp_path, monkeypatch):
+    """One image, a single class, classes without images: a run ends, and samples what it knows."""
+    names = tuple("abc"[: max(classes) + 1])
+    images = np.random.default_rng(0).integers(0, 256, (n, *shape), "uint8")
+    train = toy(images, np.resize(np.array(classes, "int32"), n), names)
+    monkeypatch.setattr(fitting.data, "load_splits", lambda *args, **kwargs: (train, train))
+    fit(small(model, epochs=1), tmp_path)
+    trained = checkpoints.load_model(tmp_path / "model.keras")
+    if model != "ae":
+        labels = np.arange(len(names)) if model == "cvae" else None  # classes without images too
+        drawn = trained.sample(len(names), labels)
+        assert drawn.shape == (len(names), *shape) and np.isfinite(drawn).all()
+
+
+def test_a_network_that_no_memory_holds(tmp_path):
+    with pytest.raises(RunError, match="weights, whose training takes .* GiB.*--latent-dim"):
+        fit(small("vae", latent_dim=10**9), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
 from keras_ae.data.stored import StoredImages
 
+PIXELS = 1 << 26  # in an image: a small file can unpack to any size
 BATCH = 1024  # records held in memory as bytes at a time
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
 CODECS = ("PNG", "JPEG", "BMP", "GIF")  # what TFDS stores; Pillow knows many more, and trusts them
@@ -56,6 +57,7 @@ def read(prepared: Prepared, split: str, allocate=np.empty) -> ImageData:
             images are not uint8, or not all of one size.
     """
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     if prepared.format not in ("array_record", "tfrecord"):
         # TFDS 4.9.10 drops most rows of what it writes as parquet and promises them all the same.
@@ -88,6 +90,8 @@ def read(prepared: Prepared, split: str, allocate=np.empty) -> ImageData:
             labels[start : start + len(block)] = marks
             start += len(block)
     except DataError as error:
+        raise DataError(f"{prepared.name} cannot be used: {error}") from error
+    except Image.DecompressionBombError as error:
         raise DataError(f"{prepared.name} cannot be used: {error}") from error
     except MemoryError as error:
         raise DataError(f"{prepared.name} {split} does not fit into memory: {error}") from error
@@ -153,6 +157,11 @@ def _decode(records, count, shape, image_key, label_key):
         with Image.open(
             io.BytesIO(feature[image_key].bytes_list.value[0]), formats=CODECS
         ) as image:
+            if image.width * image.height > PIXELS:
+                raise DataError(
+                    f"image {index} is of {image.width} x {image.height} pixels, and more than "
+                    f"{PIXELS:,} are not read"
+                )
             # The size is often left open (None) in the metadata; the first image decides.
             size = size or (width or image.width, height or image.height)
             if image.size != size:
