@@ -58,6 +58,8 @@ class Commands(click.Group):
     def invoke_or_explain(self, context):
         try:
             return super().invoke(context)
+        except click.MissingParameter as error:  # click lists choices one a line
+            raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except UserError as error:
             raise click.ClickException(str(error)) from error
         except MemoryError as error:
