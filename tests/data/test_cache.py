@@ -74,10 +74,15 @@ def retype(path):
     path.write_bytes(path.read_bytes().replace(b"'|u1'", b"'|i1'").replace(b"'<i4'", b"'<u4'"))
 
 
-DAMAGE = [cut, flip, retype, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
+def pickled(path):
+    """An array of objects: to read it would run what a stranger wrote."""
+    np.save(path, np.array([print, None], object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=["cut", "flip", "retype", "empty", "missing"])
+DAMAGE = [cut, flip, retype, pickled, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=["cut", "flip", "retype", "pickled", "empty", "missing"])
 @pytest.mark.parametrize("suffix", ["images.npy", "labels.npy"])
 def test_what_is_damaged_is_read_again(cached, reads, damage, suffix):
     (path,) = cached.glob(f"*.{suffix}")

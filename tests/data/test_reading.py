@@ -3,6 +3,9 @@
 import importlib.util
 import io
 import json
+import struct
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -368,3 +371,53 @@ def test_verify_prepares_nothing(tmp_path):
     with pytest.raises(data.DataError, match="run `kae data prepare mnist`"):
         data.verify("mnist")
     assert not (tmp_path / "data").exists()
+
+
+# Images of strangers
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(make_dataset, encode):
+    """A PNG of a few hundred bytes that says that it has 10^10 pixels, and one of 10^8."""
+    import tensorflow_datasets as tfds
+
+    for side, says in ((100_000, "could be decompression bomb"), (9_000, "are not read")):
+        content = bytearray(encode(images(1)[0]))
+        header = content.index(b"IHDR")
+        content[header + 4 : header + 12] = struct.pack(">II", side, side)
+        content[header + 17 : header + 21] = struct.pack(
+            ">I", zlib.crc32(content[header : header + 17])
+        )
+        features = {"image": tfds.features.Image(shape=(None, None, 1))}
+        name = f"bomb{side}"
+        make_dataset({"train": ([{"image": bytes(content)}], None)}, name, features)
+        with pytest.raises(data.DataError, match=says) as error, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data.load(name, "train")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("codec", "mode"), [("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1")]
+)
+def test_modes_of_images_become_that_of_the_dataset(codec, mode, make_dataset):
+    """CMYK becomes RGB, alpha is dropped, black and white becomes 0 and 255: as Pillow converts."""
+    import tensorflow_datasets as tfds
+
+    buffer = io.BytesIO()
+    Image.fromarray(images(1, (8, 6, 3))[0]).convert(mode).save(buffer, codec)
+    features = {"image": tfds.features.Image(shape=(8, 6, 3))}
+    make_dataset({"train": ([{"image": buffer.getvalue()}], None)}, features=features)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    assert np.array_equal(data.load("toy", "train").images[0], expected)
+
+
+def test_an_alpha_channel_that_the_dataset_promises_is_kept(make_dataset):
+    import tensorflow_datasets as tfds
+
+    x = images(2, (8, 6, 4))
+    buffers = [io.BytesIO() for _ in x]
+    for image, buffer in zip(x, buffers):
+        Image.fromarray(image, "RGBA").save(buffer, "PNG")
+    features = {"image": tfds.features.Image(shape=(8, 6, 4))}
+    make_dataset({"train": ([{"image": b.getvalue()} for b in buffers], None)}, features=features)
+    assert np.array_equal(data.load("toy", "train").images, x)
