@@ -438,7 +438,7 @@ class CVAE(VAE):
         return super().predict(x, *args, **kwargs)
 
     def _check_pair(self, x):
-        if isinstance(x, (tuple, list)) and len(x) == 2 and hasattr(x[1], "__len__"):
+        if isinstance(x, (tuple, list)) and len(x) == 2 and np.ndim(x[1]) == 1:
             self._check_labels(ops.convert_to_numpy(x[1]), len(x[1]))
 
     def _one_hot(self, labels, n):

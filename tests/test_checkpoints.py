@@ -275,7 +275,7 @@ class TestBackup:
 
         one, other = trained(3), trained(1)
         metrics = [np.float32(0.1), np.float32(3)]
-        progress = Progress([{"epoch": 1}], 3, 7, 1.5, metrics)
+        progress = Progress([{"epoch": 1}], 1, 7, 1.5, metrics)
         checkpoints.write_backup(tmp_path, one, progress)
         assert checkpoints.read_backup(tmp_path, other) == progress
         ours = [*one.weights, *one.optimizer.variables]

@@ -82,7 +82,9 @@ def pickled(path):
 DAMAGE = [cut, flip, retype, pickled, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=["cut", "flip", "retype", "pickled", "empty", "missing"])
+@pytest.mark.parametrize(
+    "damage", DAMAGE, ids=["cut", "flip", "retype", "pickled", "empty", "missing"]
+)
 @pytest.mark.parametrize("suffix", ["images.npy", "labels.npy"])
 def test_what_is_damaged_is_read_again(cached, reads, damage, suffix):
     (path,) = cached.glob(f"*.{suffix}")
