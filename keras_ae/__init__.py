@@ -44,6 +44,7 @@ _MODULES = (
     "annealing",
     "checkpoints",
     "data",
+    "distributed",
     "export",
     "fitting",
     "losses",
