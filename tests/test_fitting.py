@@ -556,3 +556,136 @@ def test_a_network_that_no_memory_holds(tmp_path):
     with pytest.raises(RunError, match="weights, whose training takes .* GiB.*--latent-dim"):
         fit(small("vae", latent_dim=10**9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class TestKerasCallbacks:
+    """Averages of the weights, early stopping, TensorBoard and callbacks of users."""
+
+    AVERAGED = {"ema": 0.8, "early_stopping": 2, "kl_schedule": "constant", "epochs": 4}
+
+    @pytest.fixture(scope="class")
+    def averaged(self, mnist_dir, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("averaged")
+        fit(small("vae", **self.AVERAGED), folder, data_dir=mnist_dir)
+        return folder
+
+    def test_the_average_is_the_mean_of_the_weights_after_each_step(self, tmp_path):
+        """Against a loop of its own over the weights that each step leaves."""
+        steps, momentum = [], 0.8
+
+        class Collect(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                variables = self.model.trainable_variables
+                steps.append([np.array(keras.ops.convert_to_numpy(v)) for v in variables])
+
+        fit(small("ae", epochs=2, ema=momentum), tmp_path, callbacks=[Collect()])
+        average = steps[0]
+        for weights_now in steps[1:]:
+            average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights_now)]
+        model = checkpoints.load_model(tmp_path / "model.keras")
+        for saved, expected in zip(model.trainable_variables, average, strict=True):
+            np.testing.assert_allclose(keras.ops.convert_to_numpy(saved), expected, atol=1e-6)
+        assert not np.allclose(average[0], steps[-1][0], atol=1e-5)
+
+    @pytest.mark.parametrize("step", [2, 4, 6, 8])
+    def test_a_resumed_run_has_the_same_average(self, step, averaged, tmp_path, monkeypatch):
+        """Stopped within an epoch and at the end of one."""
+        settings = small("vae", **self.AVERAGED)
+        with monkeypatch.context() as patch:
+            send_at_step(patch, signal.SIGTERM, step)
+            with pytest.raises(KeyboardInterrupt):
+                fit(settings, tmp_path)
+        fit(settings, tmp_path, resume=True)
+        assert_same_run(averaged, tmp_path)
+
+    def test_a_run_ends_after_epochs_without_a_lower_loss(self, tmp_path, monkeypatch):
+        losses = iter([9.0, 7.0, 8.0, 7.5, 6.0])
+        monkeypatch.setattr(
+            fitting.EarlyStopping, "get_monitor_value", lambda self, logs: next(losses)
+        )
+        said = []
+        result = fitting.fit(
+            small("ae", epochs=9, early_stopping=2), tmp_path, verbose=0, report=said.append
+        )
+        assert result["epochs"] == len(result["history"]) == 4
+        assert "stopped early: no lower validation loss in 2 epochs" in said
+        assert checkpoints.read_run(tmp_path)["final"]["epochs"] == 4
+
+    def test_a_resumed_run_stops_where_the_whole_one_does(self, tmp_path, monkeypatch):
+        """Keras' callback by itself forgets how long it has waited."""
+        values = iter([7.0, 8.0, 8.5, 6.0])
+        losses = {}
+
+        def value(self, logs):
+            key = logs["loss"]
+            if key not in losses:
+                losses[key] = next(values)
+            return losses[key]
+
+        monkeypatch.setattr(fitting.EarlyStopping, "get_monitor_value", value)
+        settings = small("ae", epochs=9, early_stopping=2)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_after_backup(patch, 2)
+            fit(settings, tmp_path)
+        assert fit(settings, tmp_path, resume=True)["epochs"] == 3
+
+    def test_a_run_that_was_killed_after_it_had_stopped(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            fitting.EarlyStopping, "get_monitor_value", lambda self, logs: 1.0
+        )  # never lower than the first
+        settings = small("ae", epochs=9, early_stopping=1)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_after_backup(patch, 2)
+            fit(settings, tmp_path)
+        assert fit(settings, tmp_path, resume=True)["epochs"] == 2
+
+    def test_stopping_before_the_warm_up_ends_is_refused(self):
+        with pytest.raises(ValueError, match="kl_warmup below 1"):
+            small("vae", early_stopping=3)
+        assert small("vae", early_stopping=3, kl_warmup=0.5, epochs=5).warmup_epochs == 3
+
+    def test_callbacks_of_users_see_a_written_epoch(self, tmp_path):
+        best = tmp_path / "best.keras"
+        keep = keras.callbacks.ModelCheckpoint(
+            best, monitor="val_reconstruction", mode="min", save_best_only=True
+        )
+        seen = []
+        look = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: seen.append(
+                (
+                    epoch,
+                    (tmp_path / "epochs" / f"{epoch + 1:03d}.png").is_file(),
+                    "val_loss" in logs,
+                )
+            )
+        )
+        fit(small("vae"), tmp_path, callbacks=[keep, look])
+        assert seen == [(epoch, True, True) for epoch in range(3)]
+        assert best.is_file()
+
+    def test_tensorboard_has_curves_and_pictures(self, tmp_path, monkeypatch):
+        reader = pytest.importorskip(
+            "tensorboard.backend.event_processing.event_accumulator"
+        ).EventAccumulator
+        settings = small("vae")
+        with monkeypatch.context() as patch:
+            send_at_step(patch, signal.SIGTERM, 6)
+            with pytest.raises(KeyboardInterrupt):
+                fit(settings, tmp_path, callbacks=[fitting.TensorBoard(tmp_path)])
+        fit(settings, tmp_path, resume=True, callbacks=[fitting.TensorBoard(tmp_path)])
+        steps = {}
+        for split in ("train", "validation"):
+            events = reader(str(tmp_path / "tensorboard" / split), {"tensors": 0}).Reload()
+            for tag in events.Tags()["tensors"]:
+                steps[split, tag] = [event.step for event in events.Tensors(tag)]
+        for split, tag in (
+            ("train", "epoch_loss"),
+            ("validation", "epoch_kl"),
+            ("validation", "epoch"),
+        ):
+            assert steps[split, tag] == [0, 1, 2], tag
+
+    def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(fitting.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(RunError, match=r"pip install 'keras-ae\[tensorboard\]'"):
+            fitting.TensorBoard(tmp_path)
