@@ -334,11 +334,34 @@ class TestBadInput:
         refused(kae("sample", "vae", "--out", "x.jpg"), 2, ".png or .npy")
 
 
-HEAVY = {"keras", "torch", "jax", "tensorflow", "tensorflow_datasets", "numpy", "PIL", "sklearn"}
+HEAVY = {
+    "matplotlib",
+    "keras",
+    "torch",
+    "jax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "numpy",
+    "PIL",
+    "sklearn",
+}
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["fit"], ["sample"], ["reconstruct"], ["info"], ["data"], ["data", "prepare"]]
+    "command",
+    [
+        [],
+        ["fit"],
+        ["sample"],
+        ["reconstruct"],
+        ["interpolate"],
+        ["manifold"],
+        ["report"],
+        ["compare"],
+        ["info"],
+        ["data"],
+        ["data", "prepare"],
+    ],
 )
 def test_help_imports_nothing_heavy(command, kae):
     code = (
