@@ -15,10 +15,12 @@ The baselines have the same networks, losses, initial learning rate and batches,
     stock      Keras `fit` of stock layers, stock step and stock Adam, with add_loss for the KL term
     tutorial   DataLoader over a Dataset that transforms each image (by hand what torchvision's
                ToTensor does: torchvision is not needed here), else as plain
+    pythae     the trainer of pythae (pip install --no-deps pythae pydantic cloudpickle) on the same
+               network and loss; AE and VAE, where it is installed
     scan       raw jax: an epoch is one `lax.scan` over the batches
 
-On torch they run beside keras_ae in one process, and so profit from its setting of malloc. tensorflow
-is compared with `scan` of the jax process, by the medians.
+On torch they run beside keras_ae in one process, and so profit from its setting of malloc. On a CPU
+XLA runs convolutions within a loop several times slower: there `scan` is no goal for conv.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,6 +44,7 @@ def ours(kind, backbone, batch, images, labels):
 
     import keras_ae
     from keras_ae import train_step
+    from keras_ae.checkpoints import Progress
     from keras_ae.fitting import Feed, StartEpoch, steps_per_execution
 
     conditional = kind == "cvae"
@@ -50,7 +54,9 @@ def ours(kind, backbone, batch, images, labels):
     model.compile(keras_ae.Adam(RATE), steps_per_execution=steps_per_execution(batch))
     feed = Feed(images, labels if conditional else None, batch, 0)
     batches = train_step.batches(feed)
-    callbacks = [StartEpoch(feed, 0)] + ([keras_ae.KLAnnealing()] if kind != "ae" else [])
+    callbacks = [StartEpoch(feed, 0, Progress([]))] + (
+        [keras_ae.KLAnnealing()] if kind != "ae" else []
+    )
 
     def epoch():
         with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, not shown
@@ -206,13 +212,47 @@ def torch_loops(kind, backbone, batch, images, labels):
         for rows in torch.randperm(len(x)).split(batch):
             yield x[rows].float().div_(255) if scale else x[rows], classes[rows]
 
+    def pythae():
+        """An epoch of pythae's trainer, without its evaluation and checkpoints; None without pythae."""
+        try:
+            from pythae.data.datasets import BaseDataset
+            from pythae.models import VAE, VAEConfig
+            from pythae.models.base.base_utils import ModelOutput
+            from pythae.models.nn import BaseDecoder, BaseEncoder
+            from pythae.trainers import BaseTrainer, BaseTrainerConfig
+        except ImportError:
+            return None
+
+        class Model(VAE):
+            def __init__(self):
+                config = VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENTS)
+                super().__init__(config, BaseEncoder(), BaseDecoder())
+                self.network = Network()
+
+            def forward(self, inputs, **kwargs):
+                return ModelOutput(loss=loss_of(self.network, inputs["data"], inputs["labels"]))
+
+        trainer = BaseTrainer(
+            Model(),
+            BaseDataset(floats, classes),
+            training_config=BaseTrainerConfig(
+                tempfile.mkdtemp(), batch, learning_rate=RATE, no_cuda=True
+            ),
+        )
+        trainer.set_optimizer()
+        trainer._setup_callbacks()
+        return lambda: trainer.train_step(1)
+
     floats = pixels.float() / 255
     loader = torch.utils.data.DataLoader(Transformed(), batch, shuffle=True)
-    return {
+    loops = {
         "fused": make(True, lambda: shuffled(pixels, True), False),
         "plain": make(None, lambda: shuffled(floats, False), True),
         "tutorial": make(None, lambda: loader, True),
     }
+    if kind != "cvae" and (epoch := pythae()):
+        loops["pythae"] = epoch
+    return loops
 
 
 def jax_scan(kind, backbone, batch, images, labels):
@@ -390,7 +430,8 @@ def worker(arguments):
     for backbone in arguments.backbones:
         for kind in arguments.models:
             for batch in arguments.batches:
-                n = batch * max(1, arguments.images // batch)
+                images = arguments.images if backbone == "mlp" else arguments.conv_images
+                n = batch * max(1, images // batch)
                 row = (
                     kind,
                     backbone,
@@ -435,19 +476,23 @@ def main():
     parser.add_argument("--backbones", nargs="+", default=["mlp", "conv"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
     parser.add_argument("--images", type=int, default=20480)
+    parser.add_argument("--conv-images", type=int, default=5120, help="of the conv rows")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.batches = ["vae"], [128]
-        arguments.images, arguments.rounds = 5120, 5
+        arguments.images, arguments.conv_images, arguments.rounds = 5120, 1280, 5
     if arguments.worker:
         return worker(arguments)
     rows, command = [], [sys.executable, str(Path(__file__).resolve())]
-    for option in ("models", "backbones", "batches", "images", "rounds", "threads"):
+    for option in ("models", "backbones", "batches", "images", "conv_images", "rounds", "threads"):
         value = getattr(arguments, option)
-        command += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+        command += [
+            f"--{option.replace('_', '-')}",
+            *map(str, value if isinstance(value, list) else [value]),
+        ]
     limits = {"OMP_NUM_THREADS": arguments.threads, "TF_NUM_INTRAOP_THREADS": arguments.threads}
     limits |= {"TF_NUM_INTEROP_THREADS": arguments.threads, "TF_CPP_MIN_LOG_LEVEL": 3}
     if arguments.threads == 1:
@@ -462,22 +507,16 @@ def main():
         if done.returncode:
             sys.exit(f"The benchmark on {backend} failed.")
         rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    scans = {
-        (r["model"], r["backbone"], r["batch"]): statistics.median(r["seconds"]["scan"])
-        for r in rows
-        if "scan" in r["seconds"]
-    }
     print(
-        f"{arguments.threads} thread(s), {arguments.rounds} rounds of {arguments.images} images\n"
+        f"{arguments.threads} thread(s), {arguments.rounds} rounds of {arguments.images} images "
+        f"({arguments.conv_images} for conv)\n"
     )
-    columns = ("fused", "plain", "stock", "tutorial", "scan")
+    columns = ("fused", "plain", "stock", "tutorial", "pythae", "scan")
     print("| backend | model | backbone | batch | ms a step | " + " | ".join(columns) + " |")
     print("|---" * (5 + len(columns)) + "|")
     for r in rows:
         mine, of = r["seconds"]["ours"], (r["model"], r["backbone"], r["batch"])
         cells = [cell(mine, r["seconds"][c]) if c in r["seconds"] else "" for c in columns]
-        if not cells[-1] and of in scans:
-            cells[-1] = f"{statistics.median(mine) / scans[of]:.2f}"
         first = (r["backend"], *of, f"{statistics.median(mine) / r['steps'] * 1e3:.1f}")
         print("| " + " | ".join(map(str, [*first, *cells])) + " |")
     for r in rows:
