@@ -182,7 +182,7 @@ def torch_loops(kind, backbone, batch, images, labels):
         return loss.mean()
 
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    classes = torch.from_numpy(labels)
+    classes = torch.from_numpy(labels).long()
 
     class Transformed(torch.utils.data.Dataset):
         def __len__(self):

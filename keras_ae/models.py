@@ -489,11 +489,11 @@ def _run(network, inputs, batch_size):
         longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
         outputs = _run(network, longer, batch_size)
         return keras.tree.map_structure(lambda output: output[:n], outputs)
-    if keras.backend.backend() != "openvino":
-        return network.predict(inputs, batch_size=batch_size, verbose=0)
-    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32.
+    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Elsewhere
+    # `predict` would set up a loop with callbacks first: 3 of 15 ms for 64 images.
+    forward = network if keras.backend.backend() == "openvino" else network.predict_on_batch
     batches = [
-        network([array[i : i + batch_size] for array in inputs])
+        forward([array[i : i + batch_size] for array in inputs])
         for i in range(0, len(inputs[0]), batch_size)
     ]
     return keras.tree.map_structure(

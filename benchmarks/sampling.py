@@ -1,0 +1,166 @@
+"""How long starting and sampling take, against the bare import of Keras and a bare decoder call.
+
+    python benchmarks/sampling.py start
+    python benchmarks/sampling.py images
+
+`start` times whole processes in turn, with the processor's time of each; a cell is the median. `images` times
+`sample` of the released CVAE and the bare decoder on the same codes. Ratios are medians of the rounds.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+BACKENDS = ("torch", "jax", "tensorflow")
+BATCHES = (1, 64, 4096)
+
+# The second start of a prepared dataset, in a process that has imported what it needs.
+DATA = """
+import time
+from keras_ae import data
+start = time.perf_counter()
+train, test = data.load_splits("mnist", progress=lambda line: None)
+print(time.perf_counter() - start, train.images.sum(dtype="int64") > 0)
+"""
+
+
+def processor(command, environment):
+    """Seconds of the processor that a process took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def start(arguments):
+    python, rows = sys.executable, []
+
+    def measure(name, command, against, goal, backend="torch"):
+        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        times = [[], []]
+        for i in range(arguments.rounds + 1):
+            for seconds, one in zip(times, (command, against)):
+                taken = processor([python, *one], environment) if one else 0.0
+                if i:  # the first fills the system's caches
+                    seconds.append(taken)
+        ours, theirs = map(statistics.median, times)
+        compared = f"{statistics.median(a / b for a, b in zip(*times)):.2f} x" if against else ""
+        rows.append((name, f"{ours:.2f} s", f"{theirs:.2f} s" if against else "", compared, goal))
+
+    measure("`kae --help`", ["-m", "kae", "--help"], None, "0.25 s")
+    measure("`kae fit --help`", ["-m", "kae", "fit", "--help"], None, "")
+    with tempfile.TemporaryDirectory() as folder:
+        for backend in arguments.backends:
+            keras, out = ["-c", "import keras"], f"{folder}/five.png"
+            sample = ["-m", "kae", "sample", "cvae", "5", "--out", out, "--force"]
+            measure(f"`kae sample cvae 5`, {backend}", sample, keras, "1.3 x", backend)
+            ours = ["-c", "import keras, keras_ae.models, keras_ae.annealing"]
+            measure(
+                f"`import keras_ae` and the models, {backend}", ours, keras, "+ 0.15 s", backend
+            )
+    done = [
+        subprocess.run([python, "-c", DATA], capture_output=True, text=True, check=True).stdout
+        for _ in range(arguments.rounds + 1)
+    ]
+    seconds = statistics.median(float(line.split()[0]) for line in done[1:])
+    rows.append(("second start of a prepared dataset", f"{seconds:.3f} s (clock)", "", "", "0.1 s"))
+    print("| what | processor | `import keras` | ratio | goal |\n|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def images(arguments):
+    print(
+        "| backend | batch | images a second | bare decoder | time / bare decoder |\n"
+        + "|---" * 5
+        + "|"
+    )
+    for backend in arguments.backends:
+        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, __file__, "worker", "--rounds", str(arguments.rounds)]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        print(
+            "\n".join(line for line in done.stdout.splitlines() if line.startswith("|")), flush=True
+        )
+
+
+def bare_decoder(model):
+    """A function from NumPy codes and one-hot labels to NumPy images, as short as the backend allows."""
+    import keras
+
+    decoder, backend = model.decoder, keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        def call(inputs):
+            with torch.no_grad():
+                return decoder([torch.from_numpy(x) for x in inputs]).numpy()
+
+        return call
+    if backend == "jax":
+        import jax
+        import numpy as np
+
+        variables = (decoder.trainable_variables, decoder.non_trainable_variables)
+        weights = [[jax.numpy.array(v.value) for v in group] for group in variables]
+        compiled = jax.jit(
+            lambda inputs: decoder.stateless_call(*weights, inputs, training=False)[0]
+        )
+        return lambda inputs: np.asarray(compiled(inputs))
+    import tensorflow as tf
+
+    compiled = tf.function(lambda inputs: decoder(inputs, training=False))
+    return lambda inputs: compiled([tf.constant(x) for x in inputs]).numpy()
+
+
+def worker(arguments):
+    import keras
+    import numpy as np
+
+    import keras_ae
+    from keras_ae.checkpoints import find_checkpoint
+
+    model = keras_ae.load_model(find_checkpoint("cvae", root="nowhere").path)
+    bare = bare_decoder(model)
+    for n in BATCHES:
+        labels = np.arange(n) % model.num_classes
+        codes = model.prior.draw(n, labels, 0)
+        inputs = [codes, np.eye(model.num_classes, dtype="float32")[labels]]
+        pieces = [[x[i : i + 256] for x in inputs] for i in range(0, n, 256)]
+        contenders = {
+            "ours": lambda n=n, labels=labels: model.sample(n, labels, seed=0),
+            "bare": lambda pieces=pieces: np.concatenate([bare(piece) for piece in pieces]),
+        }
+        seconds = {name: [] for name in contenders}
+        for i in range(arguments.rounds + 2):
+            for name, sample in contenders.items():
+                repeats = max(1, 256 // n)
+                start = time.process_time()
+                for _ in range(repeats):
+                    sample()
+                if i > 1:  # after two that compile and fill caches
+                    seconds[name].append((time.process_time() - start) / repeats)
+        ours, theirs = (statistics.median(values) for values in seconds.values())
+        ratio = statistics.median(a / b for a, b in zip(*seconds.values()))
+        row = (keras.backend.backend(), n, f"{n / ours:,.0f}", f"{n / theirs:,.0f}", f"{ratio:.2f}")
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("start", "images", "worker"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backends", nargs="+", default=BACKENDS)
+    arguments = parser.parse_args()
+    {"start": start, "images": images, "worker": worker}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
