@@ -124,14 +124,14 @@ class TestRunFolder:
         name, folder, _ = run
         _, test = fitting.data.load_splits("mnist", mnist_dir, limit=20)
         picture = np.array(Image.open(folder / "epochs" / "003.png"))
-        assert picture.ndim == 2 and picture.shape[1] == 2 * (10 * 29 + 1)
+        names = 18  # pixels of the strip above each row of pairs
         for i in range(10):
             left = 2 * (1 + i * 29)
-            shown = picture[2 : 2 + 56 : 2, left : left + 56 : 2]
+            shown = picture[names + 2 : names + 2 + 56 : 2, left : left + 56 : 2]
             np.testing.assert_array_equal(shown, test.images[i, ..., 0])
-        rows = {"ae": 4, "vae": 4 + 4, "cvae": 4 + 10}[name]  # 20 pairs, then 40 or 10 a class
-        gap = 8 if rows > 4 else 0
-        assert picture.shape[0] == 2 * (rows * 29 + 1) + gap + (2 if gap else 0)
+        pairs = 2 * (names + 2 * (2 * 29 + 1))  # two rows of them
+        samples = {"ae": 0, "vae": 8 + 2 * (4 * 29 + 1), "cvae": 8 + 2 * (10 * 29 + 1)}[name]
+        assert picture.shape[0] == pairs + samples
 
 
 @pytest.mark.parametrize("model", ["ae", "cvae"])
@@ -441,7 +441,7 @@ def test_a_run_trains_on_the_training_images_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Feed,
         "__init__",
-        lambda self, images, *rest: fed.append(images) or init(self, images, *rest),
+        lambda self, images, *rest, **kw: fed.append(images) or init(self, images, *rest, **kw),
     )
     fit(small("ae", epochs=1), tmp_path)
     train, test = fitting.data.load_splits("mnist", limit=50)
