@@ -76,7 +76,9 @@ class Size(click.ParamType):
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path))
 @common.data_dir_option
-@click.option("--resize", type=Size(), help="Scale every image to HEIGHTxWIDTH, 28 for 28x28.")
+@click.option(
+    "--resize", type=Size(), metavar="HEIGHTxWIDTH", help="Scale every image; 28 is 28x28."
+)
 @click.option("--crop", is_flag=True, help="Before --resize, cut off what would be stretched.")
 @click.option(
     "--mode",
