@@ -124,7 +124,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_variance.value.lerp_(variance, 1.0 - self.momentum)
 
 
-_ROUTES = (
+_ROUTES: weakref.WeakKeyDictionary = (
     weakref.WeakKeyDictionary()
 )  # network: its layers in order, with where each reads and writes
 

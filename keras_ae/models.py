@@ -64,7 +64,7 @@ class AE(StepMixin, keras.Model):
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
-    heads = ("code",)
+    heads: tuple[str, ...] = ("code",)
     num_classes = 0
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The code is formatted, linted, and imports downwards only."""
+"""The code is formatted, linted and typed, and imports downwards only."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ COMMANDS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
     "import-linter": ["lint-imports"],
+    "mypy": ["mypy"],
 }
 
 

@@ -83,7 +83,7 @@ def import_folder(
         progress(f"left out {ignored:,} files whose names are no image's")
     if len(classes) == 1:
         progress(f"there is one class, {classes[0]}: a vae suits it as well as a cvae")
-    unreadable = []
+    unreadable: list[Path] = []
     shape = _survey(splits, resize, mode, unreadable if skip_unreadable else None)
     if unreadable:
         progress(f"left out {len(unreadable):,} files that cannot be read, {unreadable[0]} first")
@@ -101,7 +101,7 @@ def import_folder(
         try:
             generate(builder, data_dir, progress)
         except BaseException:
-            if aside is not None:
+            if old is not None and aside is not None:
                 old.parent.mkdir(exist_ok=True)
                 aside.rename(old)
             raise
@@ -109,7 +109,9 @@ def import_folder(
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{name} cannot be written to {data_dir}: {error}") from error
-    return disk.find(name, data_dir)
+    prepared = disk.find(name, data_dir)
+    assert prepared is not None
+    return prepared
 
 
 def _check_name(name, data_dir, force) -> Path | None:
@@ -126,7 +128,7 @@ def _check_name(name, data_dir, force) -> Path | None:
     found = disk.find(name, data_dir)
     if found is not None and not force:
         raise DataError(f"{name} exists in {found.path}; --force replaces it")
-    return found and found.path
+    return found.path if found is not None else None
 
 
 def _visible(folder):

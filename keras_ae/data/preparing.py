@@ -52,7 +52,9 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
         if found := disk.find(name, data_dir):
             return found  # another process was faster, and TFDS does not replace what is there
         raise _explain(error, name, data_dir) from error
-    return disk.find(name, data_dir)
+    prepared = disk.find(name, data_dir)
+    assert prepared is not None
+    return prepared
 
 
 def generate(builder, data_dir, progress):

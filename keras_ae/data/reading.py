@@ -104,6 +104,7 @@ def read(prepared: Prepared, split: str, allocate=np.empty) -> ImageData:
         if labels.max() >= len(class_names):
             why = f"{split}: label {labels.max()} of {len(class_names)} classes"
             raise disk.damaged(prepared.path, prepared.name, why)
+    assert images is not None
     return ImageData(
         name=prepared.name,
         version=prepared.version,

@@ -14,7 +14,7 @@ if keras.backend.backend() in ("torch", "jax", "tensorflow"):
     StepMixin, batches = _backend.StepMixin, _backend.batches
 else:
 
-    class StepMixin:
+    class StepMixin:  # type: ignore[no-redef]
         """Nothing to override where Keras cannot train."""
 
     def batches(feed):
