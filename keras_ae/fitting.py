@@ -301,6 +301,9 @@ class SwapEMA(keras.callbacks.SwapEMAWeights):
         # `fit`; a run that is resumed within an epoch has two.
         model.optimizer.finalize_variable_values = lambda variables: None
 
+    def _finalize_ema_values(self):
+        """Nothing: this is for what Keras does at the end of `fit`, and is not done here."""
+
 
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras' own, and the pictures of the epochs: for `fit(callbacks=…)`, written to the run folder.
