@@ -17,7 +17,7 @@ BACKBONES = tuple(HIDDEN)
 
 
 def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
-    """image (N, H, W, C) in [0, 1] [, one-hot label (N, K)] -> a (N, latent_dim) tensor per head.
+    """image (N, H, W, C) in [0, 1], perhaps a one-hot label (N, K) -> a (N, latent_dim) tensor per head.
 
     Args:
         image_shape: (H, W, C).
