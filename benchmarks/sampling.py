@@ -38,7 +38,10 @@ def processor(command, environment):
 
 
 def start(arguments):
-    python, rows = sys.executable, []
+    python = sys.executable
+
+    def row(*cells):
+        print("| " + " | ".join(cells) + " |", flush=True)
 
     def measure(name, command, against, goal, backend="torch"):
         environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -50,7 +53,10 @@ def start(arguments):
                     seconds.append(taken)
         ours, theirs = map(statistics.median, times)
         compared = f"{statistics.median(a / b for a, b in zip(*times)):.2f} x" if against else ""
-        rows.append((name, f"{ours:.2f} s", f"{theirs:.2f} s" if against else "", compared, goal))
+        row(name, f"{ours:.2f} s", f"{theirs:.2f} s" if against else "", compared, goal)
+
+    row("what", "processor", "`import keras`", "ratio", "goal")
+    row(*["---"] * 5)
 
     measure("`kae --help`", ["-m", "kae", "--help"], None, "0.25 s")
     measure("`kae fit --help`", ["-m", "kae", "fit", "--help"], None, "")
@@ -68,10 +74,7 @@ def start(arguments):
         for _ in range(arguments.rounds + 1)
     ]
     seconds = statistics.median(float(line.split()[0]) for line in done[1:])
-    rows.append(("second start of a prepared dataset", f"{seconds:.3f} s (clock)", "", "", "0.1 s"))
-    print("| what | processor | `import keras` | ratio | goal |\n|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    row("second start of a prepared dataset", f"{seconds:.3f} s (clock)", "", "", "0.1 s")
 
 
 def images(arguments):

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_ae import distributed
 from keras_ae.annealing import warn_of_early_choices
-from keras_ae.layers import run
+from keras_ae.layers import clip, run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import (
     BACKBONES,
@@ -139,6 +139,7 @@ class AE(StepMixin, keras.Model):
         made here, in training and in evaluation alike with codes drawn from the posterior.
         """
         image, _ = self.split(x)
+        x = (image, x[1]) if self.num_classes else image  # bytes are converted once
         terms = self.loss_terms(image, self.autoencode(x, training=training, sample=True))
         if sample_weight is not None:
             terms = {k: v * ops.cast(sample_weight, v.dtype) for k, v in terms.items()}
@@ -275,7 +276,7 @@ class VAE(AE):
         image, condition = self.split(inputs)
         posterior = run(self.encoder, [image, *condition], training)
         mean = ops.cast(posterior["mean"], "float32")
-        log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
+        log_var = clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
         latent = mean
         if sample:
             noise = self.seed_generator.normal(ops.shape(mean))

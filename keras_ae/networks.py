@@ -209,4 +209,6 @@ def normalized_silu(x, name):
 
 def one_hot(labels, num_classes):
     """Class indices (N,) -> (N, num_classes) float32."""
-    return ops.one_hot(ops.cast(labels, "int32"), num_classes, dtype="float32")
+    # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
+    classes = ops.arange(num_classes, dtype="int32")
+    return ops.cast(ops.equal(ops.expand_dims(ops.cast(labels, "int32"), -1), classes), "float32")

@@ -26,6 +26,38 @@ class Adam(keras.optimizers.Adam):
 
     _host_step = _known = None
 
+    def apply(self, grads, trainable_variables=None):
+        """As Keras' own; on torch, without options, only the kernel: 0.08 of 13 ms a step of the mlp."""
+        options = (
+            self.clipnorm,
+            self.clipvalue,
+            self.global_clipnorm,
+            self.weight_decay,
+            self.gradient_accumulation_steps,
+            self.loss_scale_factor,
+        )
+        if (
+            torch is None
+            or not self.built
+            or trainable_variables is None
+            or self.use_ema
+            or self.amsgrad
+            or any(option is not None for option in options)
+            or any(gradient is None for gradient in grads)
+            or any(v.constraint or v.overwrite_with_gradient for v in trainable_variables)
+        ):
+            super().apply(grads, trainable_variables)
+            return
+        rate = self._learning_rate
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            if self._host_step is None:
+                self._host_step = int(self.iterations)
+            with keras.device("cpu"):  # a GPU would be waited for
+                rate = float(rate(self._host_step))
+        with torch.no_grad():
+            self._backend_update_step(list(grads), trainable_variables, rate)
+            self.iterations.value.add_(1)
+
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # A hook that is private to Keras: should a release rename it, Keras' own loop does the work.
         if torch is None or self.amsgrad:
@@ -45,7 +77,7 @@ class Adam(keras.optimizers.Adam):
             velocities,
             [],
             [step] * len(weights),
-            lr=keras.ops.convert_to_tensor(learning_rate, "float32"),
+            lr=getattr(learning_rate, "value", learning_rate),
             beta1=self.beta_1,
             beta2=self.beta_2,
             weight_decay=0.0,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_ae
-from keras_ae import layers, models, noise, tracking
+from keras_ae import fitting, layers, models, noise, tracking, train_step
 
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="levers of torch")
 STEPS, BATCH = 100, 16
@@ -45,7 +45,7 @@ def train(model_class, backbone, digits, optimizer):
     losses = Losses()
     x = (images, labels) if model.num_classes else images
     history = model.fit(
-        keras_ae.fitting.Feed(images, labels if model.num_classes else None, BATCH, seed=1),
+        fitting.Feed(images, labels if model.num_classes else None, BATCH, seed=1),
         shuffle=False,
         callbacks=[losses],
         verbose=0,
@@ -122,3 +122,82 @@ def test_users_own_networks_take_the_plain_path(digits):
     model.compile(keras_ae.Adam(1e-3))
     history = model.fit(digits[0][:64], verbose=0)
     assert np.isfinite(history.history["loss"][0])
+
+
+class Operations:
+    """Counts torch's operations by name while it is entered, to see what would wait for a GPU."""
+
+    def __enter__(self):
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        counts = self.counts = {}
+
+        class Counter(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                counts[function._schema.name] = counts.get(function._schema.name, 0) + 1
+                return function(*args, **(kwargs or {}))
+
+        self._mode = Counter()
+        self._mode.__enter__()
+        return counts
+
+    def __exit__(self, *error):
+        self._mode.__exit__(*error)
+
+
+# Reading a number back, sizes that depend on values, and a tensor from a Python number (a copy to the
+# device): each has the host wait for the device.
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::lift_fresh"}
+
+
+@torch_only
+@pytest.mark.parametrize("backbone", ["mlp", "conv"])
+def test_steps_read_nothing_back_from_the_device(backbone, digits):
+    import torch
+
+    model = keras_ae.CVAE(latent_dim=4, backbone=backbone, hidden=(8, 8, 16))
+    model.compile(keras_ae.Adam(1e-3), steps_per_execution=3)
+    batch = ((torch.tensor(digits[0][:8]), torch.tensor(digits[1][:8])),)
+    model.make_train_function()
+    model.train_function([batch])  # builds the optimizer, reads the seed
+    model.execution.kl_weights = np.array([0.1, 0.2, 0.3], "float32")
+    with Operations() as counts:
+        model.train_function([batch] * 3)
+    assert not WAITS & counts.keys()
+    assert counts["aten::_fused_adam_"] == 3
+
+
+@torch_only
+def test_steps_on_cuda_do_not_wait(digits):
+    """torch itself raises where the host would wait for the device. Needs a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    model = keras_ae.CVAE(latent_dim=4)
+    model.compile(keras_ae.Adam(1e-3), steps_per_execution=4)
+    batches = train_step.batches(fitting.Feed(*digits, 64, seed=0))
+    assert batches[0][0][0].is_cuda
+    model.make_train_function()
+    steps = [batches[i] for i in range(8)]
+    model.train_function(steps[:4])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.train_function(steps[4:])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@torch_only
+@pytest.mark.parametrize("first", [0, 2])
+def test_batches_gathered_on_a_device_are_those_of_the_feed(first, digits):
+    from keras_ae.train_step.torch import Resident
+
+    feed = fitting.Feed(digits[0][:50], digits[1][:50], 16, seed=1)
+    resident = Resident(feed, "cpu")
+    for epoch in (0, 1):
+        feed.set_epoch(epoch, first)
+        assert len(resident) == len(feed) == 4 - first
+        for i in range(len(feed)):
+            for ours, theirs in zip(resident[i][0], feed[i][0], strict=True):
+                np.testing.assert_array_equal(ours.numpy(), theirs)
