@@ -31,6 +31,7 @@ from keras_ae import model_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.models import AE, CVAE, VAE
+from keras_ae.networks import blank
 from keras_ae.priors import ClassMixture, StandardNormal
 from keras_ae.settings import MODELS, Settings
 
@@ -98,7 +99,8 @@ def save_model(model, path):
     """
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
     try:
-        bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
+        with blank():
+            bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
     except (TypeError, ValueError) as error:
         if not model.own:
             raise
@@ -131,7 +133,7 @@ def load_model(path):
         if config.get("prior") is not None:
             kind, arguments = config["prior"]
             config["prior"] = PRIORS[kind](**arguments)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with blank(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
             model = CLASSES[name].from_config(config)
             # The very bytes that were checked, whatever becomes of the file meanwhile.

@@ -5,12 +5,34 @@ an image in [0, 1]. With `num_classes`, both take a one-hot `label` as a second 
 the dense layers.
 """
 
+import contextlib
 import math
 
 import keras
 from keras import layers, ops
 
 from keras_ae.layers import BatchNormalization, Conv2D, Conv2DTranspose, Dense, trace
+
+_blank = False
+
+
+@contextlib.contextmanager
+def blank():
+    """Have networks built with kernels of zeros, where weights are to be put in anyway.
+
+    On jax each shape's random kernel is a program to compile: 6 of 7 s of loading the released CVAE.
+    """
+    global _blank
+    before, _blank = _blank, True
+    try:
+        yield
+    finally:
+        _blank = before
+
+
+def _kernels():
+    return "zeros" if _blank else "glorot_uniform"
+
 
 HIDDEN = {"conv": (32, 64, 256), "mlp": (512, 256)}
 BACKBONES = tuple(HIDDEN)
@@ -38,7 +60,15 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
     x = image
     if backbone == "conv":
         for i, filters in enumerate(hidden[:-1]):
-            x = Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"conv_{i}")(x)
+            x = Conv2D(
+                filters,
+                3,
+                strides=2,
+                padding="same",
+                use_bias=False,
+                kernel_initializer=_kernels(),
+                name=f"conv_{i}",
+            )(x)
             x = normalized_silu(x, f"conv_{i}")
         hidden = hidden[-1:]
     x = layers.Flatten(name="flatten")(x)
@@ -46,8 +76,11 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         inputs.append(label := keras.Input((num_classes,), name="label"))
         x = layers.Concatenate(name="join_label")([x, label])
     for i, width in enumerate(hidden):
-        x = Dense(width, activation="silu", name=f"dense_{i}")(x)
-    outputs = {head: Dense(latent_dim, name=head, dtype="float32")(x) for head in heads}
+        x = Dense(width, activation="silu", kernel_initializer=_kernels(), name=f"dense_{i}")(x)
+    outputs = {
+        head: Dense(latent_dim, kernel_initializer=_kernels(), name=head, dtype="float32")(x)
+        for head in heads
+    }
     return trace(keras.Model(inputs, outputs, name="encoder"))
 
 
@@ -66,25 +99,38 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
         x = layers.Concatenate(name="join_label")([latent, label])
     dense = hidden[-1:] if backbone == "conv" else hidden[::-1]
     for i, units in enumerate(dense):
-        x = Dense(units, activation="silu", name=f"dense_{i}")(x)
+        x = Dense(units, activation="silu", kernel_initializer=_kernels(), name=f"dense_{i}")(x)
     if backbone == "conv":
         filters = hidden[:-1][::-1]
         rows, columns = (math.ceil(side / 2 ** len(filters)) for side in (height, width))
-        x = Dense(rows * columns * filters[0], use_bias=False, name="unflatten")(x)
+        x = Dense(
+            rows * columns * filters[0],
+            use_bias=False,
+            kernel_initializer=_kernels(),
+            name="unflatten",
+        )(x)
         x = layers.Reshape((rows, columns, filters[0]), name="reshape")(x)
         x = normalized_silu(x, "unflatten")
         for i, f in enumerate(filters[1:]):
             x = Conv2DTranspose(
-                f, 4, strides=2, padding="same", use_bias=False, name=f"upconv_{i}"
+                f,
+                4,
+                strides=2,
+                padding="same",
+                use_bias=False,
+                kernel_initializer=_kernels(),
+                name=f"upconv_{i}",
             )(x)
             x = normalized_silu(x, f"upconv_{i}")
-        x = Conv2DTranspose(channels, 4, strides=2, padding="same", name="pixels")(x)
+        x = Conv2DTranspose(
+            channels, 4, strides=2, padding="same", kernel_initializer=_kernels(), name="pixels"
+        )(x)
         # Sides that are no multiple of the strides come out larger: cut off what is over.
         extra = (rows * 2 ** len(filters) - height, columns * 2 ** len(filters) - width)
         if any(extra):
             x = layers.Cropping2D([(e // 2, e - e // 2) for e in extra], name="crop")(x)
     else:
-        x = Dense(math.prod(image_shape), name="pixels")(x)
+        x = Dense(math.prod(image_shape), kernel_initializer=_kernels(), name="pixels")(x)
         x = layers.Reshape(image_shape, name="reshape")(x)
     image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
     return trace(keras.Model(inputs, image, name="decoder"))

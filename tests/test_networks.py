@@ -92,3 +92,18 @@ def test_the_output_stays_float32_under_mixed_precision():
     finally:
         keras.config.set_dtype_policy(before)
     assert keras.backend.standardize_dtype(decoder.output.dtype) == "float32"
+
+
+@backbones
+def test_blank_networks_have_kernels_of_zeros_and_others_do_not(backbone):
+    def largest(network):
+        return [
+            abs(keras.ops.convert_to_numpy(w)).max() for w in network.weights if w.name == "kernel"
+        ]
+
+    arguments = {"backbone": backbone, "hidden": (4, 4, 8)}
+    with networks.blank():
+        encoder = networks.build_encoder((8, 8, 1), 2, ("code",), **arguments)
+        decoder = networks.build_decoder((8, 8, 1), 2, **arguments)
+    assert not any(largest(encoder) + largest(decoder))
+    assert all(largest(networks.build_decoder((8, 8, 1), 2, **arguments)))
