@@ -739,7 +739,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lo
         "history": history,
     }
     final = {k: v for k, v in result.items() if k not in ("run", "history")}
-    checkpoints.write_run(folder, {**run, "finished": True, "final": {**final, **history[-1]}})
+    checkpoints.write_run(folder, {**run, "finished": True, "final": {**history[-1], **final}})
     checkpoints.remove_backup(folder)
     return result
 
