@@ -121,7 +121,7 @@ settings = fitting.stored_settings(sys.argv[1])
 train, _ = data.load_splits("mnist", limit=settings.limit)
 model = fitting.build_model(settings, train)
 model.compile(fitting.build_optimizer(settings, 6))
-checkpoints.write_backup(sys.argv[2], model, *checkpoints.read_backup(sys.argv[1], model))
+checkpoints.write_backup(sys.argv[2], model, checkpoints.read_backup(sys.argv[1], model))
 """
 
 
