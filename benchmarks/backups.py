@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from keras_ae import CVAE, Adam, checkpoints, fitting
+from keras_ae import CVAE, Adam, callbacks, checkpoints
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
         f"a backup of `kae fit cvae`: {size / 2**20:.1f} MiB in {1000 * write:.0f} ms (median of 20)"
     )
     print(
-        f"one every {fitting.BACKUP_SECONDS:.0f} s: {write / fitting.BACKUP_SECONDS:.2%} of the fit"
+        f"one every {callbacks.BACKUP_SECONDS:.0f} s: {write / callbacks.BACKUP_SECONDS:.2%} of the fit"
     )
     print(f"one an epoch of 13 s: {write / 13:.2%} of the fit")
 

@@ -21,8 +21,10 @@ import keras
 from keras import layers, ops
 
 from keras_ae import checkpoints, data, fitting, pictures
+from keras_ae.callbacks import StartEpoch
 from keras_ae.classifier import evaluation_classifier
 from keras_ae.evaluation import conditional_accuracy, frechet_distance
+from keras_ae.feed import Feed
 from keras_ae.models import CVAE
 from keras_ae.settings import Settings
 
@@ -112,7 +114,7 @@ def train(settings, model_class, images):
     classes = {"image_shape": images.images.shape[1:], "num_classes": images.num_classes}
     network = {f: getattr(settings, f) for f in ("latent_dim", "backbone", "reconstruction")}
     model = model_class(**classes, **network)
-    feed = fitting.Feed(images.images, images.labels, settings.batch_size, settings.seed)
+    feed = Feed(images.images, images.labels, settings.batch_size, settings.seed)
     model.compile(fitting.build_optimizer(settings, settings.epochs * len(feed)))
     history = model.fit(
         feed,
@@ -121,7 +123,7 @@ def train(settings, model_class, images):
         verbose=0,
         callbacks=[
             keras_ae.KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup),
-            fitting.StartEpoch(feed, settings.seed),
+            StartEpoch(feed, settings.seed, checkpoints.Progress([])),
         ],
     )
     model.fit_prior((images.images, images.labels))

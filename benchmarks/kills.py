@@ -27,7 +27,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import checkpoints, fitting
+from keras_ae import callbacks, checkpoints, fitting
 from keras_ae.settings import Settings
 
 SETTINGS = Settings(
@@ -48,9 +48,9 @@ def live(folder, seconds):
     try:
         os.dup2(2, 1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        fitting.BACKUP_SECONDS = seconds
+        callbacks.BACKUP_SECONDS = seconds
 
-        class Callbacks(fitting.Callbacks):
+        class Callbacks(callbacks.Callbacks):
             def on_train_batch_end(self, batch, logs=None):
                 step = self.feed.epoch * self.feed.steps + self.feed.first + batch + 1
                 STEP[:] = struct.pack("q", step)

@@ -34,12 +34,13 @@ FIT = """
 import sys, time
 import keras_ae
 from keras_ae import checkpoints, data, fitting
+from keras_ae.feed import Feed
 steps, path = int(sys.argv[1]), sys.argv[2]
 train, test = data.load_splits("mnist_million")
 settings = fitting.Settings("cvae", "mnist_million", "mlp", batch_size=256)
 model = fitting.build_model(settings, train)
 model.compile(fitting.build_optimizer(settings, steps))
-feed = fitting.Feed(train.images, train.labels, 256, 0)
+feed = Feed(train.images, train.labels, 256, 0)
 model.fit(feed, steps_per_epoch=20, shuffle=False, verbose=0)
 feed.set_epoch(1)
 start, cpu = time.perf_counter(), time.process_time()
@@ -47,7 +48,7 @@ model.fit(feed, steps_per_epoch=steps, shuffle=False, verbose=0)
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 report = {"images a second": round(256 * steps / seconds)}
 report |= {"CPU ms a step": round(1000 * cpu / steps, 2), "MB, training": peak()}
-test_feed = fitting.Feed(test.images, test.labels, 256, 0, shuffle=False)
+test_feed = Feed(test.images, test.labels, 256, 0, shuffle=False)
 model.evaluate(test_feed, verbose=0)
 if path != "-":
     model.fit_prior((train.images, train.labels))

@@ -44,8 +44,10 @@ def ours(kind, backbone, batch, images, labels):
 
     import keras_ae
     from keras_ae import train_step
+    from keras_ae.callbacks import StartEpoch
     from keras_ae.checkpoints import Progress
-    from keras_ae.fitting import Feed, StartEpoch, steps_per_execution
+    from keras_ae.feed import Feed
+    from keras_ae.fitting import steps_per_execution
 
     conditional = kind == "cvae"
     model = {"ae": keras_ae.AE, "vae": keras_ae.VAE, "cvae": keras_ae.CVAE}[kind](
@@ -377,7 +379,7 @@ def profile(epoch):
     """Shares of one epoch on torch: what -> seconds. The parts are timed where they are called."""
     import torch
 
-    from keras_ae import fitting
+    from keras_ae.feed import Feed
     from keras_ae.train_step import torch as step
 
     spent = {}
@@ -400,7 +402,7 @@ def profile(epoch):
         timed(model, "compute_loss", "network and loss, forwards"),
         timed(torch.autograd, "grad", "backwards"),
         timed(model.optimizer, "apply", "optimizer"),
-        timed(fitting.Feed, "__getitem__", "data"),
+        timed(Feed, "__getitem__", "data"),
         timed(step, "results", "metrics"),
         timed(callbacks, "on_train_batch_begin", "callbacks and progress"),
         timed(callbacks, "_on_train_batch_end", "callbacks and progress"),

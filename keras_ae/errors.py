@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something outside of the program is not as it must be; the message says what to do about it."""
+
+
+class RunError(UserError):
+    """A run that cannot start or go on."""

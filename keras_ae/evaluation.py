@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 from keras_ae.classifier import evaluation_classifier
 from keras_ae.data.stored import StoredImages, memory_bound, select
 from keras_ae.errors import UserError
+from keras_ae.feed import binarized
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
@@ -93,10 +94,7 @@ def evaluate(
     }
 
     progress(f"reconstructing {len(images):,} images of {train.name} {test.split} …")
-    inputs = images
-    if binarize:
-        coins = np.random.default_rng(seed).random(images.shape, dtype="float32")
-        inputs = (coins * 255 < images).astype("float32")
+    inputs = binarized(images, seed) if binarize else images
     inputs = (inputs, labels) if model.num_classes else inputs
     reconstructions = model.reconstruct(inputs, batch_size=BATCH)
     figures |= reconstruction_error(_split(model, inputs)[0], reconstructions)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, fitting, train_step
+from keras_ae.feed import Feed
 from keras_ae.settings import Settings
 
 TRAINING = ("torch", "jax", "tensorflow")
@@ -117,7 +118,7 @@ def executions(images):
         keras.utils.set_random_seed(2)
         model, recorder = kind((28, 28, 1), 3, "mlp", (16, 8)), Recorder()
         model.compile(Adam(2e-3), steps_per_execution=steps)
-        feed = fitting.Feed(images, None, 2, seed=3)
+        feed = Feed(images, None, 2, seed=3)
         source = feed if name == "keras" else train_step.batches(feed)
         history = model.fit(
             source, epochs=2, shuffle=False, verbose=0, callbacks=[KLAnnealing(), recorder],

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from kae.main import cli
 from test_fitting import assert_same_run, fit, history, small
 
-from keras_ae import checkpoints, fitting
+from keras_ae import callbacks, checkpoints, fitting
 from keras_ae.checkpoints import CheckpointError
-from keras_ae.fitting import RunError
+from keras_ae.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("mnist_env")
 
@@ -54,7 +54,7 @@ def resume(folder):
 @pytest.mark.parametrize("write", [2, 3, 4, 5, 6, 7, 9, 12, 17])
 def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
     """One write after the other fails, as on a full disk; there is a backup a step."""
-    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: 1)
     with monkeypatch.context() as patch:
         left, sync = [write], os.fsync
@@ -159,7 +159,7 @@ def at_epoch_end(monkeypatch, act, epoch):
     """Do something at the end of the steps of an epoch, from 0, of the next runs; once."""
     done = []
 
-    class Stopwatch(fitting.Stopwatch):
+    class Stopwatch(callbacks.Stopwatch):
         def on_epoch_end(self, now, logs=None):
             if now == epoch and not done:
                 done.append(act())

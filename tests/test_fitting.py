@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 import keras_ae
-from keras_ae import checkpoints, fitting
+from keras_ae import callbacks, checkpoints, feed, fitting
 from keras_ae.data import DataError
-from keras_ae.fitting import Feed, RunError, binarized, steps_per_execution
+from keras_ae.errors import RunError
+from keras_ae.feed import Feed, binarized
+from keras_ae.fitting import steps_per_execution
 from keras_ae.settings import MODELS, Settings
 
 pytestmark = pytest.mark.usefixtures("mnist_env")
@@ -156,7 +158,7 @@ def kill_after_backup(monkeypatch, epochs, batches=0):
         if (progress.epochs, progress.batches) == (epochs, batches):
             raise Killed
 
-    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "write_backup", write_and_die)
 
 
@@ -258,7 +260,7 @@ def send_at_step(monkeypatch, number, step):
     """Send this process a signal at the so-manieth step, from 1, of the next run."""
     left = [step]
 
-    class Stopwatch(fitting.Stopwatch):
+    class Stopwatch(callbacks.Stopwatch):
         def on_train_batch_begin(self, batch, logs=None):
             left[0] -= 1
             if left[0] == 0:
@@ -268,7 +270,7 @@ def send_at_step(monkeypatch, number, step):
 
 
 def test_weights_that_are_no_numbers_do_not_replace_a_backup(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "BACKUP_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     poison(monkeypatch, epoch=1, batch=1)
     with pytest.raises(RunError, match="became nan"):
         fit(small("vae"), tmp_path)
@@ -459,7 +461,7 @@ def test_a_dataset_without_labels_is_no_food_for_a_cvae():
 
 def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
     """A bare `except:` of Keras' functional models takes KeyboardInterrupt for a mismatch of inputs."""
-    with fitting.StopAtSignal(lambda line: None) as stop:
+    with callbacks.StopAtSignal(lambda line: None) as stop:
         stop.set_params({"steps": 9})
         stop.on_train_batch_end(0)
         with contextlib.suppress(KeyboardInterrupt):
@@ -470,7 +472,7 @@ def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
 
 
 def test_the_second_signal_ends_a_run_at_once():
-    with fitting.StopAtSignal(lambda line: None):
+    with callbacks.StopAtSignal(lambda line: None):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -508,17 +510,17 @@ class TestStreaming:
         np.testing.assert_allclose(mean, expected[rows.rows], atol=1e-6)
 
     def test_a_large_set_is_shuffled_window_by_window(self, monkeypatch):
-        monkeypatch.setattr(fitting, "WINDOW", 1000)
-        monkeypatch.setattr(fitting, "BLOCK", 100)
+        monkeypatch.setattr(feed, "WINDOW", 1000)
+        monkeypatch.setattr(feed, "BLOCK", 100)
         for n in (1000, 995):
-            order = fitting.epoch_order(n, 10, (0, 0))
+            order = feed.epoch_order(n, 10, (0, 0))
             assert np.array_equal(np.sort(order), np.arange(n))
-            assert not np.array_equal(order, fitting.epoch_order(n, 10, (0, 1)))
-        for window in fitting.epoch_order(1000, 10, (0, 0)).reshape(10, 100):
+            assert not np.array_equal(order, feed.epoch_order(n, 10, (0, 1)))
+        for window in feed.epoch_order(1000, 10, (0, 0)).reshape(10, 100):
             blocks = np.unique(window // 10)
             assert len(blocks) == 10 and np.ptp(blocks) > 9  # of neighbours, from all over the file
             assert not np.array_equal(window, np.sort(window))
-        whole = fitting.epoch_order(100, 10, (0, 3))
+        whole = feed.epoch_order(100, 10, (0, 3))
         assert np.array_equal(whole, np.random.default_rng((0, 3)).permutation(100))
 
 
@@ -601,7 +603,7 @@ class TestKerasCallbacks:
     def test_a_run_ends_after_epochs_without_a_lower_loss(self, tmp_path, monkeypatch):
         losses = iter([9.0, 7.0, 8.0, 7.5, 6.0])
         monkeypatch.setattr(
-            fitting.EarlyStopping, "get_monitor_value", lambda self, logs: next(losses)
+            callbacks.EarlyStopping, "get_monitor_value", lambda self, logs: next(losses)
         )
         said = []
         result = fitting.fit(
@@ -622,7 +624,7 @@ class TestKerasCallbacks:
                 losses[key] = next(values)
             return losses[key]
 
-        monkeypatch.setattr(fitting.EarlyStopping, "get_monitor_value", value)
+        monkeypatch.setattr(callbacks.EarlyStopping, "get_monitor_value", value)
         settings = small("ae", epochs=9, early_stopping=2)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill_after_backup(patch, 2)
@@ -631,7 +633,7 @@ class TestKerasCallbacks:
 
     def test_a_run_that_was_killed_after_it_had_stopped(self, tmp_path, monkeypatch):
         monkeypatch.setattr(
-            fitting.EarlyStopping, "get_monitor_value", lambda self, logs: 1.0
+            callbacks.EarlyStopping, "get_monitor_value", lambda self, logs: 1.0
         )  # never lower than the first
         settings = small("ae", epochs=9, early_stopping=1)
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -671,8 +673,8 @@ class TestKerasCallbacks:
         with monkeypatch.context() as patch:
             send_at_step(patch, signal.SIGTERM, 6)
             with pytest.raises(KeyboardInterrupt):
-                fit(settings, tmp_path, callbacks=[fitting.TensorBoard(tmp_path)])
-        fit(settings, tmp_path, resume=True, callbacks=[fitting.TensorBoard(tmp_path)])
+                fit(settings, tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)])
+        fit(settings, tmp_path, resume=True, callbacks=[callbacks.TensorBoard(tmp_path)])
         steps = {}
         for split in ("train", "validation"):
             events = reader(str(tmp_path / "tensorboard" / split), {"tensors": 0}).Reload()
@@ -686,6 +688,6 @@ class TestKerasCallbacks:
             assert steps[split, tag] == [0, 1, 2], tag
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(fitting.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(RunError, match=r"pip install 'keras-ae\[tensorboard\]'"):
-            fitting.TensorBoard(tmp_path)
+            callbacks.TensorBoard(tmp_path)

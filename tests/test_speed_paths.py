@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_ae
-from keras_ae import fitting, layers, models, noise, tracking, train_step
+from keras_ae import layers, models, noise, tracking, train_step
+from keras_ae.feed import Feed
 
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="levers of torch")
 STEPS, BATCH = 100, 16
@@ -45,7 +46,7 @@ def train(model_class, backbone, digits, optimizer):
     losses = Losses()
     x = (images, labels) if model.num_classes else images
     history = model.fit(
-        fitting.Feed(images, labels if model.num_classes else None, BATCH, seed=1),
+        Feed(images, labels if model.num_classes else None, BATCH, seed=1),
         shuffle=False,
         callbacks=[losses],
         verbose=0,
@@ -176,7 +177,7 @@ def test_steps_on_cuda_do_not_wait(digits):
         pytest.skip("needs a CUDA device")
     model = keras_ae.CVAE(latent_dim=4)
     model.compile(keras_ae.Adam(1e-3), steps_per_execution=4)
-    batches = train_step.batches(fitting.Feed(*digits, 64, seed=0))
+    batches = train_step.batches(Feed(*digits, 64, seed=0))
     assert batches[0][0][0].is_cuda
     model.make_train_function()
     steps = [batches[i] for i in range(8)]
@@ -193,7 +194,7 @@ def test_steps_on_cuda_do_not_wait(digits):
 def test_batches_gathered_on_a_device_are_those_of_the_feed(first, digits):
     from keras_ae.train_step.torch import Resident
 
-    feed = fitting.Feed(digits[0][:50], digits[1][:50], 16, seed=1)
+    feed = Feed(digits[0][:50], digits[1][:50], 16, seed=1)
     resident = Resident(feed, "cpu")
     for epoch in (0, 1):
         feed.set_epoch(epoch, first)

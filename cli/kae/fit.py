@@ -138,6 +138,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         )
     common.start_backend(training=True)
     from keras_ae import distributed, fitting
+    from keras_ae.callbacks import TensorBoard
 
     if distributed.asked():
         distributed.start()
@@ -154,7 +155,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
                 )
         settings = stored
 
-    callbacks = [fitting.TensorBoard(folder)] if tensorboard else []
+    callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else common.say
     verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
     try:

@@ -5,7 +5,7 @@ import keras
 
 
 def batches(feed):
-    """What to give to `fit` for a `keras_ae.fitting.Feed`: here itself."""
+    """What to give to `fit` for a `keras_ae.feed.Feed`: here itself."""
     return feed
 
 

@@ -8,7 +8,7 @@ RESIDENT_BYTES = 1 << 30  # of images that are worth a copy
 
 
 def batches(feed):
-    """What to give to `fit` for a `keras_ae.fitting.Feed`: the same batches, gathered within the graph.
+    """What to give to `fit` for a `keras_ae.feed.Feed`: the same batches, gathered within the graph.
 
     Of a `PyDataset`, Keras has tensorflow fetch each batch from Python: 2.7 of 18 ms a step of the mlp.
     Here it fetches the order of the epoch. Coins for the pixels, and images too many to copy, are left

@@ -30,7 +30,7 @@ def keep_memory():
 
 
 class Resident(keras.utils.PyDataset):
-    """The batches of a `keras_ae.fitting.Feed`, gathered on a device where its images lie.
+    """The batches of a `keras_ae.feed.Feed`, gathered on a device where its images lie.
 
     An epoch has one array of row numbers copied there, where each batch would have the host wait for the
     copies of its images.
@@ -57,7 +57,7 @@ class Resident(keras.utils.PyDataset):
 
 
 def batches(feed):
-    """What to give to `fit` for a `keras_ae.fitting.Feed`: on a GPU, batches that are there already."""
+    """What to give to `fit` for a `keras_ae.feed.Feed`: on a GPU, batches that are there already."""
     device = keras.ops.convert_to_tensor(0.0).device
     if device.type == "cpu" or feed.binarize or feed.images.nbytes > RESIDENT_BYTES:
         return feed

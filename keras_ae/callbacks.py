@@ -1,0 +1,289 @@
+"""The callbacks of a run: where it stands, what ends it, what it writes. `KLAnnealing` has a module of its own."""
+
+import importlib.util
+import signal
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_ae import checkpoints, pictures
+from keras_ae.errors import RunError
+from keras_ae.models import VAE
+
+BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
+
+
+class Callbacks(keras.callbacks.CallbackList):
+    """Keras' list of callbacks, which counts the batches of an epoch from its start, resumed or not."""
+
+    def __init__(self, callbacks, feed, **kwargs):
+        super().__init__(callbacks, steps=feed.steps, **kwargs)
+        self.feed = feed
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(self.feed.first + batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Of the last execution of an epoch, Keras numbers the steps that it could have had.
+        super().on_train_batch_end(min(self.feed.first + batch, self.feed.steps - 1), logs)
+
+
+class StartEpoch(keras.callbacks.Callback):
+    """Sets what an epoch draws from, and where a resumed one stood.
+
+    These are the order of the images, the noise of the posterior, and the running means of the epoch.
+    """
+
+    def __init__(self, feed, seed, done):
+        super().__init__()
+        self.feed, self.seed, self.done = feed, seed, done
+
+    def on_epoch_begin(self, epoch, logs=None):
+        first = self.done.batches if epoch == self.done.epochs else 0
+        self.feed.set_epoch(epoch, first)
+        if hasattr(self.model, "seed_generator"):
+            # (seed, calls so far): as if every step up to here had drawn its noise.
+            step = epoch * self.feed.steps + first
+            self.model.seed_generator.state.assign([self.seed, step])
+        if first:  # Keras has just set the means back
+            for variable, value in zip(
+                self.model.metrics_variables, self.done.metrics, strict=True
+            ):
+                variable.assign(value)
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds of the training steps of each epoch, without validation and pictures."""
+
+    def __init__(self, done):
+        super().__init__()
+        self.seconds, self.done = [], done
+
+    def on_epoch_begin(self, epoch, logs=None):
+        before = self.done.seconds if epoch == self.done.epochs else 0.0
+        self._start, self._running = time.perf_counter() - before, True
+
+    def now(self):
+        """Seconds of the epoch under way."""
+        return time.perf_counter() - self._start
+
+    def on_test_begin(self, logs=None):
+        if self._running:
+            self.seconds.append(self.now())
+            self._running = False
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Ends the run when its loss is no number any more, before anything is written."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._first = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if np.isfinite(logs["loss"]):
+            return
+        # Which of the steps since the last call it was. A step of one's own may keep no losses.
+        losses = [float(loss) for loss in self.model.execution.losses] or [logs["loss"]]
+        batch = self._first + next(i for i, loss in enumerate(losses) if not np.isfinite(loss)) + 1
+        step = self._epoch * self.params["steps"] + batch
+        self._check(logs["loss"], f"at step {step} (epoch {self._epoch + 1}, batch {batch})")
+
+    def on_epoch_end(self, epoch, logs=None):
+        # What the last step of an epoch breaks shows in the validation first.
+        step = (epoch + 1) * self.params["steps"]
+        self._check(logs["val_loss"], f"after step {step} (validation of epoch {epoch + 1})")
+
+    def _check(self, loss, when):
+        if not np.isfinite(loss):
+            raise RunError(
+                f"The loss became {loss} {when}. The weights of the last whole epoch are kept, if "
+                "there was one. Try a lower --learning-rate."
+            )
+
+
+class StopAtSignal(keras.callbacks.Callback):
+    """Ends the run at Ctrl-C or SIGTERM after the step under way; the second signal ends it at once.
+
+    An exception that a signal raises amid a step may be swallowed (Keras' functional models catch
+    whatever comes while they check their inputs), or leave a lock held that the exit waits for. To be
+    entered as a context around `fit`; outside of the main thread it does nothing, nor for a signal that
+    is ignored or handled already. After the last step of an epoch, the run ends with the epoch.
+    """
+
+    def __init__(self, report):
+        super().__init__()
+        self.report, self.stopping, self._before = report, False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler in (signal.default_int_handler, signal.SIG_DFL):
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number, frame):
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.report("stopping after this step; once more stops at once")
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.stopping and batch + 1 < self.params["steps"]:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.stopping:
+            raise KeyboardInterrupt
+
+
+class EarlyStopping(keras.callbacks.EarlyStopping):
+    """Keras' own, whose state is a function of the epochs so far: a resumed run stops where a whole one does.
+
+    Args:
+        done: the `Progress` that the run starts from.
+        **kwargs: of `keras.callbacks.EarlyStopping`.
+    """
+
+    def __init__(self, done, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = list(done.history)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, row in enumerate(self.rows):
+            super().on_epoch_end(epoch, row)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.append(logs)
+        super().on_epoch_end(epoch, logs)
+
+    def over(self):
+        """Whether the epochs so far end the run."""
+        self.model.stop_training = False
+        self.on_train_begin()
+        return self.model.stop_training
+
+
+class SwapEMA(keras.callbacks.SwapEMAWeights):
+    """Keras' own: the running average takes the place of the weights wherever the model is used.
+
+    Args:
+        done: the `Progress` that the run starts from. A backup at the end of an epoch has the average in
+            the model and the weights in the optimizer.
+    """
+
+    def __init__(self, done):
+        super().__init__(swap_on_epoch=True)
+        self._ema_weights_in_model = done.epochs > 0 and not done.batches
+
+    def set_model(self, model):
+        super().set_model(model)
+        # Keras would put the average, or what was swapped for it, into the model at the end of each
+        # `fit`; a run that is resumed within an epoch has two.
+        model.optimizer.finalize_variable_values = lambda variables: None
+
+    def _finalize_ema_values(self):
+        """Nothing: this is for what Keras does at the end of `fit`, and is not done here."""
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras' own, and the pictures of the epochs: for `fit(callbacks=…)`, written to the run folder.
+
+    Raises:
+        RunError: if tensorflow or tensorboard is not installed.
+    """
+
+    def __init__(self, folder):
+        if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
+            raise RunError(
+                "TensorBoard needs tensorflow and tensorboard, on every backend: "
+                "pip install 'keras-ae[tensorboard]'"
+            )
+        self.folder = Path(folder)
+        super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
+
+    def on_train_begin(self, logs=None):
+        self.set_model(self.model)  # opens files, which the end of a `fit` closes
+        super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        import tensorflow as tf
+
+        picture = checkpoints.read_epochs(self.folder)[-1].convert("RGB")
+        with self._val_writer.as_default():
+            tf.summary.image("epoch", np.asarray(picture)[None], step=epoch)
+
+
+class WriteRun(keras.callbacks.Callback):
+    """Writes the run folder: model, history and picture after each epoch, and what `resume` needs.
+
+    That backup is written after each epoch, every `BACKUP_SECONDS` within one, and at the step that a
+    signal ends the run after.
+    """
+
+    def __init__(self, folder, history, test_inputs, shown, names, sample_labels, stopwatch, stop):
+        super().__init__()
+        self.folder, self.history, self.test_inputs = folder, history, test_inputs
+        self.shown, self.names, self.sample_labels = shown, names, sample_labels
+        self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        due = self.stop.stopping or time.monotonic() - self._written >= BACKUP_SECONDS
+        if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
+            return
+        # A step that breaks the weights shows in the loss of the next one: the backup before it stays.
+        if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+            self._back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
+
+    def on_epoch_end(self, epoch, logs=None):
+        check_there(self.folder)
+        row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
+        self.history.append(row)
+        model = self.model
+        picture = picture_of(model, self.test_inputs, self.shown, self.names, self.sample_labels)
+        with checkpoints.atomic(self.folder / "epochs" / f"{epoch + 1:03d}.png") as temporary:
+            picture.save(temporary)
+        checkpoints.save_model(model, self.folder / "model.keras")
+        checkpoints.write_history(self.folder, self.history)
+        # Last: an epoch that the backup names is written in full.
+        self._back_up(epoch + 1)
+
+    def _back_up(self, *position):
+        check_there(self.folder)
+        progress = checkpoints.Progress(self.history, *position)
+        checkpoints.write_backup(self.folder, self.model, progress)
+        self._written = time.monotonic()
+
+
+def check_there(folder):
+    """Refuse to write to a run folder that was removed: it would come back without what was in it."""
+    if not folder.is_dir():
+        raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
+
+
+def picture_of(model, inputs, originals, names, sample_labels):
+    """Test images over their reconstructions; under them samples of N(0, I), the same latents always."""
+    picture = pictures.pairs(originals, model.reconstruct(inputs), names=names)
+    if not isinstance(model, VAE):
+        return picture
+    n = len(sample_labels) if sample_labels is not None else 40
+    samples = model.sample(n, sample_labels, seed=0, prior="normal")
+    if sample_labels is None:
+        return pictures.stack(picture, pictures.grid(samples, columns=10))
+    return pictures.stack(picture, pictures.class_rows(samples, sample_labels, model.names))
