@@ -479,6 +479,20 @@ class Heads(keras.Model):
         return {**super().get_config(), "latent_dim": self.latent_dim}
 
 
+def test_layers_are_frozen_between_two_fits(digits):
+    """What a step trains is looked up anew at each `fit`, as Keras does after `compile`."""
+    vae = compiled(VAE(latent_dim=2, backbone="mlp", hidden=(8,)))
+    vae.fit(digits[0][:64], batch_size=32, verbose=0)
+    vae.encoder.trainable = False
+    vae.compile(Adam(1e-2))
+    encoder, decoder = ([w.copy() for w in n.get_weights()] for n in (vae.encoder, vae.decoder))
+    vae.fit(digits[0][:64], batch_size=32, verbose=0)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(encoder, vae.encoder.get_weights(), strict=True)
+    )
+    assert not any(np.array_equal(a, b) for a, b in zip(decoder, vae.decoder.get_weights()))
+
+
 class TestOwnNetworks:
     def test_a_class_and_a_sequential(self, digits, tmp_path):
         from keras_ae import checkpoints

@@ -73,11 +73,24 @@ def _short_executions(steps):
         yield
 
 
+class Trained:
+    """What a step trains and tracks, asked for once a `fit`: Keras goes through all layers each time.
+
+    With what `optimizers.Adam` need not look at again, 0.5 of 14 ms a step of the mlp.
+    """
+
+    def __init__(self, model):
+        self.variables, self.metrics = tuple(model.trainable_variables), model.metrics
+        self.tensors = [variable.value for variable in self.variables]
+
+
 class StepMixin:
     """Keras has no `steps_per_execution` on torch; here are the three functions that loop over batches.
 
     With 16 steps an execution, what Keras does around a step costs 0.1 ms a step instead of 1.1.
     """
+
+    _trained = None
 
     def fit(self, *args, **kwargs):
         with _short_executions(self.steps_per_execution):
@@ -93,6 +106,7 @@ class StepMixin:
 
     def make_train_function(self, force=False):
         keep_memory()
+        self._trained = Trained(self)
         self.execution.takes_kl_weights = not self.jit_compile
         if self.jit_compile:  # torch.compile of single steps, by Keras
             super().make_train_function(force)
@@ -135,20 +149,20 @@ class StepMixin:
     def train_step(self, data):
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         loss = self.compute_loss(x, sample_weight=sample_weight, training=True)
-        variables = self.trainable_variables
+        trained = self._trained or Trained(self)
         loss, n = self.optimizer.scale_loss(loss), 1
         if several := distributed.size() > 1:
             # The sum over the images of each process, for the mean over those of all.
             n = len(keras.tree.flatten(x)[0])
             loss = loss * n
-        gradients = torch.autograd.grad(loss, [v.value for v in variables], allow_unused=True)
+        gradients = torch.autograd.grad(loss, trained.tensors, allow_unused=True)
         with torch.no_grad():
             if several:
-                pairs = zip(gradients, variables)
-                gradients = [torch.zeros_like(v.value) if g is None else g for g, v in pairs]
+                pairs = zip(gradients, trained.tensors)
+                gradients = [torch.zeros_like(t) if g is None else g for g, t in pairs]
                 gradients = distributed.weighted_mean(gradients, n)
-            self.optimizer.apply(gradients, variables)
-        return results(self.metrics)
+            self.optimizer.apply(gradients, trained.variables)
+        return results(trained.metrics)
 
     def test_step(self, data):
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
