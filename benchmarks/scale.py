@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/scale.py              # twelve minutes, 0.8 GB of disk
 
-Trains the default CVAE (conv, batches of 128, 10,000 images of 28x28, 16 latents, 10 classes) with one of these
+Trains the default CVAE on torch, or on KERAS_BACKEND (conv, batches of 128, 10,000 images of 28x28, 16 latents, 10 classes) with one of these
 changed at a time, each point in a process of its own, on one thread. Prints tables and draws docs/scale.png.
 
 Time is that of the processor: of a step, the median of five stretches of up to 16 steps, after one that is not
@@ -140,7 +140,7 @@ def measured(point):
     limits |= {"TF_NUM_INTEROP_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
     done = subprocess.run(
         [sys.executable, __file__, "--worker", json.dumps(point)],
-        env={**os.environ, **limits, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={"KERAS_BACKEND": "torch", **os.environ, **limits, "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
