@@ -168,6 +168,19 @@ def print_tables(results):
             )
 
 
+def labelled(values):
+    """Those of the values that have room for a label on a logarithmic axis."""
+    room, shown = 0.255 * math.log(values[-1] / values[0]), [values[0]]
+    for value in values:
+        if math.log(value / shown[-1]) > room:
+            shown.append(value)
+    return shown
+
+
+def power_of_ten(value):
+    return f"{value:,}" if value < 10_000 else f"$10^{len(str(value)) - 1}$"
+
+
 def draw(results, path):
     """A column for each axis: time above, memory below; grey: proportional to what grows."""
     import matplotlib
@@ -181,7 +194,7 @@ def draw(results, path):
         2, len(results), figsize=(13, 5), layout="constrained", squeeze=False
     )
     for (top, bottom), (axis, rows) in zip(panels.T, results.items()):
-        values = AXES[axis]
+        shown = labelled(AXES[axis])
         for streamed, style in ((False, "o-"), (True, "s--")):
             mine = [r for r in rows if r["streamed"] == streamed]
             if not mine:
@@ -203,9 +216,7 @@ def draw(results, path):
         for panel in (top, bottom):
             panel.set_xscale("log")
             panel.set_yscale("log")
-            panel.set_xticks(
-                values, [f"{v:,}" if v < 10_000 else f"$10^{len(str(v)) - 1}$" for v in values]
-            )
+            panel.set_xticks(shown, [power_of_ten(value) for value in shown])
             panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             panel.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:,g}"))
             panel.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
