@@ -3,7 +3,8 @@
     python benchmarks/sampling.py start
     python benchmarks/sampling.py images
 
-`start` times whole processes in turn, with the processor's time of each; a cell is the median. `images` times
+`start` times whole processes in turn, with the processor's time of each; a cell is the median. Where several
+backends are installed, `import keras` on one may import others; "alone" is with those hidden. `images` times
 `sample` of the released CVAE and the bare decoder on the same codes. Ratios are medians of the rounds.
 """
 
@@ -15,9 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 BACKENDS = ("torch", "jax", "tensorflow")
 BATCHES = (1, 64, 4096)
+
+# As if these packages were not installed: put where Python runs it first.
+HIDE = """
+import os
+from importlib.machinery import PathFinder
+find, hidden = PathFinder.find_spec, os.environ["HIDDEN"].split()
+PathFinder.find_spec = lambda name, *rest: None if name in hidden else find(name, *rest)
+"""
 
 # The second start of a prepared dataset, in a process that has imported what it needs.
 DATA = """
@@ -43,8 +53,8 @@ def start(arguments):
     def row(*cells):
         print("| " + " | ".join(cells) + " |", flush=True)
 
-    def measure(name, command, against, goal, backend="torch"):
-        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    def measure(name, command, against, goal, difference=False, **variables):
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | variables
         times = [[], []]
         for i in range(arguments.rounds + 1):
             for seconds, one in zip(times, (command, against)):
@@ -52,23 +62,32 @@ def start(arguments):
                 if i:  # the first fills the system's caches
                     seconds.append(taken)
         ours, theirs = map(statistics.median, times)
-        compared = f"{statistics.median(a / b for a, b in zip(*times)):.2f} x" if against else ""
+        compared = ""
+        if against and difference:
+            compared = f"+ {statistics.median(a - b for a, b in zip(*times)):.2f} s"
+        elif against:
+            compared = f"{statistics.median(a / b for a, b in zip(*times)):.2f} x"
         row(name, f"{ours:.2f} s", f"{theirs:.2f} s" if against else "", compared, goal)
 
-    row("what", "processor", "`import keras`", "ratio", "goal")
+    row("what", "processor", "`import keras`", "compared", "goal")
     row(*["---"] * 5)
 
     measure("`kae --help`", ["-m", "kae", "--help"], None, "0.25 s")
     measure("`kae fit --help`", ["-m", "kae", "fit", "--help"], None, "")
+    keras = ["-c", "import keras"]
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(HIDE)
+        sample = ["-m", "kae", "sample", "cvae", "5", "--out", f"{folder}/five.png", "--force"]
         for backend in arguments.backends:
-            keras, out = ["-c", "import keras"], f"{folder}/five.png"
-            sample = ["-m", "kae", "sample", "cvae", "5", "--out", out, "--force"]
-            measure(f"`kae sample cvae 5`, {backend}", sample, keras, "1.3 x", backend)
+            others = " ".join(b for b in BACKENDS if b != backend)
+            path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+            alone = {"KERAS_BACKEND": backend, "PYTHONPATH": path, "HIDDEN": others}
+            name = f"`kae sample cvae 5`, {backend}"
+            measure(name, sample, keras, "1.3 x", KERAS_BACKEND=backend)
+            measure(f"{name} alone", sample, keras, "1.3 x", **alone)
             ours = ["-c", "import keras, keras_ae.models, keras_ae.annealing"]
-            measure(
-                f"`import keras_ae` and the models, {backend}", ours, keras, "+ 0.15 s", backend
-            )
+            name = f"`import keras_ae` and the models, {backend} alone"
+            measure(name, ours, keras, "+ 0.15 s", difference=True, **alone)
     done = [
         subprocess.run([python, "-c", DATA], capture_output=True, text=True, check=True).stdout
         for _ in range(arguments.rounds + 1)

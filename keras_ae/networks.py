@@ -9,6 +9,7 @@ import contextlib
 import math
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from keras_ae.layers import BatchNormalization, Conv2D, Conv2DTranspose, Dense, trace
@@ -18,9 +19,10 @@ _blank = False
 
 @contextlib.contextmanager
 def blank():
-    """Have networks built with kernels of zeros, where weights are to be put in anyway.
+    """Have networks built with weights of NumPy's zeros, where weights are to be put in anyway.
 
-    On jax each shape's random kernel is a program to compile: 6 of 7 s of loading the released CVAE.
+    On jax each shape that an initializer of Keras fills, be it with zeros, is a program to compile: 6.8
+    of 7 s of loading the released CVAE.
     """
     global _blank
     before, _blank = _blank, True
@@ -30,8 +32,16 @@ def blank():
         _blank = before
 
 
-def _kernels():
-    return "zeros" if _blank else "glorot_uniform"
+class _Blank(keras.initializers.Initializer):
+    """Zeros from NumPy."""
+
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
+
+
+def _initializers(*names):
+    """Arguments of a layer for these of its weights: none, for its own initializers, unless `blank`."""
+    return {f"{name}_initializer": _Blank() for name in names} if _blank else {}
 
 
 HIDDEN = {"conv": (32, 64, 256), "mlp": (512, 256)}
@@ -66,8 +76,8 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
                 strides=2,
                 padding="same",
                 use_bias=False,
-                kernel_initializer=_kernels(),
                 name=f"conv_{i}",
+                **_initializers("kernel"),
             )(x)
             x = normalized_silu(x, f"conv_{i}")
         hidden = hidden[-1:]
@@ -76,9 +86,9 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         inputs.append(label := keras.Input((num_classes,), name="label"))
         x = layers.Concatenate(name="join_label")([x, label])
     for i, width in enumerate(hidden):
-        x = Dense(width, activation="silu", kernel_initializer=_kernels(), name=f"dense_{i}")(x)
+        x = Dense(width, activation="silu", name=f"dense_{i}", **_initializers("kernel", "bias"))(x)
     outputs = {
-        head: Dense(latent_dim, kernel_initializer=_kernels(), name=head, dtype="float32")(x)
+        head: Dense(latent_dim, name=head, dtype="float32", **_initializers("kernel", "bias"))(x)
         for head in heads
     }
     return trace(keras.Model(inputs, outputs, name="encoder"))
@@ -99,15 +109,15 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
         x = layers.Concatenate(name="join_label")([latent, label])
     dense = hidden[-1:] if backbone == "conv" else hidden[::-1]
     for i, units in enumerate(dense):
-        x = Dense(units, activation="silu", kernel_initializer=_kernels(), name=f"dense_{i}")(x)
+        x = Dense(units, activation="silu", name=f"dense_{i}", **_initializers("kernel", "bias"))(x)
     if backbone == "conv":
         filters = hidden[:-1][::-1]
         rows, columns = (math.ceil(side / 2 ** len(filters)) for side in (height, width))
         x = Dense(
             rows * columns * filters[0],
             use_bias=False,
-            kernel_initializer=_kernels(),
             name="unflatten",
+            **_initializers("kernel"),
         )(x)
         x = layers.Reshape((rows, columns, filters[0]), name="reshape")(x)
         x = normalized_silu(x, "unflatten")
@@ -118,19 +128,24 @@ def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_cla
                 strides=2,
                 padding="same",
                 use_bias=False,
-                kernel_initializer=_kernels(),
                 name=f"upconv_{i}",
+                **_initializers("kernel"),
             )(x)
             x = normalized_silu(x, f"upconv_{i}")
         x = Conv2DTranspose(
-            channels, 4, strides=2, padding="same", kernel_initializer=_kernels(), name="pixels"
+            channels,
+            4,
+            strides=2,
+            padding="same",
+            name="pixels",
+            **_initializers("kernel", "bias"),
         )(x)
         # Sides that are no multiple of the strides come out larger: cut off what is over.
         extra = (rows * 2 ** len(filters) - height, columns * 2 ** len(filters) - width)
         if any(extra):
             x = layers.Cropping2D([(e // 2, e - e // 2) for e in extra], name="crop")(x)
     else:
-        x = Dense(math.prod(image_shape), kernel_initializer=_kernels(), name="pixels")(x)
+        x = Dense(math.prod(image_shape), name="pixels", **_initializers("kernel", "bias"))(x)
         x = layers.Reshape(image_shape, name="reshape")(x)
     image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
     return trace(keras.Model(inputs, image, name="decoder"))
@@ -249,7 +264,8 @@ def normalized_silu(x, name):
     with it, three epochs reach what twelve reach without. Its averages remember about ten batches, so
     that they are of use after a few dozen.
     """
-    x = BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+    weights = _initializers("beta", "gamma", "moving_mean", "moving_variance")
+    x = BatchNormalization(momentum=0.9, name=f"{name}_norm", **weights)(x)
     return layers.Activation("silu", name=f"{name}_silu")(x)
 
 

@@ -60,16 +60,20 @@ class ClassMixture(keras.layers.Layer):
         self.latent_dim, self.num_classes, self.components = latent_dim, num_classes, components
         shape = (num_classes, components)
 
-        def weight(name, shape, initializer):
-            return self.add_weight(shape, initializer, trainable=False, name=name, dtype="float32")
+        def weight(name, value):
+            # From NumPy: on jax each shape of Keras' zeros is a program to compile.
+            return self.add_weight(
+                value.shape,
+                lambda shape, dtype: keras.ops.convert_to_tensor(value, dtype),
+                trainable=False,
+                name=name,
+                dtype="float32",
+            )
 
-        self.logits = weight("logits", shape, "zeros")
-        self.means = weight("means", (*shape, latent_dim), "zeros")
-        self.cholesky = weight(
-            "cholesky",
-            (*shape, latent_dim, latent_dim),
-            lambda s, dtype: np.broadcast_to(np.eye(latent_dim, dtype="float32"), s),
-        )
+        identity = np.eye(latent_dim, dtype="float32")
+        self.logits = weight("logits", np.zeros(shape, "float32"))
+        self.means = weight("means", np.zeros((*shape, latent_dim), "float32"))
+        self.cholesky = weight("cholesky", np.tile(identity, (*shape, 1, 1)))
         self.built = True
 
     def draw(self, n, labels=None, seed=0):
