@@ -206,7 +206,7 @@ def draw(results, path):
             label = "from disk" if streamed else "in memory"
             top.plot(x, [scale * r[time_of] for r in mine], style, color=color, ms=4, label=label)
             bottom.plot(x, [r["peak"] for r in mine], style, color=color, ms=4)
-            if not streamed:
+            if not streamed and axis not in ("latents", "classes"):
                 # Proportional: to the number, to the square of a side.
                 power, last = (2 if axis == "size" else 1), scale * mine[-1][time_of]
                 guide = [last * (value / x[-1]) ** power for value in x]
@@ -230,8 +230,8 @@ def draw(results, path):
             top.set_ylabel("ms a step")
         if axis in ("images", "size"):
             top.legend(frameon=False, fontsize=8)
-        bottom.set_ylim(500, 10_000)
-        bottom.set_yticks([500, 1000, 2000, 5000, 10_000])
+        bottom.set_ylim(500, 3000)
+        bottom.set_yticks([500, 1000, 2000])
     figure.savefig(path, dpi=110)
     print(f"\nwrote {path}", file=sys.stderr)
 
