@@ -259,4 +259,4 @@ def one_hot(labels, num_classes):
     labels = ops.cast(labels, "int32")[..., None]
     ones = ops.cast(ops.equal(labels, ops.arange(num_classes, dtype="int32")), "float32")
     # To a row without a one, the root of -1 is added. (XLA takes 0 / 0 of a one-hot row for 0.)
-    return ones + ops.sqrt(ops.sum(ones, axis=-1, keepdims=True) - 1)
+    return ones + ops.sqrt(ops.sum(ones, axis=-1, keepdims=True) - 1.0)

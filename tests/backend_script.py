@@ -204,7 +204,13 @@ def fitting_twice(folder):
     facts = {}
     for backbone in ("mlp", "conv"):
         settings = Settings(
-            "cvae", backbone=backbone, hidden=(4, 8), latent_dim=3, limit=50, batch_size=16, epochs=2
+            "cvae",
+            backbone=backbone,
+            hidden=(4, 8),
+            latent_dim=3,
+            limit=50,
+            batch_size=16,
+            epochs=2,
         )
         weights = []
         for i in range(2):
