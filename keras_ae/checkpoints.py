@@ -320,26 +320,28 @@ def read_backup(folder, model):
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
         about = json.loads(str(arrays["about"]))
+        if about["format"] > FORMAT:
+            raise ValueError(f"it is of format {about['format']}")
 
         def part(name):
             start = f"{name}/"
             return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
-        weights, metrics = (part(name) for name in ("model", "metrics"))
+        weights, optimizer, metrics = (part(name) for name in ("model", "optimizer", "metrics"))
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
         model.optimizer.build(model.trainable_variables)
-        model.optimizer.load_own_variables(part("optimizer"))
+        if len(optimizer) != len(model.optimizer.variables):  # Keras would warn, and load none
+            raise ValueError("it is of another optimizer")
+        model.optimizer.load_own_variables(optimizer)
         counts = about["epochs_done"], about["batches_done"]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"it was made after {counts}")
-        if not isinstance(about["history"], list) or len(about["history"]) != counts[0]:
-            raise ValueError("its history is of another length")
-        return Progress(
-            about["history"],
-            *counts,
-            float(about["seconds"]),
-            [metrics[str(i)] for i in range(len(metrics))],
-        )
+        if [row["epoch"] for row in about["history"]] != list(range(1, counts[0] + 1)):
+            raise ValueError("its history is of other epochs")
+        means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
+        if counts[1] and [m.shape for m in means] != [v.shape for v in model.metrics_variables]:
+            raise ValueError("its metrics are others")
+        return Progress(about["history"], *counts, float(about["seconds"]), means)
     except FileNotFoundError:
         return Progress([])
     except Exception as error:  # whatever a damaged file makes NumPy, JSON and Keras raise

@@ -37,6 +37,7 @@ from keras import ops
 from keras_ae import __version__, checkpoints
 from keras_ae.errors import UserError
 from keras_ae.models import VAE
+from keras_ae.networks import one_hot
 from keras_ae.priors import ClassMixture
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
@@ -136,7 +137,7 @@ def build_part(model, part):
     """A part of a model as a Functional model: named inputs, one output. See the top of this module."""
     latent, classes = (model.latent_dim,), model.num_classes
     label = [keras.Input((), dtype="int64", name="label")] if classes else []
-    condition = [ops.one_hot(label[0], classes, dtype="float32")] if classes else []
+    condition = [one_hot(label[0], classes)] if classes else []
     if part in ("encoder", "autoencoder"):
         inputs = [keras.Input(model.image_shape, name="image")]
         output = model.encoder([*inputs, *condition])[model.heads[0]]
@@ -187,7 +188,7 @@ def describe(model, part):
     if part == "sampler" and isinstance(model.prior, ClassMixture):
         inputs["uniform"] = "(N,) float32 in [0, 1), chooses a component of the prior"
     if model.num_classes:
-        inputs["label"] = f"(N,) int64, 0 to {model.num_classes - 1}; not checked"
+        inputs["label"] = f"(N,) int64, 0 to {model.num_classes - 1}; of any other, NaN or an error"
     return {
         "producer": f"keras-ae {__version__}",
         "model": type(model).__name__,

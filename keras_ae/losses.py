@@ -10,6 +10,8 @@ import math
 
 from keras import ops
 
+from keras_ae.layers import clip
+
 PIXELS = (-3, -2, -1)
 
 
@@ -29,7 +31,10 @@ def bce(image, reconstruction):
     Shapes (N, H, W, C) in [0, 1] -> (N,). Probabilities are kept 1e-7 away from 0 and 1, which
     bounds the cost of one pixel at 16.1 nats.
     """
-    return ops.sum(ops.binary_crossentropy(image, reconstruction), axis=PIXELS)
+    # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
+    p = clip(reconstruction, 1e-7, 1 - 1e-7)
+    likelihood = ops.multiply(image, ops.log(p)) + ops.multiply(1 - image, ops.log(1 - p))
+    return -ops.sum(likelihood, axis=PIXELS)
 
 
 RECONSTRUCTIONS = {"l1": l1, "mse": mse, "bce": bce}

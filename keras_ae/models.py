@@ -420,8 +420,9 @@ class CVAE(VAE):
         """`keras.Model.fit`, which refuses labels out of range.
 
         Raises:
-            ValueError: for arrays of labels that are not all in [0, num_classes): one-hot, they would be
-                zeros, of no class. (Labels that come batch by batch are not looked at.)
+            ValueError: for arrays of labels that are not all in [0, num_classes). Labels that come batch by
+                batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) are not looked at, for which a
+                GPU would have to be waited for: one that is out of range makes the loss NaN.
         """
         self._check_pair(x)
         if isinstance(validation_data, (tuple, list)) and validation_data:

@@ -5,6 +5,7 @@
 Writes FOLDER/facts.json and arrays for the tests to judge.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -136,6 +137,35 @@ def executions(images):
     return facts
 
 
+def bad_labels(images, labels):
+    """Losses of training and of evaluation where a label that came in a batch is out of range."""
+    feed = fitting.Feed(images, np.where(np.arange(len(labels)) == 30, 10, labels), 16, seed=0)
+    sources = {"PyDataset": lambda: feed, "generator": lambda: (feed[i] for i in range(len(feed)))}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        tensors = torch.utils.data.TensorDataset(*map(torch.tensor, (feed.images, feed.labels)))
+        loader = torch.utils.data.DataLoader(
+            tensors, 16, collate_fn=lambda rows: (tuple(map(torch.stack, zip(*rows))),)
+        )
+        sources["DataLoader"] = lambda: loader
+    if importlib.util.find_spec("tensorflow"):
+        import tensorflow as tf
+
+        dataset = tf.data.Dataset.from_tensor_slices(((feed.images, feed.labels),)).batch(16)
+        sources["tf.data"] = lambda: dataset
+    others = [(*case, "PyDataset") for case in (("mlp", "mse"), ("mlp", "bce"), ("conv", "l1"))]
+    facts = {}
+    for backbone, reconstruction, source in [*(("mlp", "l1", name) for name in sources), *others]:
+        model, data = CVAE((28, 28, 1), 2, backbone, (4, 8), reconstruction), sources[source]
+        model.compile(Adam(1e-3))
+        facts[f"{backbone} {reconstruction} {source}"] = [
+            float(model.evaluate(data(), verbose=0, return_dict=True)["loss"]),
+            float(model.fit(data(), verbose=0).history["loss"][0]),
+        ]
+    return facts
+
+
 class Killed(BaseException):
     pass
 
@@ -170,6 +200,29 @@ def resuming(folder):
     }
 
 
+def fitting_twice(folder):
+    """Whether two runs of one seed are the same bit for bit, whatever else drew numbers before."""
+    facts = {}
+    for backbone in ("mlp", "conv"):
+        settings = Settings(
+            "cvae",
+            backbone=backbone,
+            hidden=(4, 8),
+            latent_dim=3,
+            limit=50,
+            batch_size=16,
+            epochs=2,
+        )
+        weights = []
+        for i in range(2):
+            keras.utils.set_random_seed(i)
+            run = folder / f"{backbone}-{i}"
+            fitting.fit(settings, run, verbose=0, report=lambda line: None)
+            weights.append(arrays(checkpoints.load_model(run / "model.keras")))
+        facts[backbone] = same(*weights)
+    return facts
+
+
 def main(model, digits, folder):
     folder, digits = Path(folder), np.load(digits)
     images, labels = digits["images"], digits["labels"]
@@ -178,8 +231,10 @@ def main(model, digits, folder):
     if facts["backend"] in TRAINING:
         facts |= training(images, labels, folder)
         facts["jump"] = jumping(images)
+        facts["bad_labels"] = bad_labels(images[:48], labels[:48])
         facts["executions"] = executions(np.tile(images, (2, 1, 1, 1))[:103])
         facts |= resuming(folder)
+        facts["one_seed_is_one_run"] = fitting_twice(folder)
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

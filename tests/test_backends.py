@@ -116,6 +116,13 @@ def test_the_weight_of_a_step_is_in_the_loss_of_that_step(trained):
     assert added == pytest.approx(1000 * kl_of_the_second / 2, rel=1e-3)
 
 
+def test_a_label_out_of_range_that_comes_in_a_batch_makes_the_loss_nan(trained):
+    """From every kind of source, in training and in evaluation, by every loss."""
+    losses = trained[1]["bad_labels"]
+    assert len(losses) >= 5 and {len(pair) for pair in losses.values()} == {2}
+    assert np.isnan(list(losses.values())).all(), losses
+
+
 @pytest.mark.parametrize("ours", ["one", "sixteen"])
 def test_our_loops_make_the_steps_of_keras_own(ours, trained):
     """52 steps an epoch, the last one of one image: an execution of 16 that is cut to 4."""
@@ -143,6 +150,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained):
     assert facts["resumed_is_the_same"], "the weights differ"
     assert facts["epochs_in_history"] == 2
     assert facts["run_backend"] == backend
+
+
+def test_one_seed_is_one_run(trained):
+    assert trained[1]["one_seed_is_one_run"] == {"mlp": True, "conv": True}
 
 
 @pytest.mark.parametrize("name", ["reconstructed", "codes"])

@@ -274,7 +274,7 @@ class TestBackup:
             return model
 
         one, other = trained(3), trained(1)
-        metrics = [np.float32(0.1), np.float32(3)]
+        metrics = [np.float32(0.1 * i) for i in range(len(one.metrics_variables))]
         progress = Progress([{"epoch": 1}], 1, 7, 1.5, metrics)
         checkpoints.write_backup(tmp_path, one, progress)
         assert checkpoints.read_backup(tmp_path, other) == progress
@@ -294,6 +294,15 @@ class TestBackup:
         other.compile(Adam())
         with pytest.raises(CheckpointError, match="damaged or of another model"):
             checkpoints.read_backup(tmp_path, other)
+
+    def test_one_of_another_optimizer_is_refused(self, vae, tmp_path):
+        """Keras would warn, and go on with an optimizer at its start."""
+        vae.compile(Adam())
+        vae.optimizer.build(vae.trainable_variables)
+        checkpoints.write_backup(tmp_path, vae, Progress([]))
+        vae.compile(keras.optimizers.SGD(momentum=0.9))
+        with pytest.raises(CheckpointError, match="damaged or of another model"):
+            checkpoints.read_backup(tmp_path, vae)
 
     def test_one_that_is_cut_is_refused(self, vae, tmp_path):
         vae.compile(Adam())

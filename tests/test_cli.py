@@ -252,6 +252,9 @@ class TestBadInput:
     def test_missing_checkpoint(self, kae):
         refused(kae("sample", "no/such/run"), 1, "There is no checkpoint no/such/run")
 
+    def test_a_path_that_no_system_takes(self, kae):
+        refused(kae("sample", "a" * 300), 1, "File name too long")
+
     def test_damaged_checkpoint(self, kae):
         (kae.folder / "damaged.keras").write_text("not a model")
         refused(

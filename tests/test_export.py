@@ -108,6 +108,27 @@ def metadata(path, format):
     return json.loads(zipfile.ZipFile(path).read("keras_ae.json"))
 
 
+@pytest.mark.parametrize(
+    ("format", "part"), [case for case in CASES if case[1] in ("decoder", "sampler")]
+)
+def test_a_label_out_of_range_gives_no_image(cvae, digits, tmp_path, format, part):
+    """NaN in the rows of such labels; a sampler may fail instead."""
+    needs(*PACKAGES[format])
+    path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
+    export.export(cvae, path, format, part, report=lambda line: None)
+    inputs, truth = inputs_and_truth(cvae, part, digits, 4)
+    for label in (-1, 10, 1000):
+        inputs["label"] = digits[1][:4].copy()
+        inputs["label"][[1, 3]] = label
+        if part == "sampler" and label >= 10 and format != "openvino":
+            with pytest.raises(Exception, match="ndex|indices"):
+                RUNTIMES[format](path, inputs)
+            continue
+        images = RUNTIMES[format](path, inputs)
+        assert np.isnan(images[[1, 3]]).all()
+        np.testing.assert_allclose(images[[0, 2]], truth[[0, 2]], atol=1e-4)
+
+
 @pytest.mark.parametrize("model", ["ae", "vae", "vae, not fitted", "cvae, not fitted"])
 @pytest.mark.parametrize("part", EXPORT_PARTS)
 def test_parts_of_other_models(digits, model, part):

@@ -44,6 +44,13 @@ def test_bce_of_grey_images_is_the_cross_entropy(pair):
     np.testing.assert_allclose(of(losses.bce, *pair), expected, rtol=1e-5)
 
 
+def test_bce_of_what_is_no_number_is_none():
+    """Keras' own raises on torch, where a run that diverges should say so in one line."""
+    image = np.zeros((2, 8, 8, 1), "float32")
+    broken = np.stack([image[0] + 0.5, image[1] + np.nan])
+    assert np.isnan(of(losses.bce, image, broken)).tolist() == [False, True]
+
+
 def test_bce_of_a_sure_and_wrong_pixel_is_bounded():
     black, white = np.zeros((1, 1, 1, 1), "float32"), np.ones((1, 1, 1, 1), "float32")
     assert of(losses.bce, black, white) == pytest.approx(-np.log(1e-7), rel=0.02)

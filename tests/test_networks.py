@@ -82,6 +82,8 @@ def test_the_centre_of_an_odd_image_stays_the_centre():
 def test_one_hot():
     rows = keras.ops.convert_to_numpy(networks.one_hot(np.array([2, 0], "uint8"), 3))
     assert rows.tolist() == [[0, 0, 1], [1, 0, 0]] and rows.dtype == np.float32
+    rows = keras.ops.convert_to_numpy(networks.one_hot(np.array([3, 1, -1]), 3))
+    assert np.isnan(rows[[0, 2]]).all() and rows[1].tolist() == [0, 1, 0]
 
 
 def test_the_output_stays_float32_under_mixed_precision():

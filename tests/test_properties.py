@@ -101,7 +101,7 @@ def test_weights_are_counted_as_they_are_built(data):
 
 
 class TestLabelsOutOfRange:
-    """They would be one-hot zeros: images of no class, and nobody would notice."""
+    """Arrays of labels are refused; test_backends has what labels that come batch by batch do."""
 
     IMAGES = np.zeros((6, 8, 8, 1), "uint8")
 

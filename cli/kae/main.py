@@ -66,6 +66,10 @@ class Commands(click.Group):
             raise click.ClickException(
                 "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
             ) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a path too long, a folder that may not be read, a broken disk
+            raise click.ClickException(str(error).replace("\n", " ")) from error
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
