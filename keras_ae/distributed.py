@@ -2,7 +2,8 @@
 
 On torch, each process of `torchrun` takes its share of every batch, and gradients, statistics of batch
 normalisation and figures are summed over all: what comes out is the run of one process, to rounding. On
-jax one process spreads a batch over its devices (`keras.distribution.DataParallel`).
+jax one process spreads a batch over its devices (`keras.distribution.DataParallel`), and on tensorflow over
+those of a `tf.distribute` strategy that is entered around the run.
 """
 
 import contextlib
@@ -145,15 +146,31 @@ def first_to_speak():
         return rank() == 0
 
 
+_replicas = 1  # of tensorflow, whose strategies other threads do not see
+
+
 def devices():
-    """Number of devices that Keras spreads a batch over, 1 for all backends but jax."""
+    """Number of devices that Keras spreads a batch over, 1 on torch."""
     spread = keras.distribution.distribution()
-    return 1 if spread is None else int(spread.device_mesh.devices.size)
+    return _replicas if spread is None else int(spread.device_mesh.devices.size)
 
 
 @contextlib.contextmanager
 def all_devices():
-    """Within it, Keras spreads batches over the devices of a jax that has several."""
+    """Within it, Keras spreads batches over the devices of a jax that has several.
+
+    On tensorflow, those of the `tf.distribute` strategy that the caller has entered, if any, are counted.
+    """
+    global _replicas
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        _replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        try:
+            yield
+        finally:
+            _replicas = 1
+        return
     several = keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1
     if not several or keras.distribution.distribution() is not None:
         yield

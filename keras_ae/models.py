@@ -493,7 +493,10 @@ def _run(network, inputs, batch_size):
         return keras.tree.map_structure(lambda output: output[:n], outputs)
     # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Elsewhere
     # `predict` would set up a loop with callbacks first: 3 of 15 ms for 64 images.
-    forward = network if keras.backend.backend() == "openvino" else network.predict_on_batch
+    # Over several devices of tensorflow it would have each predict the whole batch.
+    backend = keras.backend.backend()
+    direct = backend == "openvino" or (backend == "tensorflow" and distributed.devices() > 1)
+    forward = network if direct else network.predict_on_batch
     batches = [
         forward([array[i : i + batch_size] for array in inputs])
         for i in range(0, len(inputs[0]), batch_size)

@@ -59,7 +59,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
     measured = figures or _measured(model, _first(inputs, MEASURED), seed)
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
-    section("Settings", _table(about))
+    section("Settings", _table({k: _setting(v) for k, v in about.items()}))
 
     history = checkpoints.read_history(folder)
     if history:
@@ -133,11 +133,12 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     title = f"{kind} of {_text(test.name)}"
     links = " · ".join(f'<a href="#{t.lower()}">{t}</a>' for t, _ in sections)
     body = "\n".join(f'<h2 id="{t.lower()}">{t}</h2>\n{content}' for t, content in sections)
+    whence = "" if checkpoint.origin == "path" else f" ({_text(checkpoint.origin)})"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{_text(checkpoint.path)} ({_text(checkpoint.origin)}), seed {seed}.</p>\n"
+        f"<p>{_text(checkpoint.path)}{whence}, seed {seed}.</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 
@@ -166,6 +167,11 @@ def _measured(model, inputs, seed):
 
 def _text(value):
     return html.escape(str(value))
+
+
+def _setting(value):
+    """A setting as text: numbers as they were given, a dash for none."""
+    return "–" if value is None else str(value)
 
 
 def _table(values):

@@ -7,13 +7,15 @@ Writes FOLDER/facts.json and arrays for the tests to judge.
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, fitting, train_step
+from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, data, fitting, train_step
 from keras_ae.feed import Feed
 from keras_ae.settings import Settings
 
@@ -139,7 +141,7 @@ def executions(images):
 
 def bad_labels(images, labels):
     """Losses of training and of evaluation where a label that came in a batch is out of range."""
-    feed = fitting.Feed(images, np.where(np.arange(len(labels)) == 30, 10, labels), 16, seed=0)
+    feed = Feed(images, np.where(np.arange(len(labels)) == 30, 10, labels), 16, seed=0)
     sources = {"PyDataset": lambda: feed, "generator": lambda: (feed[i] for i in range(len(feed)))}
     if importlib.util.find_spec("torch"):
         import torch
@@ -164,6 +166,91 @@ def bad_labels(images, labels):
             float(model.fit(data(), verbose=0).history["loss"][0]),
         ]
     return facts
+
+
+class Collect(keras.callbacks.Callback):
+    """Keeps the weights that each call of the steps leaves."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        weights = self.model.trainable_variables
+        self.weights.append([np.array(keras.ops.convert_to_numpy(w)) for w in weights])
+
+
+class Terminate(keras.callbacks.Callback):
+    """Sends this process a SIGTERM where some steps of an epoch begin."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.moment = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def averaging(folder):
+    """Runs with a running average of the weights: against a loop of its own, and resumed."""
+    small = {"backbone": "mlp", "hidden": (16, 8), "latent_dim": 3, "limit": 50}
+
+    def fit(settings, name, *callbacks, **kwargs):
+        fitting.fit(settings, folder / name, verbose=0, report=lambda line: None,
+                    callbacks=callbacks, **kwargs)  # fmt: skip
+        history = checkpoints.read_history(folder / name)
+        return history, checkpoints.load_model(folder / name / "model.keras")
+
+    _, test = data.load_splits("mnist", limit=50)
+    # A step an epoch, so that the weights after each step are seen on every backend.
+    settings, collect = Settings("ae", batch_size=2048, epochs=5, ema=0.8, **small), Collect()
+    history, model = fit(settings, "average", collect)
+    average = collect.weights[0]
+    for weights in collect.weights[1:]:
+        average = [0.8 * a + 0.2 * w for a, w in zip(average, weights, strict=True)]
+    saved = [keras.ops.convert_to_numpy(w) for w in model.trainable_variables]
+    model.compile()
+    logs = model.evaluate(test.images, verbose=0, return_dict=True)
+    for variable, last in zip(model.trainable_variables, collect.weights[-1], strict=True):
+        variable.assign(last)
+    of_the_last = model.evaluate(test.images, verbose=0, return_dict=True)
+
+    # 25 steps an epoch, in calls of 16 and 9. Stopped after 16, after 25, and after 25 + 16.
+    settings, resumed = Settings("vae", batch_size=2, epochs=2, ema=0.99, **small), []
+    whole, model = fit(settings, "unbroken")
+    for epoch, batch in ((0, 0), (0, 16), (1, 0)):
+        name = f"stopped-{epoch}-{batch}"
+        try:
+            fit(settings, name, Terminate(epoch, batch))
+        except KeyboardInterrupt:
+            with np.load(folder / name / "backup" / "state.npz") as backup:
+                about = json.loads(str(backup["about"]))
+            rows, again = fit(settings, name, resume=True)
+            for row in (*rows, *whole):
+                row.pop("seconds", None)
+            resumed.append(
+                {
+                    "epochs_done": about["epochs_done"],
+                    "batches_done": about["batches_done"],
+                    "same_weights": same(arrays(model), arrays(again)),
+                    "same_history": rows == whole,
+                }
+            )
+    return {
+        "steps": len(collect.weights),
+        "off_by": max(float(np.abs(a - s).max()) for a, s in zip(average, saved, strict=True)),
+        "from_the_last_by": max(
+            float(np.abs(w - s).max()) for w, s in zip(collect.weights[-1], saved, strict=True)
+        ),
+        "validated": history[-1]["val_loss"],
+        "loss_of_the_average": logs["loss"],
+        "loss_of_the_last": of_the_last["loss"],
+        "resumed": resumed,
+    }
 
 
 class Killed(BaseException):
@@ -235,6 +322,8 @@ def main(model, digits, folder):
         facts["executions"] = executions(np.tile(images, (2, 1, 1, 1))[:103])
         facts |= resuming(folder)
         facts["one_seed_is_one_run"] = fitting_twice(folder)
+
+        facts["averaging"] = averaging(folder)
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

@@ -156,6 +156,26 @@ def test_one_seed_is_one_run(trained):
     assert trained[1]["one_seed_is_one_run"] == {"mlp": True, "conv": True}
 
 
+def test_the_model_of_a_run_is_the_average_of_its_weights(trained):
+    """Against a loop of its own over the weights after each step; the validation is the average's."""
+    facts = trained[1]["averaging"]
+    assert facts["steps"] == 5
+    assert facts["off_by"] < 1e-6 < 1e-4 < facts["from_the_last_by"]
+    assert facts["validated"] == pytest.approx(facts["loss_of_the_average"], rel=1e-5)
+    assert facts["validated"] != pytest.approx(facts["loss_of_the_last"], rel=1e-4)
+
+
+def test_a_resumed_run_has_the_average_of_the_unbroken_one(trained):
+    facts = trained[1]["averaging"]["resumed"]
+    assert [(run["epochs_done"], run["batches_done"]) for run in facts] == [
+        (0, 16),
+        (1, 0),
+        (1, 16),
+    ]
+    for run in facts:
+        assert run["same_weights"] and run["same_history"], run
+
+
 @pytest.mark.parametrize("name", ["reconstructed", "codes"])
 def test_one_checkpoint_predicts_alike(name, other):
     torch, theirs = other(name)

@@ -147,6 +147,47 @@ def test_batches_that_do_not_divide_by_the_devices(run, tmp_path):
     assert code == 0, errors
 
 
+MIRRORED = """
+import contextlib, json, sys
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import keras_ae
+for folder, several, arguments in json.loads(sys.argv[1]):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if several else None
+    with strategy.scope() if several else contextlib.nullcontext():
+        keras_ae.fit(keras_ae.Settings(**arguments), folder, verbose=0, report=lambda line: None)
+"""
+
+
+def test_two_devices_of_tensorflow_by_mirrored_strategy(mnist_env, tmp_path):
+    """100 images in batches of 24 and 4; then 25 in batches of 8 and 1, which is filled up to 2."""
+    small = {"model": "vae", "backbone": "mlp", "hidden": [16, 8], "latent_dim": 3, "epochs": 2}
+    sizes = {
+        "even": {"limit": 100, "batch_size": 24},
+        "odd": {"limit": 25, "batch_size": 8},
+    }
+    runs = [(f"{name}{n}", n == 2, small | sizes[name]) for name in sizes for n in (1, 2)]
+    subprocess.run(
+        [sys.executable, "-c", MIRRORED, json.dumps(runs)],
+        cwd=tmp_path, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True, timeout=200,
+    )  # fmt: skip
+    for name in sizes:
+        folders = [tmp_path / f"{name}{n}" for n in (1, 2)]
+        with open(folders[0] / "history.csv") as file:
+            columns = [c for c in next(csv.reader(file)) if c != "seconds"]
+        for column, one, two in zip(columns, *(figures(folder).T for folder in folders)):
+            if column in ("kl", "val_kl"):  # a small part of the loss here, and made of noise
+                continue
+            tolerance = 1e-5 if "kl_weight" in column else 2e-3
+            np.testing.assert_allclose(two, one, rtol=tolerance, err_msg=f"{name} {column}")
+        sizes_of = [Image.open(folder / "epochs/002.png").size for folder in folders]
+        assert sizes_of[0] == sizes_of[1]
+    about = json.loads((tmp_path / "odd2" / "run.json").read_text())
+    assert about["finished"] and about["environment"]["devices"] == 2
+
+
 def test_torchrun_is_for_torch(run):
     code, _, errors = run(
         "kae", "fit", "vae", *SMALL, KERAS_BACKEND="jax", WORLD_SIZE="2", RANK="0"

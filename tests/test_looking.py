@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from PIL import Image
 
+TITLE = 22  # pixels of the line with the name of a class
 SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
 
 
@@ -67,6 +69,9 @@ def test_interpolate_test_images(kae):
 
 def test_interpolate_classes(kae):
     """The ends are what `sample` draws of these classes."""
+    done = kae("interpolate", "cvae", 3, 8, 5, "-n", 2, "--steps", 5)
+    width, height = 2 * (5 * 29 + 1), 2 * (2 * 29 + 1) + TITLE
+    assert size(kae, done) == (width, 2 * height)  # "3 to 8", "8 to 5"
     done = kae("interpolate", "cvae", 3, 8, "-n", 2, "--steps", 5, "--out", "path.npy")
     assert done.exit_code == 0, done.output
     images = np.load(kae.folder / "path.npy").reshape(2, 5, 28, 28, 1)
@@ -95,7 +100,7 @@ def test_manifold(kae):
     assert size(kae, kae("manifold", "vae", "-n", 3)) == (side, side)
     done = kae("manifold", "cvae", 5, "-n", 3)
     assert done.stdout == "samples/cvae-5-manifold.png\n"
-    assert size(kae, done) == (side, side)
+    assert size(kae, done) == (side, side + TITLE)
     assert size(kae, kae("manifold", "cvae", "-n", 3))[1] == 2 * (10 * 29 + 1)
     refused(kae("manifold", "vae", 5), 2, "no classes")
 
@@ -138,6 +143,8 @@ def test_scatter_animate_and_report(kae):
 
 def test_compare(kae):
     lines = kae("compare", "vae", "cvae", "--out", "curves.svg").stdout.splitlines()
+    seconds = next(line.split()[1] for line in lines if line.startswith("seconds"))
+    assert re.fullmatch(r"\d+\.\d", seconds)
     assert lines[0].split() == ["vae", "cvae"] and lines[1].split() == ["model", "vae", "cvae"]
     assert {line.split()[0] for line in lines[2:]} == {
         "epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight"

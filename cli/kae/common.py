@@ -137,7 +137,8 @@ def load(model):
     from keras_ae import checkpoints
 
     found = checkpoints.find_checkpoint(model)
-    say(f"using {found.path} ({found.origin})")
+    whence = "" if found.origin == "path" else f" ({found.origin})"
+    say(f"using {found.path}{whence}")
     return checkpoints.load_model(found.path), found
 
 
@@ -187,7 +188,8 @@ def write(path, save):
             save(temporary)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
-    say(f"wrote {path}")
+    if not sys.stdout.isatty():  # where the path alone is the output
+        say(f"wrote {path}")
 
 
 def print_json(value):
@@ -241,7 +243,8 @@ def class_index(network, label):
             return names.index(asked)
     if label.isdecimal() and int(label) < network.num_classes:
         return int(label)
-    named = f" ({', '.join(network.class_names)})" if network.class_names else ""
+    numbers = [str(y) for y in range(network.num_classes)]
+    named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
     raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
 
 

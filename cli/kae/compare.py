@@ -60,7 +60,8 @@ def command(runs, everything, out, force, as_json):
     for name in FIGURES:
         values = [figures[run].get(name) for run in runs]
         if any(value is not None for value in values):
-            rows.append([name, *map(number, values)])
+            places = 1 if name == "seconds" else 4
+            rows.append([name, *(number(value, places) for value in values)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     for head, *cells in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))
@@ -68,8 +69,8 @@ def command(runs, everything, out, force, as_json):
     return None
 
 
-def number(value):
+def number(value, places):
     """A figure in a cell."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.{places}f}" if isinstance(value, float) else str(value)

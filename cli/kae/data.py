@@ -44,7 +44,7 @@ def list_(data_dir, as_json):
     return None
 
 
-@command.command()
+@command.command(short_help="Prepare a dataset of TFDS.")
 @click.argument("name")
 @common.data_dir_option
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of its IDX files.")
@@ -72,7 +72,7 @@ class Size(click.ParamType):
         return height, width
 
 
-@command.command("import")
+@command.command("import", short_help="Make a dataset of your own images.")
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path))
 @common.data_dir_option
@@ -120,7 +120,7 @@ def import_(name, folder, data_dir, **options):
     click.echo(prepared.path)
 
 
-@command.command()
+@command.command(short_help="Read a whole dataset again and check it.")
 @click.argument("name")
 @common.data_dir_option
 @common.json_option
@@ -134,9 +134,9 @@ def verify(name, data_dir, as_json):
     click.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
     for split, facts in report["splits"].items():
         shape = "x".join(map(str, facts["shape"]))
-        known = {True: "genuine", False: "not the known content", None: "no known content"}
+        known = {True: "genuine, ", False: "not the known content, ", None: ""}
         click.echo(
-            f"  {split}: {facts['images']} images of {shape}, {known[facts['genuine']]}, "
+            f"  {split}: {facts['images']} images of {shape}, {known[facts['genuine']]}"
             f"sha256 {facts['sha256']}"
         )
     return None

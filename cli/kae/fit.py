@@ -179,8 +179,9 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     result["seconds"] = round(time.perf_counter() - main.STARTED, 3)  # the whole command
     if as_json:
         return common.print_json(result)
+    epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
     report(
-        f"{result['epochs']} epochs in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "
+        f"{epochs} in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "
         f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
     )
     if settings.model != "ae":

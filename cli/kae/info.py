@@ -15,10 +15,18 @@ def command(model, as_json):
         return common.print_json(facts)
     width = max(map(len, facts))
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-        click.echo(f"{name:{width}}  {value}")
+        click.echo(f"{name:{width}}  {words(value)}")
     return None
+
+
+def words(value):
+    """A fact in a line: what a dict or a list holds with commas between, numbers to six digits."""
+    if isinstance(value, dict):
+        pairs = {k: v for k, v in value.items() if v is not None}.items()
+        return ", ".join(words(v) if isinstance(v, dict) else f"{k} {words(v)}" for k, v in pairs)
+    if isinstance(value, list):
+        return ", ".join(map(words, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def installation():

@@ -55,10 +55,11 @@ def command(model, ends, steps, number, course, seed, out, force, **options):
     places = places_of(network, checkpoint, ends, number, seed, **options)
     rows = max(len(codes) for codes, _, _ in places)
     spherical = None if course is None else course == "arc"
-    images, cells = [], []
+    images, sheets = [], []
     blank = np.full((1, *network.image_shape), pictures.BACKGROUND, np.uint8)
     beside = any(image is not None for _, _, image in places)
     for (start, a, left), (end, b, right) in zip(places, places[1:]):
+        cells = []
         for row in range(rows):
             labels = None if a is None else (a, b)
             codes = start[row % len(start)], end[row % len(end)]
@@ -73,9 +74,17 @@ def command(model, ends, steps, number, course, seed, out, force, **options):
                 ]
                 between = np.concatenate(between)
             cells.append(between)
-    common.save_images(
-        target, np.concatenate(images), lambda: pictures.grid(np.concatenate(cells), len(cells[0]))
-    )
+        title = None if a is None else f"{network.names[a]} to {network.names[b]}"
+        sheets.append((np.concatenate(cells), len(cells[0]), title))
+
+    def picture():
+        if network.num_classes:
+            return pictures.stack(
+                *(pictures.with_title(pictures.grid(c, n), title) for c, n, title in sheets), gap=0
+            )
+        return pictures.grid(np.concatenate([c for c, _, _ in sheets]), sheets[0][1])
+
+    common.save_images(target, np.concatenate(images), picture)
     click.echo(target)
 
 

@@ -52,5 +52,10 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         codes = network.encode(test.images)
     y = None if label is None else common.class_index(network, label)
     images = latents.manifold(network, side, side, y, codes, seed)
-    common.save_images(target, images, lambda: pictures.grid(images, side))
+
+    def picture():
+        sheet = pictures.grid(images, side)
+        return sheet if y is None else pictures.with_title(sheet, network.names[y])
+
+    common.save_images(target, images, picture)
     return click.echo(target)

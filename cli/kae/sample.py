@@ -29,10 +29,10 @@ from kae import common
 @common.force_option
 @common.json_option
 def command(model, label, number, seed, prior, out, force, as_json):
-    """Draw images from MODEL: ae has none, vae takes no label, cvae takes a class or gives a row of each.
+    """Draw new images from MODEL, a vae or a cvae. (An ae has no prior to draw from.)
 
-    MODEL is a name (vae, cvae), a run folder or a .keras file; LABEL is the number or the name of a
-    class. Without LABEL, images of a cvae are in label order.
+    MODEL is a name (vae, cvae), a run folder or a .keras file. LABEL, of a cvae only, is the number or
+    the name of a class; without it there is a row of each class, in label order.
     """
     part = f"-{label.replace('/', '-')}" if label else ""
     default = f"samples/{common.stem_of(model)}{part}.png"

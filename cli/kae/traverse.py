@@ -50,5 +50,10 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
     images = latents.traversals(network, codes[0], order, network.encode(inputs), steps, label)
     rows = np.arange(len(order)).repeat(steps)
     names = [f"z{latent}  {value:.2f}" for latent, value in zip(order, carried)]
-    common.save_images(target, images, lambda: pictures.class_rows(images, rows, names))
+
+    def picture():
+        sheet = pictures.class_rows(images, rows, names)
+        return sheet if label is None else pictures.with_title(sheet, network.names[label])
+
+    common.save_images(target, images, picture)
     click.echo(target)

@@ -3,6 +3,8 @@
 import jax
 import keras
 
+from keras_ae.train_step.memory import keep_memory
+
 
 def batches(feed):
     """What to give to `fit` for a `keras_ae.feed.Feed`: here itself."""
@@ -18,6 +20,7 @@ class StepMixin:
     """
 
     def make_train_function(self, force=False):
+        keep_memory()
         # Under keras.distribution, or with flax's variables, Keras' own loop knows more.
         own = self.jit_compile and not self.run_eagerly and not keras.distribution.distribution()
         self.execution.takes_kl_weights = own = own and not keras.config.is_nnx_enabled()

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ae.train_step.memory import keep_memory
+
 RESIDENT_BYTES = 1 << 30  # of images that are worth a copy
 
 
@@ -11,10 +13,10 @@ def batches(feed):
     """What to give to `fit` for a `keras_ae.feed.Feed`: the same batches, gathered within the graph.
 
     Of a `PyDataset`, Keras has tensorflow fetch each batch from Python: 2.7 of 18 ms a step of the mlp.
-    Here it fetches the order of the epoch. Coins for the pixels, and images too many to copy, are left
-    to the feed.
+    Here it fetches the order of the epoch. Coins for the pixels, images too many to copy, and
+    batches that are split over devices are left to the feed.
     """
-    if feed.binarize or feed.images.nbytes > RESIDENT_BYTES:
+    if tf.distribute.has_strategy() or feed.binarize or feed.images.nbytes > RESIDENT_BYTES:
         return feed
     arrays = [feed.images] if feed.labels is None else [feed.images, feed.labels]
     arrays = [tf.constant(array) for array in arrays]
@@ -41,6 +43,7 @@ class StepMixin:
     """`fit` through a loop of our own within the graph, which sets the weight of the KL term as well."""
 
     def make_train_function(self, force=False):
+        keep_memory()
         with self.distribute_strategy.scope():
             own = not self.run_eagerly and not tf.distribute.has_strategy()
         self.execution.takes_kl_weights = own

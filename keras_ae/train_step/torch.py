@@ -1,9 +1,6 @@
 """The training step on torch: eager, gradients by autograd."""
 
 import contextlib
-import ctypes
-import functools
-import sys
 import warnings
 
 import keras
@@ -12,21 +9,9 @@ import torch
 
 from keras_ae import distributed
 from keras_ae.tracking import results
+from keras_ae.train_step.memory import keep_memory
 
 RESIDENT_BYTES = 8 << 30  # of images that are kept on a GPU
-
-
-@functools.cache
-def keep_memory():
-    """Have glibc keep up to 256 MB of freed memory, where the next step needs as much again.
-
-    By default it hands the gradients back to the system at the end of each step and gets them anew,
-    page by page: 1.7 of 14 ms of a step of the mlp. Does nothing with other C libraries.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-        mallopt(trim_threshold, 256 << 20)
-        mallopt(mmap_threshold, 32 << 20)  # the highest allowed
 
 
 class Resident(keras.utils.PyDataset):
