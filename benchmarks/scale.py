@@ -2,8 +2,8 @@
 
     taskset -c 0 python benchmarks/scale.py              # twelve minutes, 0.8 GB of disk
 
-Trains the default CVAE on torch, or on KERAS_BACKEND (conv, batches of 128, 10,000 images of 28x28, 16 latents, 10 classes) with one of these
-changed at a time, each point in a process of its own, on one thread. Prints tables and draws docs/scale.png.
+Trains the default CVAE on torch, or on KERAS_BACKEND (conv, batches of 128, 10,000 images of 28x28, 16
+latents, 10 classes) with one of these changed at a time, each point in a process of its own, on one thread. Prints tables and draws docs/scale.png.
 
 Time is that of the processor: of a step, the median of five stretches of up to 16 steps, after one that is not
 counted. An epoch of up to 10,000 images is timed whole; a longer one is its order, timed, and its steps, each

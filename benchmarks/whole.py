@@ -3,8 +3,8 @@
     taskset -c 0 python benchmarks/whole.py cvae                # five minutes: 2 epochs of the recipe's 15
     taskset -c 0 python benchmarks/whole.py vae --epochs 15     # the whole recipe
 
-Runs the two as the command line does, in a process each, on torch or on KERAS_BACKEND, on one thread, with the parts timed where they are
-called. Seconds are of the processor. With fewer epochs than the recipe's 15, what is done once an epoch is
+Runs the two as the command line does, in a process each, on torch, on one thread, with the parts timed where
+they are called. Seconds are of the processor. With fewer epochs than the recipe's 15, what is done once an epoch is
 counted 15 times its share, and what is done once a run, once.
 """
 
@@ -116,7 +116,7 @@ def main():
     if arguments.worker:
         spent = {"fit": fit, "evaluate": evaluate}[arguments.worker](arguments)
         return print(json.dumps(spent))
-    environment = {"KERAS_BACKEND": "torch", **os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, *sys.argv[1:], "--out", f"{folder}/run", "--worker"]
 

@@ -42,6 +42,7 @@ _HOME = {
 }
 _MODULES = (
     "annealing",
+    "callbacks",
     "checkpoints",
     "data",
     "distributed",

@@ -298,6 +298,7 @@ def write_backup(folder, model, progress):
     arrays |= {f"metrics/{i}": value for i, value in enumerate(progress.metrics)}
     about = {
         "format": FORMAT,
+        "optimizer": type(model.optimizer).__name__,
         "epochs_done": progress.epochs,
         "batches_done": progress.batches,
         "seconds": progress.seconds,
@@ -330,7 +331,9 @@ def read_backup(folder, model):
         weights, optimizer, metrics = (part(name) for name in ("model", "optimizer", "metrics"))
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
         model.optimizer.build(model.trainable_variables)
-        if len(optimizer) != len(model.optimizer.variables):  # Keras would warn, and load none
+        # Of another size, Keras would warn and load none.
+        other = len(optimizer) != len(model.optimizer.variables)
+        if other or about["optimizer"] != type(model.optimizer).__name__:
             raise ValueError("it is of another optimizer")
         model.optimizer.load_own_variables(optimizer)
         counts = about["epochs_done"], about["batches_done"]
@@ -338,6 +341,13 @@ def read_backup(folder, model):
             raise ValueError(f"it was made after {counts}")
         if [row["epoch"] for row in about["history"]] != list(range(1, counts[0] + 1)):
             raise ValueError("its history is of other epochs")
+        for row in about["history"]:
+            numbers = all(type(value) in (int, float) for value in row.values())
+            if (
+                not numbers
+                or not {"val_loss", "seconds"} <= row.keys() == about["history"][0].keys()
+            ):
+                raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
         if counts[1] and [m.shape for m in means] != [v.shape for v in model.metrics_variables]:
             raise ValueError("its metrics are others")

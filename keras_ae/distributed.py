@@ -165,11 +165,11 @@ def all_devices():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        _replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        before, _replicas = _replicas, tf.distribute.get_strategy().num_replicas_in_sync
         try:
             yield
         finally:
-            _replicas = 1
+            _replicas = before
         return
     several = keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1
     if not several or keras.distribution.distribution() is not None:

@@ -139,6 +139,17 @@ def make_folder(folder):
         raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
 
 
+def read_progress(folder, model, steps):
+    """What `checkpoints.read_backup` reads, for epochs of so many steps."""
+    done = checkpoints.read_backup(folder, model)
+    step = done.epochs * steps + done.batches
+    if done.batches >= steps or int(model.optimizer.iterations) != step:
+        raise RunError(
+            f"The backup in {folder} was made at no step of this run; start over with --force."
+        )
+    return done
+
+
 def stretches(done, epochs):
     """The calls of Keras' `fit` that are left: (first epoch, epoch after the last, first batch).
 
@@ -268,7 +279,7 @@ def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lo
 
     done = checkpoints.Progress([])
     if resume:
-        done = distributed.on_first(lambda: checkpoints.read_backup(folder, model))
+        done = distributed.on_first(lambda: read_progress(folder, model, feed.steps))
         within = f", step {done.batches} of {feed.steps}" if done.batches else ""
         report(f"resuming {folder} after epoch {done.epochs} of {settings.epochs}{within}")
     model.optimizer.build(model.trainable_variables)

@@ -32,7 +32,8 @@ def bce(image, reconstruction):
     bounds the cost of one pixel at 16.1 nats.
     """
     # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
-    p = clip(reconstruction, 1e-7, 1 - 1e-7)
+    # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
+    p = clip(ops.cast(reconstruction, "float32"), 1e-7, 1 - 1e-7)
     likelihood = ops.multiply(image, ops.log(p)) + ops.multiply(1 - image, ops.log(1 - p))
     return -ops.sum(likelihood, axis=PIXELS)
 

@@ -493,9 +493,10 @@ def _run(network, inputs, batch_size):
         return keras.tree.map_structure(lambda output: output[:n], outputs)
     # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Elsewhere
     # `predict` would set up a loop with callbacks first: 3 of 15 ms for 64 images.
-    # Over several devices of tensorflow it would have each predict the whole batch.
-    backend = keras.backend.backend()
-    direct = backend == "openvino" or (backend == "tensorflow" and distributed.devices() > 1)
+    # Under a strategy of tensorflow it would have each device predict the whole batch.
+    strategy = getattr(network, "distribute_strategy", None)
+    several = strategy is not None and strategy.num_replicas_in_sync > 1
+    direct = several or keras.backend.backend() == "openvino"
     forward = network if direct else network.predict_on_batch
     batches = [
         forward([array[i : i + batch_size] for array in inputs])

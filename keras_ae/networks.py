@@ -32,7 +32,8 @@ def blank():
         _blank = before
 
 
-class _Blank(keras.initializers.Initializer):
+@keras.saving.register_keras_serializable("keras_ae")
+class Blank(keras.initializers.Initializer):
     """Zeros from NumPy."""
 
     def __call__(self, shape, dtype=None):
@@ -41,7 +42,7 @@ class _Blank(keras.initializers.Initializer):
 
 def _initializers(*names):
     """Arguments of a layer for these of its weights: none, for its own initializers, unless `blank`."""
-    return {f"{name}_initializer": _Blank() for name in names} if _blank else {}
+    return {f"{name}_initializer": Blank() for name in names} if _blank else {}
 
 
 HIDDEN = {"conv": (32, 64, 256), "mlp": (512, 256)}

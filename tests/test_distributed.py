@@ -158,6 +158,9 @@ for folder, several, arguments in json.loads(sys.argv[1]):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if several else None
     with strategy.scope() if several else contextlib.nullcontext():
         keras_ae.fit(keras_ae.Settings(**arguments), folder, verbose=0, report=lambda line: None)
+with strategy.scope():
+    vae = keras_ae.VAE((8, 8, 1), 2, "mlp", (4,))
+assert vae.sample(5).shape == (5, 8, 8, 1)  # not five of each device
 """
 
 

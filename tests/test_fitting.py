@@ -15,7 +15,7 @@ from PIL import Image
 import keras_ae
 from keras_ae import callbacks, checkpoints, feed, fitting
 from keras_ae.data import DataError
-from keras_ae.errors import RunError
+from keras_ae.errors import RunError, UserError
 from keras_ae.feed import Feed, binarized
 from keras_ae.fitting import steps_per_execution
 from keras_ae.settings import MODELS, Settings
@@ -334,6 +334,29 @@ class TestRules:
         backup = unfinished / "backup" / "state.npz"
         backup.write_bytes(backup.read_bytes()[:500])
         with pytest.raises(checkpoints.CheckpointError, match="damaged .* --force"):
+            fit(small("ae", epochs=2), unfinished, resume=True)
+
+    @pytest.mark.parametrize(
+        "part", ["position", "step", "negative step", "figure", "missing figure", "epoch"]
+    )
+    def test_an_edited_backup_is_not_resumed(self, unfinished, part):
+        path = unfinished / "backup" / "state.npz"
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        about = json.loads(str(arrays["about"]))
+        if part == "position":
+            about["batches_done"] = 4  # of batches 0 to 3
+        elif part.endswith("step"):
+            step = next(k for k, v in arrays.items() if k.startswith("optimizer/") and v.ndim == 0)
+            arrays[step] = np.array(-7 if "negative" in part else 2**31 - 1, arrays[step].dtype)
+        elif part == "figure":
+            about["history"][0]["val_loss"] = "low"
+        elif part == "missing figure":
+            del about["history"][0]["seconds"]
+        else:
+            about["history"][0]["epoch"] = 2
+        np.savez(path, **{**arrays, "about": np.array(json.dumps(about))})
+        with pytest.raises(UserError, match="start over with --force"):
             fit(small("ae", epochs=2), unfinished, resume=True)
 
     def test_a_run_that_is_not_there_is_not_resumed(self, tmp_path):

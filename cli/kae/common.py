@@ -110,11 +110,15 @@ def start_backend(training=False):
     if "keras" not in sys.modules:
         # What an import makes stays: looking for garbage in it would take 0.4 of 2.8 s, and as much again
         # in what is done then.
+        enabled = gc.isenabled()
         gc.disable()
-        import keras  # noqa: F401
+        try:
+            import keras  # noqa: F401
 
-        gc.freeze()
-        gc.enable()
+            gc.freeze()
+        finally:
+            if enabled:
+                gc.enable()
 
 
 @contextlib.contextmanager
@@ -179,8 +183,11 @@ def save_images(target, images, picture):
         write(target, picture().save)
 
 
-def write(path, save):
-    """Write a file whole, or say why not: `save` is given the temporary path."""
+def write(path, save, echoed=True):
+    """Write a file whole, or say why not: `save` is given the temporary path.
+
+    Where the command goes on to echo the path on stdout, a terminal is not told of it twice.
+    """
     from keras_ae import checkpoints
 
     try:
@@ -188,7 +195,7 @@ def write(path, save):
             save(temporary)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
-    if not sys.stdout.isatty():  # where the path alone is the output
+    if not (echoed and sys.stdout.isatty()):
         say(f"wrote {path}")
 
 

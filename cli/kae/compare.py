@@ -31,7 +31,9 @@ def command(runs, everything, out, force, as_json):
     histories = {run: checkpoints.read_history(place.path.parent) for run, place in found.items()}
     if out:
         figure = pictures.curves(histories)
-        common.write(out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]))
+        common.write(
+            out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]), echoed=False
+        )
     settings = {run: place.settings for run, place in found.items()}
     figures = {
         run: {
