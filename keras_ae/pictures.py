@@ -9,6 +9,7 @@ from keras_ae.errors import UserError
 
 INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
+LONG = 40  # epochs, beyond which curves have no dots
 
 
 def to_uint8(images):
@@ -190,24 +191,32 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     Args:
         histories: {name of the run: [{"epoch": 1, "loss": …, "val_loss": …}, …]}.
         figures: the names to draw. Training is dashed where there is a validation, which is a full line.
+            Of a long run, the fall of the first epochs leaves the panel.
     """
+    long = max(map(len, histories.values()), default=0) > LONG
     rows = [row for history in histories.values() for row in history]
     shown = [name for name in figures if any(name in row for row in rows)]
     figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
     for name, plot in zip(shown, plots):
+        later = []
         for i, (run, history) in enumerate(histories.items()):
             # The weight of a validation is that of the last step: the course itself is more telling.
             validation = f"val_{name}" if name != "kl_weight" else name
-            for key, style in ((name, "--"), (validation, "-")):
+            for key, style, what in ((name, "--", "training"), (validation, "-", "validation")):
                 points = [(row["epoch"], row[key]) for row in history if key in row]
-                label = run if style == "-" and len(histories) > 1 else None
+                label = what if len(histories) == 1 else run if style == "-" else None
                 if points:
-                    plot.plot(*zip(*points), style, color=f"C{i}", label=label, marker=".")
+                    marker = None if long else "."
+                    plot.plot(*zip(*points), style, color=f"C{i}", label=label, marker=marker)
+                if long and name != "kl_weight":
+                    later += [value for epoch, value in points if epoch > len(history) / 20]
+        if later:
+            margin = (max(later) - min(later)) / 20
+            plot.set_ylim(min(later) - margin, max(later) + margin)
         plot.set_title(name)
         plot.set_xlabel("epoch")
         plot.xaxis.get_major_locator().set_params(integer=True)
-    if len(histories) > 1:
-        plots[0].legend(frameon=False)
+    plots[0].legend(frameon=False)
     return figure
 
 

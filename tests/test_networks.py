@@ -108,4 +108,5 @@ def test_blank_networks_have_weights_of_zeros_and_others_do_not(backbone):
         decoder = networks.build_decoder((8, 8, 1), 2, **arguments)
     for network in (encoder, decoder):
         assert not any(largest(network, [w.name for w in network.weights]))
+        assert len(keras.models.clone_model(network).weights) == len(network.weights)
     assert all(largest(networks.build_decoder((8, 8, 1), 2, **arguments)))
