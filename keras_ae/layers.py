@@ -144,7 +144,8 @@ def trace(network):
     if torch is None or any(layer.compute_dtype != "float32" for layer in network.layers):
         return network
     inputs = [id(tensor) for tensor in network.inputs]
-    outputs = keras.tree.map_structure(id, network.output)
+    outputs = network.output  # a tensor, or a dict of them
+    outputs = {k: id(t) for k, t in outputs.items()} if isinstance(outputs, dict) else id(outputs)
     route = [
         (_direct(layer), [id(t) for t in keras.tree.flatten(layer.input)], id(layer.output))
         for layer in network.layers
@@ -193,4 +194,6 @@ def run(network, inputs, training):
     for call, sources, target in route:
         values = [tensors[source] for source in sources]
         tensors[target] = call(values[0] if len(values) == 1 else values)
-    return keras.tree.map_structure(tensors.get, outputs)
+    if isinstance(outputs, dict):
+        return {name: tensors[target] for name, target in outputs.items()}
+    return tensors[outputs]

@@ -7,9 +7,7 @@ import pytest
 import keras_ae
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="elsewhere it is Keras' own Adam"
-)
+torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the kernel of torch")
 
 ADAM_ARGUMENTS = [
     {"learning_rate": 2e-3},
@@ -38,6 +36,36 @@ def fused_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernel of tensorflow")
+@pytest.mark.parametrize("arguments", ADAM_ARGUMENTS, ids=lambda a: "-".join(list(a)[1:]) or None)
+def test_100_steps_within_a_graph_are_those_of_keras(arguments, monkeypatch):
+    import tensorflow as tf
+
+    kernel, calls = tf.raw_ops.ResourceApplyAdam, []
+    monkeypatch.setattr(
+        tf.raw_ops, "ResourceApplyAdam", lambda **kwargs: calls.append(1) or kernel(**kwargs)
+    )
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape).astype("float32") for shape in ((30, 7), (7,))]
+    gradients = [
+        [rng.standard_normal(w.shape).astype("float32") for w in weights] for _ in range(100)
+    ]
+
+    def end(optimizer):
+        variables = [keras.Variable(w) for w in weights]
+        optimizer.build(variables)
+        step = tf.function(lambda *gradients: optimizer.apply(list(gradients), variables))
+        for gradient in gradients:
+            step(*map(tf.constant, gradient))
+        return [keras.ops.convert_to_numpy(v) for v in (*variables, *optimizer.variables)]
+
+    ends = end(keras_ae.Adam(**arguments)), end(keras.optimizers.Adam(**arguments))
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
+    assert bool(calls) != arguments.get("amsgrad", False)
+
+
+@torch_only
 @pytest.mark.parametrize("arguments", ADAM_ARGUMENTS, ids=lambda a: "-".join(list(a)[1:]) or None)
 def test_100_steps_on_the_gradients_of_a_model_are_those_of_keras(arguments, digits):
     """Both are given the same gradients: training apart, rounding would grow from step to step."""
@@ -56,6 +84,7 @@ def test_100_steps_on_the_gradients_of_a_model_are_those_of_keras(arguments, dig
         )
 
 
+@torch_only
 def test_a_single_step_is_that_of_keras_to_rounding():
     updated = []
     for make in (keras_ae.Adam, keras.optimizers.Adam):
@@ -68,6 +97,7 @@ def test_a_single_step_is_that_of_keras_to_rounding():
     np.testing.assert_allclose(updated[0], updated[1], atol=5e-7)
 
 
+@torch_only
 def test_a_gradient_that_is_a_transposed_view_meets_its_own_weights():
     """As those of the convolutions are."""
     updated = []
@@ -79,17 +109,20 @@ def test_a_gradient_that_is_a_transposed_view_meets_its_own_weights():
     np.testing.assert_allclose(updated[0], updated[1], rtol=1e-4)
 
 
+@torch_only
 def test_the_fused_kernel_takes_every_step(fused_calls, digits):
     """Fails if a release of Keras renames the private hook that the optimizer overrides."""
     trained(keras_ae.Adam(1e-3), digits, epochs=1)
     assert len(fused_calls) == 10
 
 
+@torch_only
 def test_amsgrad_is_left_to_keras(fused_calls, digits):
     trained(keras_ae.Adam(1e-3, amsgrad=True), digits, epochs=1)
     assert not fused_calls
 
 
+@torch_only
 def test_the_step_counter_is_loaded_with_the_state(digits, tmp_path):
     """With a counter that starts anew, the bias correction would make the next step far too large."""
     whole = trained(keras_ae.Adam(1e-3), digits, epochs=1)
