@@ -293,7 +293,8 @@ def test_backups(place, data):
     model.optimizer.build(model.trainable_variables)
     folder = place / "backed-up"
     metrics = [np.float32(1)] * len(model.metrics_variables)
-    progress = checkpoints.Progress([{"epoch": 1, "loss": 2.0}], 1, 2, 0.5, metrics)
+    row = {"epoch": 1, "val_loss": 2.0, "seconds": 0.5}
+    progress = checkpoints.Progress([row], 1, 2, 0.5, metrics)
     checkpoints.write_backup(folder, model, progress)
     path = Path(folder, "backup", "state.npz")
     if data.draw(st.booleans()):
