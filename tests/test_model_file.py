@@ -422,8 +422,11 @@ def test_every_flipped_bit_of_the_backup_is_found_or_changes_nothing(tmp_path):
     model = VAE((8, 8, 1), 2, "mlp", (8,))
     model.compile("adam")
     model.optimizer.build(model.trainable_variables)
-    progress = checkpoints.Progress([{"loss": 1.5}], 1, 2, 3.5, [np.float32(1)])
+    metrics = [np.float32(1)] * len(model.metrics_variables)
+    row = {"epoch": 1, "val_loss": 1.5, "seconds": 0.5}
+    progress = checkpoints.Progress([row], 1, 2, 3.5, metrics)
     checkpoints.write_backup(tmp_path, model, progress)
+    assert checkpoints.read_backup(tmp_path, model) == progress
     weights = model.get_weights()
     path, draw = tmp_path / "backup" / "state.npz", random.Random(1)
     whole, found = path.read_bytes(), 0
