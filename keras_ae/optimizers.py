@@ -6,11 +6,14 @@ import types
 
 import keras
 
-torch = tf = None
 if keras.backend.backend() == "torch":
     import torch
-elif keras.backend.backend() == "tensorflow":
+else:
+    torch = None
+if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
+else:
+    tf = None
 
 
 @keras.saving.register_keras_serializable("keras_ae")
