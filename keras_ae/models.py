@@ -118,14 +118,14 @@ class AE(StepMixin, keras.Model):
         """Inputs of a call -> (images in [0, 1], what the networks are conditioned on: a list)."""
         return unit_range(inputs), []
 
-    def autoencode(self, inputs, training=False, sample=False):
-        """Everything the loss needs: a dict with `reconstruction` (N, H, W, C) and `code` (N, D)."""
-        image, condition = self.split(inputs)
+    def autoencode(self, image, condition, training=False, sample=False):
+        """What the loss needs of a `split` input: `reconstruction` (N, H, W, C) and `code` (N, D)."""
         code = run(self.encoder, [image, *condition], training)["code"]
         return {"code": code, "reconstruction": run(self.decoder, [code, *condition], training)}
 
     def call(self, inputs, training=False):
-        return self.autoencode(inputs, training=training, sample=training)["reconstruction"]
+        outputs = self.autoencode(*self.split(inputs), training=training, sample=training)
+        return outputs["reconstruction"]
 
     def loss_terms(self, image, outputs):
         """(N,) terms by name, of which the loss is the sum: in pixel units or nats per image."""
@@ -138,9 +138,9 @@ class AE(StepMixin, keras.Model):
         The target is the input itself, and the KL term needs the posterior, so the forward pass is
         made here, in training and in evaluation alike with codes drawn from the posterior.
         """
-        image, _ = self.split(x)
-        x = (image, x[1]) if self.num_classes else image  # bytes are converted once
-        terms = self.loss_terms(image, self.autoencode(x, training=training, sample=True))
+        image, condition = self.split(x)
+        outputs = self.autoencode(image, condition, training=training, sample=True)
+        terms = self.loss_terms(image, outputs)
         if sample_weight is not None:
             terms = {k: v * ops.cast(sample_weight, v.dtype) for k, v in terms.items()}
         terms = {name: ops.mean(term) for name, term in terms.items()}
@@ -268,12 +268,11 @@ class VAE(AE):
             warn_of_early_choices(keras.tree.flatten(callbacks or []), epochs)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def autoencode(self, inputs, training=False, sample=False):
-        """A dict with `reconstruction` (N, H, W, C), `mean` and `log_var` (N, D).
+    def autoencode(self, image, condition, training=False, sample=False):
+        """Of a `split` input: `reconstruction` (N, H, W, C), `mean` and `log_var` (N, D).
 
         With `sample` the code is drawn from the posterior, else it is the posterior's mean.
         """
-        image, condition = self.split(inputs)
         posterior = run(self.encoder, [image, *condition], training)
         mean = ops.cast(posterior["mean"], "float32")
         log_var = clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
