@@ -92,9 +92,9 @@ class Adam(keras.optimizers.Adam):
         )
 
     def _plain(self, variables):
-        """Whether nothing is asked for beside the step itself; of variables that are known, nothing was."""
+        """Whether no variable asks for more than the step itself."""
         if self._knows(variables):
-            return True
+            return self._known.plain
         return not any(v.constraint or v.overwrite_with_gradient for v in variables)
 
     def _knows(self, variables):
@@ -113,6 +113,7 @@ class Adam(keras.optimizers.Adam):
             which = [self._get_variable_index(v) for v in variables]
             self._known = types.SimpleNamespace(
                 variables=tuple(variables),
+                plain=self._plain(variables),
                 weights=[v.value for v in variables],
                 momentums=[self._momentums[i].value for i in which],
                 velocities=[self._velocities[i].value for i in which],

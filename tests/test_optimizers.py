@@ -117,6 +117,16 @@ def test_the_fused_kernel_takes_every_step(fused_calls, digits):
 
 
 @torch_only
+def test_constraints_hold_after_every_step():
+    weight = keras.Variable(np.full(5, 0.1, "float32"))
+    weight.constraint = keras.constraints.NonNeg()
+    optimizer = keras_ae.Adam(0.07)
+    for _ in range(4):
+        optimizer.apply([keras.ops.ones(5)], [weight])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), 0.0)
+
+
+@torch_only
 def test_amsgrad_is_left_to_keras(fused_calls, digits):
     trained(keras_ae.Adam(1e-3, amsgrad=True), digits, epochs=1)
     assert not fused_calls
