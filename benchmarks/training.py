@@ -380,19 +380,22 @@ def profile(epoch):
     import torch
 
     from keras_ae.feed import Feed
-    from keras_ae.train_step import torch as step
+    from keras_ae.tracking import Means
 
-    spent = {}
+    spent, within = {}, [0.0]  # of each call that is under way, the seconds of the parts within it
 
     def timed(owner, attribute, name):
         original = getattr(owner, attribute)
 
         def wrapped(*args, **kwargs):
             start = time.process_time()
+            within.append(0.0)
             try:
                 return original(*args, **kwargs)
             finally:
-                spent[name] = spent.get(name, 0.0) + time.process_time() - start
+                seconds = time.process_time() - start
+                spent[name] = spent.get(name, 0.0) + seconds - within.pop()
+                within[-1] += seconds
 
         setattr(owner, attribute, wrapped)
         return owner, attribute, original
@@ -403,7 +406,8 @@ def profile(epoch):
         timed(torch.autograd, "grad", "backwards"),
         timed(model.optimizer, "apply", "optimizer"),
         timed(Feed, "__getitem__", "data"),
-        timed(step, "results", "metrics"),
+        timed(Means, "add", "metrics"),
+        timed(Means, "results", "metrics"),
         timed(callbacks, "on_train_batch_begin", "callbacks and progress"),
         timed(callbacks, "_on_train_batch_end", "callbacks and progress"),
     ]

@@ -71,10 +71,12 @@ def filled(n):
 
 
 def share(n):
-    """Which rows of a batch of n are for this process: every nth, or all of a batch too small for that.
+    """Which rows of a batch of n are for this process, as an index: every nth, or all of a batch too small for that.
 
     Over several devices all are, and as many of them twice as it takes to divide by the devices.
     """
+    if size() == devices() == 1:
+        return slice(n)
     rows = np.arange(n) if n < size() else np.arange(rank(), n, size())
     return np.resize(rows, filled(len(rows)))
 

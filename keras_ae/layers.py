@@ -25,13 +25,6 @@ def _fast(layer, x):
     return torch is not None and layer.compute_dtype == "float32" and x.device.type != "meta"
 
 
-def clip(x, low, high):
-    """`keras.ops.clip`, on torch without tensors for the bounds, whose copies a GPU would be waited for."""
-    if torch is not None and isinstance(x, torch.Tensor):
-        return x.clamp(low, high)
-    return keras.ops.clip(x, low, high)
-
-
 def _to_torch(x):
     """(N, H, W, C) -> a (N, C, H, W) view of the same memory, which torch calls channels_last."""
     return x.permute(0, 3, 1, 2)

@@ -8,21 +8,19 @@ that `kl_weight` means the same for every image size and every latent size.
 
 import math
 
-from keras import ops
-
-from keras_ae.layers import clip
+from keras_ae import ops
 
 PIXELS = (-3, -2, -1)
 
 
 def l1(image, reconstruction):
     """Sum over pixels of |x - x'|. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
-    return ops.sum(ops.abs(ops.subtract(image, reconstruction)), axis=PIXELS)
+    return ops.sum(ops.abs(reconstruction - image), axis=PIXELS)
 
 
 def mse(image, reconstruction):
     """Sum over pixels of (x - x')^2. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
-    return ops.sum(ops.square(ops.subtract(image, reconstruction)), axis=PIXELS)
+    return ops.sum(ops.square(reconstruction - image), axis=PIXELS)
 
 
 def bce(image, reconstruction):
@@ -33,8 +31,8 @@ def bce(image, reconstruction):
     """
     # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
     # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
-    p = clip(ops.cast(reconstruction, "float32"), 1e-7, 1 - 1e-7)
-    likelihood = ops.multiply(image, ops.log(p)) + ops.multiply(1 - image, ops.log(1 - p))
+    p = ops.clip(ops.cast(reconstruction, "float32"), 1e-7, 1 - 1e-7)
+    likelihood = image * ops.log(p) + (1 - image) * ops.log(1 - p)
     return -ops.sum(likelihood, axis=PIXELS)
 
 
@@ -46,7 +44,7 @@ def gaussian_kl(mean, log_var):
 
     Shapes (N, D) -> (N,). Kingma & Welling 2014, appendix B.
     """
-    return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - 1.0 - log_var, axis=-1)
+    return 0.5 * ops.sum(mean * mean + ops.exp(log_var) - 1.0 - log_var, axis=-1)
 
 
 def nll_per_image(reconstruction, name, num_pixels, kl_weight=1.0):

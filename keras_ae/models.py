@@ -5,11 +5,10 @@ loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_ae import distributed
+from keras_ae import distributed, ops
 from keras_ae.annealing import warn_of_early_choices
-from keras_ae.layers import clip, run
+from keras_ae.layers import run
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.networks import (
     BACKBONES,
@@ -22,7 +21,7 @@ from keras_ae.networks import (
 from keras_ae.noise import SeedGenerator
 from keras_ae.pictures import to_float
 from keras_ae.priors import ClassMixture, StandardNormal
-from keras_ae.tracking import track
+from keras_ae.tracking import Means
 from keras_ae.train_step import StepMixin
 from keras_ae.train_step.execution import Execution
 
@@ -66,6 +65,7 @@ class AE(StepMixin, keras.Model):
 
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
+    _means = None
 
     def __init__(
         self,
@@ -142,19 +142,20 @@ class AE(StepMixin, keras.Model):
         outputs = self.autoencode(image, condition, training=training, sample=True)
         terms = self.loss_terms(image, outputs)
         if sample_weight is not None:
-            terms = {k: v * ops.cast(sample_weight, v.dtype) for k, v in terms.items()}
+            terms = {k: v * ops.cast(sample_weight, "float32") for k, v in terms.items()}
         terms = {name: ops.mean(term) for name, term in terms.items()}
         loss = self.combine(terms)
-        n = ops.shape(image)[0]
-        for name, value in terms.items():
-            track(getattr(self, f"{name}_tracker"), value, n)
-        if self._loss_tracker is not None:  # made by compile()
-            track(self._loss_tracker, loss, n)
+        self.means.add({"loss": loss, **terms}, keras.ops.shape(image)[0])
         return loss
 
     def combine(self, terms):
         """The loss from the batch means of its terms."""
         return terms["reconstruction"]
+
+    @property
+    def means(self):
+        """The running means of the epoch; a step on torch looks them up once for several steps."""
+        return self._means or Means(self.metrics)
 
     def encode(self, inputs, batch_size=256):
         """The codes of images (no randomness): (N, D) float32."""
@@ -275,10 +276,10 @@ class VAE(AE):
         """
         posterior = run(self.encoder, [image, *condition], training)
         mean = ops.cast(posterior["mean"], "float32")
-        log_var = clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
+        log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
         latent = mean
         if sample:
-            noise = self.seed_generator.normal(ops.shape(mean))
+            noise = self.seed_generator.normal(keras.ops.shape(mean))
             latent = mean + ops.exp(0.5 * log_var) * noise
         reconstruction = run(self.decoder, [latent, *condition], training)
         return {"mean": mean, "log_var": log_var, "reconstruction": reconstruction}
@@ -288,8 +289,8 @@ class VAE(AE):
         return {**super().loss_terms(image, outputs), "kl": kl}
 
     def combine(self, terms):
-        kl_weight = ops.convert_to_tensor(self.kl_weight)
-        track(self.kl_weight_tracker, kl_weight, 1)
+        kl_weight = keras.ops.convert_to_tensor(self.kl_weight)
+        self.means.add({"kl_weight": kl_weight}, 1)
         return terms["reconstruction"] + kl_weight * terms["kl"]
 
     def posterior(self, inputs, batch_size=256):
@@ -440,7 +441,7 @@ class CVAE(VAE):
 
     def _check_pair(self, x):
         if isinstance(x, (tuple, list)) and len(x) == 2 and np.ndim(x[1]) == 1:
-            self._check_labels(ops.convert_to_numpy(x[1]), len(x[1]))
+            self._check_labels(keras.ops.convert_to_numpy(x[1]), len(x[1]))
 
     def _one_hot(self, labels, n):
         if np.ndim(labels) == 2:
@@ -502,5 +503,6 @@ def _run(network, inputs, batch_size):
         for i in range(0, len(inputs[0]), batch_size)
     ]
     return keras.tree.map_structure(
-        lambda *parts: np.concatenate([ops.convert_to_numpy(part) for part in parts]), *batches
+        lambda *parts: np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]),
+        *batches,
     )

@@ -10,8 +10,9 @@ import math
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
+from keras_ae import ops
 from keras_ae.layers import BatchNormalization, Conv2D, Conv2DTranspose, Dense, trace
 
 _blank = False
@@ -37,7 +38,7 @@ class Blank(keras.initializers.Initializer):
     """Zeros from NumPy."""
 
     def __call__(self, shape, dtype=None):
-        return ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
+        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
 
 
 def _initializers(*names):
@@ -274,6 +275,6 @@ def one_hot(labels, num_classes):
     """Class indices (N,) -> (N, num_classes) float32; NaN, which no loss hides, for one out of range."""
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
     labels = ops.cast(labels, "int32")[..., None]
-    ones = ops.cast(ops.equal(labels, ops.arange(num_classes, dtype="int32")), "float32")
+    ones = ops.cast(ops.equal(labels, keras.ops.arange(num_classes, dtype="int32")), "float32")
     # To a row without a one, the root of -1 is added. (XLA takes 0 / 0 of a one-hot row for 0.)
     return ones + ops.sqrt(ops.sum(ones, axis=-1, keepdims=True) - 1.0)

@@ -32,8 +32,7 @@ class SeedGenerator(keras.random.SeedGenerator):
         n = distributed.total(shape[0])
         self._generator.manual_seed(self._sum & 0xFFFFFFFF)
         self._sum += 1
-        with torch.no_grad():
-            state[1].add_(1)
+        state[1].add_(1)
         self._version = state._version
         noise = torch.normal(
             0.0,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_ae
+from keras_ae.optimizers import rate_at
 
 torch = pytest.importorskip("torch")
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the kernel of torch")
@@ -114,6 +115,26 @@ def test_the_fused_kernel_takes_every_step(fused_calls, digits):
     """Fails if a release of Keras renames the private hook that the optimizer overrides."""
     trained(keras_ae.Adam(1e-3), digits, epochs=1)
     assert len(fused_calls) == 10
+
+
+SCHEDULES = keras.optimizers.schedules
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        SCHEDULES.CosineDecay(3e-3, 40),
+        SCHEDULES.CosineDecay(3e-3, 40, alpha=0.2),
+        SCHEDULES.CosineDecay(1e-4, 40, 0.1, warmup_target=3e-3, warmup_steps=10),
+        SCHEDULES.CosineDecay(1e-4, 40, warmup_steps=10),
+        SCHEDULES.ExponentialDecay(3e-3, 40, 0.5),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_rates_on_the_host_are_those_of_the_schedule(schedule):
+    for step in (0, 1, 9, 10, 11, 30, 39, 40, 49, 50, 51, 1000):
+        expected = float(schedule(step))
+        assert rate_at(schedule, step) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 @torch_only

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_ae
-from keras_ae import layers, models, noise, tracking, train_step
+from keras_ae import layers, models, noise, ops, tracking, train_step
 from keras_ae.feed import Feed
 
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="levers of torch")
@@ -24,6 +24,8 @@ class Losses(keras.callbacks.Callback):
 @pytest.fixture
 def plain_keras(monkeypatch):
     """A function that takes every shortcut away."""
+    operations = [name for name in vars(ops) if callable(getattr(keras.ops, name, None))]
+    assert {"abs", "mean", "sum"} <= set(operations)
 
     def take_away():
         monkeypatch.setattr(
@@ -32,6 +34,8 @@ def plain_keras(monkeypatch):
         monkeypatch.setattr(layers, "_fast", lambda layer, x: False)
         monkeypatch.setattr(tracking, "torch", None)
         monkeypatch.setattr(noise, "torch", None)
+        for name in operations:
+            monkeypatch.setattr(ops, name, getattr(keras.ops, name))
 
     return take_away
 
@@ -106,13 +110,31 @@ def test_noise_is_that_of_keras_and_follows_its_state():
 
 
 def test_tracked_means_are_those_of_keras():
-    ours, theirs = (keras.metrics.Mean(name="mean") for _ in range(2))
-    for value, n in ((1.5, 128), (-2.0, 128), (7.25, 3)):
-        value = keras.ops.convert_to_tensor(value)
-        tracking.track(ours, value, n)
-        theirs.update_state(value, sample_weight=n)
-        result = tracking.results([ours])["mean"]
-        assert float(result) == pytest.approx(float(theirs.result()), rel=1e-6)
+    ours, theirs = ([keras.metrics.Mean(name=name) for name in "ab"] for _ in range(2))
+    means = tracking.Means(ours)
+    for a, b, n in ((1.5, 3.0, 128), (-2.0, 0.5, 128), (7.25, -1.0, 3)):
+        values = {"b": keras.ops.convert_to_tensor(b), "a": keras.ops.convert_to_tensor(a)}
+        means.add(values, n)
+        for mean in theirs:
+            mean.update_state(values[mean.name], sample_weight=n)
+            expected = float(mean.result())
+            assert float(means.results()[mean.name]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_of_the_users_own_are_left_to_them(digits):
+    class Counted(keras_ae.VAE):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.seen = keras.metrics.Sum(name="seen")
+
+        def compute_loss(self, x=None, **kwargs):
+            self.seen.update_state(keras.ops.shape(x)[0])
+            return super().compute_loss(x, **kwargs)
+
+    model = Counted(latent_dim=2, backbone="mlp", hidden=(8, 4))
+    model.compile(keras_ae.Adam(1e-3))
+    history = model.fit(digits[0][:40], batch_size=16, verbose=0).history
+    assert history["seen"] == [40.0] and history["loss"][0] > history["kl"][0] > 0.0
 
 
 @torch_only
@@ -177,28 +199,28 @@ def test_steps_on_cuda_do_not_wait(digits):
         pytest.skip("needs a CUDA device")
     model = keras_ae.CVAE(latent_dim=4)
     model.compile(keras_ae.Adam(1e-3), steps_per_execution=4)
-    batches = train_step.batches(Feed(*digits, 64, seed=0))
-    assert batches[0][0][0].is_cuda
+    steps = list(train_step.batches(Feed(*digits, 64, seed=0)))
+    assert steps[0][0][0].is_cuda
     model.make_train_function()
-    steps = [batches[i] for i in range(8)]
     model.train_function(steps[:4])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model.train_function(steps[4:])
+        model.train_function(steps[4:8])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @torch_only
 @pytest.mark.parametrize("first", [0, 2])
-def test_batches_gathered_on_a_device_are_those_of_the_feed(first, digits):
-    from keras_ae.train_step.torch import Resident
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_on_a_device_are_those_of_the_feed(resident, first, digits):
+    from keras_ae.train_step.torch import Batches
 
     feed = Feed(digits[0][:50], digits[1][:50], 16, seed=1)
-    resident = Resident(feed, "cpu")
+    batches = Batches(feed, "cpu", resident)
     for epoch in (0, 1):
         feed.set_epoch(epoch, first)
-        assert len(resident) == len(feed) == 4 - first
-        for i in range(len(feed)):
-            for ours, theirs in zip(resident[i][0], feed[i][0], strict=True):
+        assert len(batches) == len(feed) == len(list(batches)) == 4 - first
+        for (pair,), (expected,) in zip(batches, feed, strict=True):
+            for ours, theirs in zip(pair, expected, strict=True):
                 np.testing.assert_array_equal(ours.numpy(), theirs)
