@@ -133,9 +133,9 @@ def bare_decoder(model):
         variables = (decoder.trainable_variables, decoder.non_trainable_variables)
         weights = [[jax.numpy.array(v.value) for v in group] for group in variables]
         compiled = jax.jit(
-            lambda inputs: decoder.stateless_call(*weights, inputs, training=False)[0]
+            lambda weights, inputs: decoder.stateless_call(*weights, inputs, training=False)[0]
         )
-        return lambda inputs: np.asarray(compiled(inputs))
+        return lambda inputs: np.asarray(compiled(weights, inputs))
     import tensorflow as tf
 
     compiled = tf.function(lambda inputs: decoder(inputs, training=False))

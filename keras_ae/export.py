@@ -158,10 +158,7 @@ def build_part(model, part):
 def draw(prior, noise, uniform, label=None):
     """`ClassMixture.draw` as a graph: noise (N, D), uniform (N,) [, label (N,)] -> codes (N, D)."""
     classes, components, size = prior.means.shape
-    logits, means, cholesky = (
-        ops.convert_to_numpy(w) for w in (prior.logits, prior.means, prior.cholesky)
-    )
-    cumulative = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
+    cumulative = np.exp(prior.logits - prior.logits.max(-1, keepdims=True)).cumsum(-1)
     if label is None:
         label = ops.cast(ops.zeros_like(uniform), "int64")
     row = ops.take(cumulative, label, axis=0)
@@ -169,8 +166,9 @@ def draw(prior, noise, uniform, label=None):
     component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
     # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.
     index = label * components + component
-    mean = ops.take(means.reshape(classes * components, size), index, axis=0)
-    factor = ops.take(cholesky.reshape(classes * components, size * size), index, axis=0)
+    mean = ops.take(prior.means.reshape(classes * components, size), index, axis=0)
+    factors = prior.cholesky.reshape(classes * components, size * size)
+    factor = ops.take(factors, index, axis=0)
     factor = ops.reshape(factor, (-1, size, size))
     return mean + ops.sum(factor * ops.expand_dims(noise, 1), axis=-1)
 

@@ -31,7 +31,8 @@ def bce(image, reconstruction):
     """
     # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
     # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
-    p = ops.clip(ops.cast(reconstruction, "float32"), 1e-7, 1 - 1e-7)
+    image, p = (ops.cast(x, "float32") for x in (image, reconstruction))
+    p = ops.clip(p, 1e-7, 1 - 1e-7)
     likelihood = image * ops.log(p) + (1 - image) * ops.log(1 - p)
     return -ops.sum(likelihood, axis=PIXELS)
 

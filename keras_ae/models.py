@@ -22,7 +22,7 @@ from keras_ae.noise import SeedGenerator
 from keras_ae.pictures import to_float
 from keras_ae.priors import ClassMixture, StandardNormal
 from keras_ae.tracking import Means
-from keras_ae.train_step import StepMixin
+from keras_ae.train_step import StepMixin, forward_of
 from keras_ae.train_step.execution import Execution
 
 LOG_VAR_RANGE = (-30.0, 20.0)
@@ -334,7 +334,7 @@ class VAE(AE):
 
     def set_prior(self, prior):
         """Draw samples from another prior layer from now on."""
-        self._tracker.untrack(self.prior)  # or its weights would stay in the model's
+        self._tracker.untrack(self.prior)  # or it would stay one of the model's layers
         self.prior = prior
 
     def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):
@@ -497,12 +497,18 @@ def _run(network, inputs, batch_size):
     strategy = getattr(network, "distribute_strategy", None)
     several = strategy is not None and strategy.num_replicas_in_sync > 1
     direct = several or keras.backend.backend() == "openvino"
-    forward = network if direct else network.predict_on_batch
+    forward = network if direct else forward_of(network)
     batches = [
         forward([array[i : i + batch_size] for array in inputs])
         for i in range(0, len(inputs[0]), batch_size)
     ]
-    return keras.tree.map_structure(
-        lambda *parts: np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]),
-        *batches,
+    return keras.tree.map_structure(_joined, *batches)
+
+
+def _joined(*batches):
+    """One NumPy array of the outputs for some batches, a single one uncopied."""
+    first, *more = (
+        batch if isinstance(batch, np.ndarray) else keras.ops.convert_to_numpy(batch)
+        for batch in batches
     )
+    return np.concatenate([first, *more]) if more else first

@@ -17,6 +17,7 @@ REGULARISATION = (
     1e-2  # variance added to each latent of a component, whose codes are of the order of 1
 )
 CANDIDATES = (1, 10, 20, 40, 100, 200)
+ARRAYS = ("logits", "means", "cholesky")
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -45,9 +46,9 @@ class StandardNormal(keras.layers.Layer):
 class ClassMixture(keras.layers.Layer):
     """A mixture of Gaussians for each class, p(z | y); with one class, a mixture p(z).
 
-    Weights (not trainable; saved with the model): `logits` (K, M), `means` (K, M, D) and `cholesky`
-    (K, M, D, D), lower triangular, for K classes, M components and D latents. Before it is fitted
-    every component is N(0, I).
+    `logits` (K, M), `means` (K, M, D) and `cholesky` (K, M, D, D), lower triangular, for K classes, M
+    components and D latents, are NumPy arrays, as they are fitted and drawn from by NumPy: saved and
+    loaded with the model, but none of its `weights`. Before it is fitted every component is N(0, I).
 
     Args:
         latent_dim: number of latents D.
@@ -59,28 +60,27 @@ class ClassMixture(keras.layers.Layer):
         super().__init__(**kwargs)
         self.latent_dim, self.num_classes, self.components = latent_dim, num_classes, components
         shape = (num_classes, components)
-
-        def weight(name, value):
-            # From NumPy: on jax each shape of Keras' zeros is a program to compile.
-            return self.add_weight(
-                value.shape,
-                lambda shape, dtype: keras.ops.convert_to_tensor(value, dtype),
-                trainable=False,
-                name=name,
-                dtype="float32",
-            )
-
-        identity = np.eye(latent_dim, dtype="float32")
-        self.logits = weight("logits", np.zeros(shape, "float32"))
-        self.means = weight("means", np.zeros((*shape, latent_dim), "float32"))
-        self.cholesky = weight("cholesky", np.tile(identity, (*shape, 1, 1)))
+        self.logits = np.zeros(shape, "float32")
+        self.means = np.zeros((*shape, latent_dim), "float32")
+        self.cholesky = np.tile(np.eye(latent_dim, dtype="float32"), (*shape, 1, 1))
         self.built = True
+
+    def save_own_variables(self, store):
+        for i, name in enumerate(ARRAYS):
+            store[str(i)] = getattr(self, name)
+
+    def load_own_variables(self, store):
+        for i, name in enumerate(ARRAYS):
+            array, shape = np.asarray(store[str(i)], "float32"), getattr(self, name).shape
+            if array.shape != shape:
+                raise ValueError(f"{name} of the prior must be {shape}; got {array.shape}.")
+            setattr(self, name, array)
 
     def draw(self, n, labels=None, seed=0):
         """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
         rng = np.random.default_rng(seed)
         labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = self._arrays()
+        logits, means, cholesky = self.logits, self.means, self.cholesky
         # The noise first, the component after it: a fitted and an unfitted prior of one seed draw the
         # same noise.
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
@@ -98,7 +98,7 @@ class ClassMixture(keras.layers.Layer):
 
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = (w.astype("float64") for w in self._arrays())
+        logits, means, cholesky = (getattr(self, name).astype("float64") for name in ARRAYS)
         log_weights = log_softmax(logits, axis=-1)
         result = np.empty(len(codes))
         for y in np.unique(labels):
@@ -147,14 +147,13 @@ class ClassMixture(keras.layers.Layer):
 
         size = max(mixture.n_components for mixture in best.values())
         prior = cls(codes.shape[1], num_classes, size, **kwargs)
-        logits, means, cholesky = (w.copy() for w in prior._arrays())
         for y, mixture in best.items():
             m = mixture.n_components  # fewer than the others have, where a class has few codes
-            logits[y] = -np.inf
-            logits[y, :m] = np.log(mixture.weights_)
-            means[y, :m] = mixture.means_
-            cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
-        return prior._assign(logits, means, cholesky)
+            prior.logits[y] = -np.inf
+            prior.logits[y, :m] = np.log(mixture.weights_)
+            prior.means[y, :m] = mixture.means_
+            prior.cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
+        return prior
 
     def merged(self, frequencies, **kwargs):
         """One mixture over all classes: p(z) = sum over y of p(y) p(z | y).
@@ -167,24 +166,14 @@ class ClassMixture(keras.layers.Layer):
         """
         from scipy.special import log_softmax
 
-        logits, means, cholesky = self._arrays()
         with np.errstate(divide="ignore"):  # a class that never is: log 0
-            logits = log_softmax(logits, -1) + np.log(np.asarray(frequencies, "float32"))[:, None]
+            shares = np.log(np.asarray(frequencies, "float32"))
+        logits = log_softmax(self.logits, -1) + shares[:, None]
         prior = ClassMixture(self.latent_dim, 1, logits.size, **kwargs)
-        return prior._assign(
-            logits.reshape(1, -1),
-            means.reshape(1, -1, self.latent_dim),
-            cholesky.reshape(1, -1, self.latent_dim, self.latent_dim),
-        )
-
-    def _arrays(self):
-        return [keras.ops.convert_to_numpy(w) for w in (self.logits, self.means, self.cholesky)]
-
-    def _assign(self, logits, means, cholesky):
-        self.logits.assign(logits)
-        self.means.assign(means)
-        self.cholesky.assign(cholesky)
-        return self
+        prior.logits = logits.astype("float32").reshape(prior.logits.shape)
+        prior.means = self.means.reshape(prior.means.shape)
+        prior.cholesky = self.cholesky.reshape(prior.cholesky.shape)
+        return prior
 
     def get_config(self):
         return {

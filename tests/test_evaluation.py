@@ -103,8 +103,8 @@ def test_importance_weights_of_a_fitted_prior():
     rng = np.random.default_rng(0)
     prior = keras_ae.ClassMixture(3)
     factor = np.tril(rng.normal(size=(3, 3)) * 0.3) + np.eye(3)
-    prior.means.assign([[[0.5, -0.5, 1.0]]])
-    prior.cholesky.assign(factor[None, None])
+    prior.means[:] = [0.5, -0.5, 1.0]
+    prior.cholesky[:] = factor
     model = LinearGaussian(widening=1.3, prior=prior)
     images = model.draw(50)
     estimate = evaluation.importance_weighted_log_likelihood(model, images, 5_000, prior="fitted")

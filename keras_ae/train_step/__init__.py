@@ -12,6 +12,7 @@ import keras
 if keras.backend.backend() in ("torch", "jax", "tensorflow"):
     _backend = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
     StepMixin, batches = _backend.StepMixin, _backend.batches
+    forward_of = _backend.forward_of
 else:
 
     class StepMixin:  # type: ignore[no-redef]
@@ -20,3 +21,7 @@ else:
     def batches(feed):
         """As they come."""
         return feed
+
+    def forward_of(network):
+        """Keras' own."""
+        return network.predict_on_batch

@@ -11,6 +11,22 @@ def batches(feed):
     return feed
 
 
+def forward_of(network):
+    """`network.predict_on_batch`, but that no variable is written back: 0.5 of 7.6 ms for 64 images."""
+    if network.run_eagerly or not network.jit_compile or keras.distribution.distribution():
+        return network.predict_on_batch
+    if (forward := vars(network).get("_forward")) is None:
+        variables = network.variables
+
+        @jax.jit
+        def call(values, inputs):
+            with keras.StatelessScope(list(zip(variables, values))):
+                return network(inputs, training=False)
+
+        network._forward = forward = lambda inputs: call([v.value for v in variables], inputs)
+    return forward
+
+
 class StepMixin:
     """`fit` through a loop of our own over single compiled steps.
 

@@ -76,6 +76,11 @@ class Trained:
         self.tensors = [variable.value for variable in self.variables]
 
 
+def forward_of(network):
+    """A function from batches of arrays to the outputs of a network: `predict_on_batch`."""
+    return network.predict_on_batch
+
+
 class StepMixin:
     """Keras has no `steps_per_execution` on torch; here are the three functions that loop over batches.
 
