@@ -1,5 +1,7 @@
 """What makes a step fast changes nothing: the same losses as through Keras' own code."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -72,6 +74,27 @@ def test_100_steps_are_those_of_plain_keras(name, backbone, digits, plain_keras)
         np.testing.assert_allclose([s[key] for s in ours], [s[key] for s in plain], rtol=1e-4)
     for key in plain_history:
         np.testing.assert_allclose(history[key], plain_history[key], rtol=1e-4)
+
+
+@torch_only
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_steps_are_those_of_the_others(digits):
+    """A compiler at work: half a minute."""
+
+    def losses(**arguments):
+        keras.utils.set_random_seed(0)
+        model = keras_ae.VAE(latent_dim=2, backbone="mlp", hidden=(8, 4))
+        model.compile(keras_ae.Adam(1e-2), **arguments)
+        model.seed_generator.state.assign([3, 0])
+        x = digits[0][:192]
+        callbacks = [keras_ae.KLAnnealing()]
+        history = model.fit(x, batch_size=32, epochs=2, verbose=0, callbacks=callbacks).history
+        return model, history
+
+    (compiled, ours), (_, theirs) = losses(jit_compile=True, steps_per_execution=4), losses()
+    assert compiled._compiled_loss is not None and ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
 
 
 @torch_only

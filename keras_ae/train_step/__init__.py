@@ -9,10 +9,16 @@ import importlib
 
 import keras
 
+
+def forward_of(network):
+    """A function from batches of arrays to the outputs of a network: Keras' own, but on jax."""
+    return network.predict_on_batch
+
+
 if keras.backend.backend() in ("torch", "jax", "tensorflow"):
     _backend = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
     StepMixin, batches = _backend.StepMixin, _backend.batches
-    forward_of = _backend.forward_of
+    forward_of = getattr(_backend, "forward_of", forward_of)
 else:
 
     class StepMixin:  # type: ignore[no-redef]
@@ -21,7 +27,3 @@ else:
     def batches(feed):
         """As they come."""
         return feed
-
-    def forward_of(network):
-        """Keras' own."""
-        return network.predict_on_batch

@@ -16,14 +16,16 @@ def forward_of(network):
     if network.run_eagerly or not network.jit_compile or keras.distribution.distribution():
         return network.predict_on_batch
     if (forward := vars(network).get("_forward")) is None:
-        variables = network.variables
 
         @jax.jit
         def call(values, inputs):
-            with keras.StatelessScope(list(zip(variables, values))):
+            with keras.StatelessScope(list(zip(network.variables, values))):
                 return network(inputs, training=False)
 
-        network._forward = forward = lambda inputs: call([v.value for v in variables], inputs)
+        def forward(inputs):
+            return call([variable.value for variable in network.variables], inputs)
+
+        network._forward = forward
     return forward
 
 

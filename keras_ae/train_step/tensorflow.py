@@ -39,11 +39,6 @@ def batches(feed):
     return dataset.apply(tf.data.experimental.assert_cardinality(len(feed)))
 
 
-def forward_of(network):
-    """A function from batches of arrays to the outputs of a network: `predict_on_batch`."""
-    return network.predict_on_batch
-
-
 class StepMixin:
     """`fit` through a loop of our own within the graph, which sets the weight of the KL term as well."""
 
