@@ -148,13 +148,18 @@ def first_to_speak():
         return rank() == 0
 
 
-_replicas = 1  # of tensorflow, whose strategies other threads do not see
+_replicas = None  # of a strategy of tensorflow, which other threads do not see
 
 
 def devices():
     """Number of devices that Keras spreads a batch over, 1 on torch."""
     spread = keras.distribution.distribution()
-    return _replicas if spread is None else int(spread.device_mesh.devices.size)
+    return _replicas or 1 if spread is None else int(spread.device_mesh.devices.size)
+
+
+def by_keras():
+    """Whether Keras spreads the batches, be it over one device: then its own loops run, not ours."""
+    return _replicas is not None or keras.distribution.distribution() is not None
 
 
 @contextlib.contextmanager
@@ -167,7 +172,8 @@ def all_devices():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        before, _replicas = _replicas, tf.distribute.get_strategy().num_replicas_in_sync
+        before, strategy = _replicas, tf.distribute.get_strategy()
+        _replicas = strategy.num_replicas_in_sync if tf.distribute.has_strategy() else None
         try:
             yield
         finally:

@@ -104,9 +104,9 @@ def steps_per_execution(batch_size):
     """Steps between two calls of the callbacks: up to 16, a second or so of a slow network.
 
     What Keras does there costs 1 to 3 of 14 ms a step of the mlp; see `keras_ae.train_step.execution`.
-    Over several devices of jax Keras' own loop runs, which takes no KL weights ahead: 1.
+    Where Keras spreads the batches over devices, its own loop runs, which takes no KL weights ahead: 1.
     """
-    if distributed.devices() > 1:
+    if distributed.by_keras():
         return 1
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import keras_ae
-from keras_ae import callbacks, checkpoints, fitting
+from keras_ae import callbacks, checkpoints, distributed, fitting
 from keras_ae.data import DataError
 from keras_ae.errors import RunError, UserError
 from keras_ae.feed import Feed
@@ -408,6 +408,11 @@ def test_steps_between_two_calls_of_the_callbacks_change_nothing(
 
 def test_steps_an_execution():
     assert [steps_per_execution(n) for n in (1, 128, 1024, 5000)] == [16, 16, 2, 1]
+
+
+def test_keras_own_loop_over_devices_takes_single_steps(monkeypatch):
+    monkeypatch.setattr(distributed, "_replicas", 1)
+    assert distributed.devices() == 1 and steps_per_execution(128) == 1
 
 
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch):
