@@ -110,7 +110,7 @@ def save_model(model, path):
             "get_config, and a class of your own @keras.saving.register_keras_serializable()."
         ) from error
     bare.set_weights(model.get_weights())
-    if hasattr(model, "prior"):
+    if isinstance(model, VAE):
         bare.set_prior(model.prior)
     with atomic(path) as temporary:
         bare.save(temporary)

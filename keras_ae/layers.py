@@ -7,7 +7,7 @@ float32; in every other case it is Keras' own code. Weights, configs and results
 """
 
 import functools
-import weakref
+import types
 
 import keras
 
@@ -124,11 +124,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_variance.value.lerp_(variance, 1.0 - self.momentum)
 
 
-_ROUTES: weakref.WeakKeyDictionary = (
-    weakref.WeakKeyDictionary()
-)  # network: its layers in order, with where each reads and writes
-
-
 def trace(network):
     """Note the order of the layers of a Functional network, for `run`. Returns the network.
 
@@ -146,7 +141,10 @@ def trace(network):
     ]
     # One weight and its tensor, to see that the tensors that `_direct` keeps are those in use.
     weight = network.trainable_weights[0]
-    _ROUTES[network] = inputs, route, outputs, weight, weight.value
+    # (Not a tuple, whose weight Keras would take for one of the network's own.)
+    network._route = types.SimpleNamespace(
+        inputs=inputs, layers=route, outputs=outputs, weight=weight, tensor=weight.value
+    )
     return network
 
 
@@ -160,9 +158,14 @@ def _direct(layer):
         activation = {"linear": None, "silu": functional.silu}.get(
             layer.activation.__name__, layer.activation
         )
-        if activation is None:
-            return lambda x: torch.addmm(bias, x, kernel)
-        return lambda x: activation(torch.addmm(bias, x, kernel))
+
+        def dense(x):
+            if layer.lora_enabled:
+                return layer.call(x)
+            outputs = torch.addmm(bias, x, kernel)
+            return outputs if activation is None else activation(outputs)
+
+        return dense
     if type(layer) is keras.layers.Reshape:
         return lambda x: x.reshape(len(x), *layer.target_shape)
     if type(layer) is keras.layers.Flatten:
@@ -176,17 +179,15 @@ def run(network, inputs, training):
     `Layer.__call__` looks at masks, dtypes, shapes and scopes anew each time, for every layer: with `Dense`, 3 of
     17 ms of a step of the mlp. A network that `trace` does not know is called as ever.
     """
-    if not training or network not in _ROUTES or not isinstance(inputs[0], torch.Tensor):
+    route = getattr(network, "_route", None)
+    if not training or route is None or not isinstance(inputs[0], torch.Tensor):
         return network(inputs, training=training)
-    names, route, outputs, weight, tensor = _ROUTES[network]
-    if (
-        weight is not None and weight.value is not tensor
-    ):  # symbolic or stateless calls, new weights
+    if route.weight.value is not route.tensor:  # symbolic or stateless calls, new weights
         return network(inputs, training=training)
-    tensors = dict(zip(names, inputs))
-    for call, sources, target in route:
+    tensors = dict(zip(route.inputs, inputs))
+    for call, sources, target in route.layers:
         values = [tensors[source] for source in sources]
         tensors[target] = call(values[0] if len(values) == 1 else values)
-    if isinstance(outputs, dict):
-        return {name: tensors[target] for name, target in outputs.items()}
-    return tensors[outputs]
+    if isinstance(route.outputs, dict):
+        return {name: tensors[target] for name, target in route.outputs.items()}
+    return tensors[route.outputs]

@@ -15,11 +15,13 @@ PIXELS = (-3, -2, -1)
 
 def l1(image, reconstruction):
     """Sum over pixels of |x - x'|. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
+    image, reconstruction = _floats(image, reconstruction)
     return ops.sum(ops.abs(reconstruction - image), axis=PIXELS)
 
 
 def mse(image, reconstruction):
     """Sum over pixels of (x - x')^2. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
+    image, reconstruction = _floats(image, reconstruction)
     return ops.sum(ops.square(reconstruction - image), axis=PIXELS)
 
 
@@ -31,10 +33,15 @@ def bce(image, reconstruction):
     """
     # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
     # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
-    image, p = (ops.cast(x, "float32") for x in (image, reconstruction))
-    p = ops.clip(p, 1e-7, 1 - 1e-7)
+    image, reconstruction = _floats(image, reconstruction)
+    p = ops.clip(reconstruction, 1e-7, 1 - 1e-7)
     likelihood = image * ops.log(p) + (1 - image) * ops.log(1 - p)
     return -ops.sum(likelihood, axis=PIXELS)
+
+
+def _floats(*arrays):
+    """Both as float32, whatever precision the networks compute in."""
+    return [ops.cast(array, "float32") for array in arrays]
 
 
 RECONSTRUCTIONS = {"l1": l1, "mse": mse, "bce": bce}

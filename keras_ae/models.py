@@ -145,7 +145,10 @@ class AE(StepMixin, keras.Model):
             terms = {k: v * ops.cast(sample_weight, "float32") for k, v in terms.items()}
         terms = {name: ops.mean(term) for name, term in terms.items()}
         loss = self.combine(terms)
-        self.means.add({"loss": loss, **terms}, keras.ops.shape(image)[0])
+        tracked = {getattr(self, f"{name}_tracker"): term for name, term in terms.items()}
+        if self._loss_tracker is not None:  # made by compile()
+            tracked[self._loss_tracker] = loss
+        self.means.add(tracked, keras.ops.shape(image)[0])
         return loss
 
     def combine(self, terms):
@@ -290,7 +293,7 @@ class VAE(AE):
 
     def combine(self, terms):
         kl_weight = keras.ops.convert_to_tensor(self.kl_weight)
-        self.means.add({"kl_weight": kl_weight}, 1)
+        self.means.add({self.kl_weight_tracker: kl_weight}, 1)
         return terms["reconstruction"] + kl_weight * terms["kl"]
 
     def posterior(self, inputs, batch_size=256):
@@ -333,7 +336,10 @@ class VAE(AE):
         self.set_prior(prior)
 
     def set_prior(self, prior):
-        """Draw samples from another prior layer from now on."""
+        """Draw samples from another prior layer from now on.
+
+        `set_prior(other.prior)` copies that of another model; it is no part of `get_weights()`.
+        """
         self._tracker.untrack(self.prior)  # or it would stay one of the model's layers
         self.prior = prior
 

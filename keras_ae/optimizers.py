@@ -124,12 +124,14 @@ class Adam(keras.optimizers.Adam):
             or known.weights[0] is not variables[0].value
         ):
             which = [self._get_variable_index(variable) for variable in variables]
+            moments = [(self._momentums[i], self._velocities[i]) for i in which]
             self._known = known = types.SimpleNamespace(
                 variables=tuple(variables),
                 plain=not any(v.constraint or v.overwrite_with_gradient for v in variables),
                 weights=[v.value for v in variables],
-                momentums=[self._momentums[i].value for i in which],
-                velocities=[self._velocities[i].value for i in which],
+                # Keras has none for a variable that is overwritten with its gradient, and takes no step of it.
+                momentums=[m.value for m, _ in moments if m is not None],
+                velocities=[v.value for _, v in moments if v is not None],
             )
         return known
 

@@ -70,10 +70,13 @@ class ClassMixture(keras.layers.Layer):
             store[str(i)] = getattr(self, name)
 
     def load_own_variables(self, store):
-        for i, name in enumerate(ARRAYS):
-            array, shape = np.asarray(store[str(i)], "float32"), getattr(self, name).shape
-            if array.shape != shape:
+        if len(store.keys()) != len(ARRAYS):
+            raise ValueError(f"The prior has {len(ARRAYS)} arrays; got {len(store.keys())}.")
+        arrays = {name: np.asarray(store[str(i)], "float32") for i, name in enumerate(ARRAYS)}
+        for name, array in arrays.items():
+            if array.shape != (shape := getattr(self, name).shape):
                 raise ValueError(f"{name} of the prior must be {shape}; got {array.shape}.")
+        for name, array in arrays.items():
             setattr(self, name, array)
 
     def draw(self, n, labels=None, seed=0):

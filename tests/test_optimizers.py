@@ -148,6 +148,18 @@ def test_constraints_hold_after_every_step():
 
 
 @torch_only
+def test_variables_that_are_overwritten_with_their_gradient():
+    """As the scales of layers in float8 are."""
+    weight, scale = (keras.Variable(np.ones(3, "float32")) for _ in range(2))
+    scale.overwrite_with_gradient = True
+    optimizer = keras_ae.Adam(0.1)
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(3), 7.0 * keras.ops.ones(3)], [weight, scale])
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), 0.8, rtol=1e-4)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(scale), 7.0)
+
+
+@torch_only
 def test_amsgrad_is_left_to_keras(fused_calls, digits):
     trained(keras_ae.Adam(1e-3, amsgrad=True), digits, epochs=1)
     assert not fused_calls

@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 from keras_ae import ClassMixture, StandardNormal
+from keras_ae.priors import ARRAYS
 
 
 def clusters(n, count, dimensions=2, seed=0):
@@ -105,8 +106,10 @@ def test_the_number_of_components_is_found_by_held_out_likelihood(count, candida
 
 def test_the_same_seed_fits_the_same_mixture():
     fits = [ClassMixture.fit(clusters(300, 3), components=(3,), seed=5) for _ in range(2)]
-    for a, b in zip(fits[0].get_weights(), fits[1].get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    unfitted = ClassMixture(2, components=3)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(*(getattr(fit, name) for fit in fits))
+        assert np.abs(getattr(fits[0], name) - getattr(unfitted, name)).max() > 0
 
 
 def test_a_class_without_codes_keeps_the_standard_normal():
@@ -151,6 +154,8 @@ def test_a_prior_survives_its_config_and_weights():
     assert copy.name == "prior" and not copy.weights
     with pytest.raises(ValueError, match=r"means of the prior must be \(1, 2, 2\)"):
         ClassMixture(2, components=2).load_own_variables({**store, "0": np.zeros((1, 2))})
+    with pytest.raises(ValueError, match="The prior has 3 arrays; got 0"):
+        copy.load_own_variables({})
 
 
 def test_a_merged_mixture_is_the_sum_over_the_classes():

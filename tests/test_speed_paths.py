@@ -101,7 +101,7 @@ def test_compiled_steps_are_those_of_the_others(digits):
 def test_the_shortcuts_are_taken(digits, monkeypatch):
     """A release of Keras or torch that takes a lever away is noticed here, not only in the figures."""
     model = keras_ae.CVAE(backbone="conv")
-    assert model.encoder in layers._ROUTES and model.decoder in layers._ROUTES
+    assert hasattr(model.encoder, "_route") and hasattr(model.decoder, "_route")
     calls = []
     original = keras.layers.Layer.__call__
     monkeypatch.setattr(
@@ -135,36 +135,106 @@ def test_noise_is_that_of_keras_and_follows_its_state():
 def test_tracked_means_are_those_of_keras():
     ours, theirs = ([keras.metrics.Mean(name=name) for name in "ab"] for _ in range(2))
     means = tracking.Means(ours)
-    for a, b, n in ((1.5, 3.0, 128), (-2.0, 0.5, 128), (7.25, -1.0, 3)):
-        values = {"b": keras.ops.convert_to_tensor(b), "a": keras.ops.convert_to_tensor(a)}
-        means.add(values, n)
-        for mean in theirs:
-            mean.update_state(values[mean.name], sample_weight=n)
+    for *values, n in ((1.5, 3.0, 128), (-2.0, 0.5, 128), (7.25, -1.0, 3)):
+        values = list(map(keras.ops.convert_to_tensor, values))
+        means.add(dict(zip(ours, values)), n)
+        for mean, value in zip(theirs, values):
+            mean.update_state(value, sample_weight=n)
             expected = float(mean.result())
             assert float(means.results()[mean.name]) == pytest.approx(expected, rel=1e-6)
 
 
+class Extended(keras_ae.VAE):
+    """A term of its own, a metric that is no mean, one with a name of ours, and one that is hidden."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.variation_tracker = keras.metrics.Mean(name="total_variation")
+        self.seen = keras.metrics.Sum(name="seen")
+        self.mine = keras.metrics.Mean(name="mean_loss")
+
+    @property
+    def metrics(self):
+        return [m for m in super().metrics if m.name != "kl_weight"]
+
+    def loss_terms(self, image, outputs):
+        constant = 5.0 * keras.ops.ones(keras.ops.shape(image)[:1])
+        return {**super().loss_terms(image, outputs), "variation": constant}
+
+    def compute_loss(self, x=None, **kwargs):
+        self.seen.update_state(keras.ops.shape(x)[0])
+        loss = super().compute_loss(x, **kwargs) + 1000.0
+        self.mine.update_state(loss)
+        return loss
+
+
 def test_metrics_of_the_users_own_are_left_to_them(digits):
-    class Counted(keras_ae.VAE):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.seen = keras.metrics.Sum(name="seen")
-
-        def compute_loss(self, x=None, **kwargs):
-            self.seen.update_state(keras.ops.shape(x)[0])
-            return super().compute_loss(x, **kwargs)
-
-    model = Counted(latent_dim=2, backbone="mlp", hidden=(8, 4))
+    model = Extended(latent_dim=2, backbone="mlp", hidden=(8, 4))
     model.compile(keras_ae.Adam(1e-3))
-    history = model.fit(digits[0][:40], batch_size=16, verbose=0).history
-    assert history["seen"] == [40.0] and history["loss"][0] > history["kl"][0] > 0.0
+    history = model.fit(digits[0][:48], batch_size=16, verbose=0).history
+    names = {"loss", "reconstruction", "kl", "total_variation", "seen", "mean_loss"}
+    assert history.keys() == names
+    assert history["seen"] == [48.0] and history["total_variation"] == [5.0]
+    assert history["mean_loss"][0] == pytest.approx(history["loss"][0] + 1000.0, rel=1e-5)
+    total = history["reconstruction"][0] + history["kl"][0]
+    assert history["loss"][0] == pytest.approx(total, rel=1e-5)
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seed_generator)
+
+
+def test_a_network_that_draws_draws_anew(digits):
+    """Where a forward pass changes variables, they are kept; and a network that is changed runs changed."""
+    latent = keras.Input((2,), name="latent")
+    x = keras.layers.Dense(784, activation="sigmoid", name="pixels")(Noise()(latent))
+    decoder = keras.Model(latent, keras.layers.Reshape((28, 28, 1))(x))
+    model = keras_ae.VAE(latent_dim=2, backbone="mlp", hidden=(8, 4), decoder=decoder)
+    codes = np.ones((4, 2), "float32")
+    first, second = model.decode(codes, batch_size=2), model.decode(codes, batch_size=2)
+    assert np.abs(first[:2] - first[2:]).max() > 0 and np.abs(first - second).max() > 0
+    model.decoder.get_layer("pixels").activation = keras.activations.relu
+    model.decoder.compile()
+    assert model.decode(10.0 * codes).max() > 1.0
+
+
+@pytest.mark.parametrize("reconstruction", ["l1", "mse", "bce"])
+def test_a_decoder_in_half_precision(reconstruction, digits):
+    latent = keras.Input((2,), name="latent")
+    x = keras.layers.Dense(784, activation="sigmoid", dtype="mixed_bfloat16")(latent)
+    decoder = keras.Model(latent, keras.layers.Reshape((28, 28, 1), dtype="mixed_bfloat16")(x))
+    model = keras_ae.VAE(
+        latent_dim=2,
+        backbone="mlp",
+        hidden=(8, 4),
+        decoder=decoder,
+        reconstruction=reconstruction,
+    )
+    model.compile(keras_ae.Adam(1e-3))
+    history = model.fit(digits[0][:48], batch_size=16, verbose=0, epochs=2).history
+    assert history["loss"][1] < history["loss"][0] < 1000.0
+
+
+@torch_only
+def test_low_rank_adapters_are_trained(digits):
+    model = keras_ae.VAE(latent_dim=2, backbone="mlp", hidden=(8, 4))
+    pixels = model.decoder.get_layer("pixels")
+    pixels.enable_lora(2)
+    model.compile(keras_ae.Adam(1e-2))
+    model.fit(digits[0][:48], batch_size=16, verbose=0)
+    assert np.abs(keras.ops.convert_to_numpy(pixels.lora_kernel_b)).max() > 0
 
 
 @torch_only
 def test_users_own_networks_take_the_plain_path(digits):
     model = keras_ae.VAE(backbone="mlp")
     model.encoder = keras.Model(model.encoder.inputs, model.encoder.output)
-    assert model.encoder not in layers._ROUTES
+    assert not hasattr(model.encoder, "_route")
     model.compile(keras_ae.Adam(1e-3))
     history = model.fit(digits[0][:64], verbose=0)
     assert np.isfinite(history.history["loss"][0])

@@ -12,21 +12,37 @@ def batches(feed):
 
 
 def forward_of(network):
-    """`network.predict_on_batch`, but that no variable is written back: 0.5 of 7.6 ms for 64 images."""
-    if network.run_eagerly or not network.jit_compile or keras.distribution.distribution():
+    """`network.predict_on_batch` that writes back only what the pass changes: 0.5 of 7.6 ms for 64 images."""
+    if (
+        network.run_eagerly
+        or not network.jit_compile
+        or keras.distribution.distribution()
+        or keras.config.is_nnx_enabled()
+    ):
         return network.predict_on_batch
-    if (forward := vars(network).get("_forward")) is None:
+    network.make_predict_function()  # which Keras makes anew when the network was changed
+    kept = vars(network).get("_forward")
+    if kept is None or kept[0] is not network.predict_function:
 
         @jax.jit
         def call(values, inputs):
-            with keras.StatelessScope(list(zip(network.variables, values))):
-                return network(inputs, training=False)
+            variables = network.variables
+            with keras.StatelessScope(list(zip(variables, values))) as scope:
+                before = [scope.get_current_value(v) for v in variables]
+                outputs = network(inputs, training=False)
+            after = [scope.get_current_value(v) for v in variables]
+            changed = {i: new for i, new in enumerate(after) if new is not before[i]}
+            return outputs, changed
 
         def forward(inputs):
-            return call([variable.value for variable in network.variables], inputs)
+            variables = network.variables
+            outputs, changed = call([variable.value for variable in variables], inputs)
+            for i, value in changed.items():
+                variables[i].assign(value)
+            return outputs
 
-        network._forward = forward
-    return forward
+        network._forward = kept = (network.predict_function, forward)
+    return kept[1]
 
 
 class StepMixin:

@@ -109,10 +109,7 @@ class StepMixin:
             self._compiled_loss = torch.compile(self.compute_loss)
 
     def make_test_function(self, force=False):
-        if self.steps_per_execution == 1:
-            super().make_test_function(force)
-        else:
-            self.test_function = self._test_steps
+        self.test_function = self._test_steps
 
     def make_predict_function(self, force=False):
         if self.steps_per_execution == 1:
