@@ -519,9 +519,11 @@ def main():
             if line.startswith("{"):
                 row = json.loads(line)
                 of = tuple(row[key] for key in ("backend", "model", "backbone", "batch"))
-                first = rows.setdefault(of, row)
-                for contender, seconds in row["seconds"].items() if first is not row else ():
-                    first["seconds"][contender] += seconds
+                if of not in rows:
+                    rows[of] = row
+                    continue
+                for contender, seconds in row["seconds"].items():
+                    rows[of]["seconds"][contender] += seconds
     print(
         f"{arguments.threads} thread(s), {arguments.processes} x {arguments.rounds} rounds of "
         f"{arguments.images} images ({arguments.conv_images} for conv)\n"

@@ -1,8 +1,8 @@
 """The operations of the losses: those of `keras.ops`, on tensors of torch by torch's own function.
 
 Keras looks through the arguments of each operation for symbolic tensors, dtypes and devices anew, at every
-step: 5 to 20 us each, together 0.25 of 13 ms a step of the mlp. On floats the results are the same, and so are the gradients but at the very
-bounds of `clip`.
+step: 5 to 20 us each, together 0.25 of 13 ms a step of the mlp. On floats the results are the same, and so are
+the gradients but at the very bounds of `clip`.
 """
 
 import functools

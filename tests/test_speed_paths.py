@@ -145,7 +145,7 @@ def test_tracked_means_are_those_of_keras():
 
 
 class Extended(keras_ae.VAE):
-    """A term of its own, a metric that is no mean, one with a name of ours, and one that is hidden."""
+    """A term of its own, a metric that is no mean, a mean of its own, and one of ours that is hidden."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -177,6 +177,24 @@ def test_metrics_of_the_users_own_are_left_to_them(digits):
     assert history["seen"] == [48.0] and history["total_variation"] == [5.0]
     assert history["mean_loss"][0] == pytest.approx(history["loss"][0] + 1000.0, rel=1e-5)
     total = history["reconstruction"][0] + history["kl"][0]
+    assert history["loss"][0] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_mean_of_the_users_own_may_have_a_name_of_ours(digits):
+    class Named(keras_ae.VAE):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.mine = keras.metrics.Mean(name="loss")
+
+        def compute_loss(self, x=None, **kwargs):
+            loss = super().compute_loss(x, **kwargs) + 1000.0
+            self.mine.update_state(loss)
+            return loss
+
+    model = Named(latent_dim=2, backbone="mlp", hidden=(8, 4))
+    model.compile(keras_ae.Adam(1e-3))
+    history = model.fit(digits[0][:48], batch_size=16, verbose=0).history
+    total = history["reconstruction"][0] + history["kl"][0] + 1000.0
     assert history["loss"][0] == pytest.approx(total, rel=1e-5)
 
 
