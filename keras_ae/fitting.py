@@ -214,8 +214,9 @@ def fit(
             keep in memory is theirs to restore when a run is resumed.
 
     Returns:
-        A dict: run, epochs, seconds, seconds_per_epoch (median, the training steps alone),
-        images_per_second, history (a dict a epoch). None in a process of `torchrun` other than the first.
+        A dict: run, epochs, seconds (of this call: those before a resumption are in the history),
+        seconds_per_epoch (median, the training steps alone), images_per_second, history (a dict a epoch).
+        None in a process of `torchrun` other than the first.
 
     Raises:
         RunError: if the run cannot start, or its loss is no longer a number.

@@ -455,12 +455,15 @@ class CVAE(VAE):
             if shares.shape != (n, self.num_classes):
                 raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
             return shares
-        return np.eye(self.num_classes, dtype="float32")[self._check_labels(labels, n)]
+        labels = self._check_labels(labels, n)
+        return (labels[:, None] == np.arange(self.num_classes)).astype("float32")
 
     def _check_labels(self, labels, n):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
-        labels = np.broadcast_to(np.asarray(labels), (n,))
+        labels = np.asarray(labels)
+        if labels.shape != (n,):
+            labels = np.broadcast_to(labels, (n,))
         if n and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(f"Labels of this model are 0 to {self.num_classes - 1}.")
         return labels.astype("int64")
@@ -513,8 +516,5 @@ def _run(network, inputs, batch_size):
 
 def _joined(*batches):
     """One NumPy array of the outputs for some batches, a single one uncopied."""
-    first, *more = (
-        batch if isinstance(batch, np.ndarray) else keras.ops.convert_to_numpy(batch)
-        for batch in batches
-    )
+    first, *more = (b if isinstance(b, np.ndarray) else np.array(b) for b in batches)
     return np.concatenate([first, *more]) if more else first

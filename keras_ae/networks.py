@@ -275,6 +275,5 @@ def one_hot(labels, num_classes):
     """Class indices (N,) -> (N, num_classes) float32; NaN, which no loss hides, for one out of range."""
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
     labels = ops.cast(labels, "int32")[..., None]
-    ones = ops.cast(ops.equal(labels, keras.ops.arange(num_classes, dtype="int32")), "float32")
-    # To a row without a one, the root of -1 is added. (XLA takes 0 / 0 of a one-hot row for 0.)
-    return ones + ops.sqrt(ops.sum(ones, axis=-1, keepdims=True) - 1.0)
+    ones = ops.equal(labels, keras.ops.arange(num_classes, dtype="int32"))
+    return ops.where(ops.any(ones, axis=-1, keepdims=True), ops.cast(ones, "float32"), math.nan)

@@ -18,21 +18,23 @@ class SeedGenerator(keras.random.SeedGenerator):
     124 us a step instead of 310. The numbers are those of `keras.random.normal`.
     """
 
-    _version = _generator = None
+    _known = _version = _generator = _count = None
 
     def normal(self, shape):
         """N(0, 1) of a shape, float32; counts the draw in `state`."""
         state = self.state.value if torch is not None else None
         if state is None or state.device.type == "meta":
             return keras.random.normal(shape, seed=self)
-        if self._version != state._version:  # torch counts the writes to a tensor
+        # Torch counts the writes to a tensor.
+        if self._known is not state or self._version != state._version:
+            self._known = state
             self._sum = int(state.sum())
-            self._generator = torch.Generator(state.device)
+            self._generator, self._count = torch.Generator(state.device), state[1]
         # Of several processes, each draws the noise of the whole batch, and takes that of its images.
         n = distributed.total(shape[0])
         self._generator.manual_seed(self._sum & 0xFFFFFFFF)
         self._sum += 1
-        state[1].add_(1)
+        self._count.add_(1)
         self._version = state._version
         noise = torch.normal(
             0.0,

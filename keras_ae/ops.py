@@ -35,6 +35,7 @@ def _cast(x, dtype):
 
 
 abs = _operation("abs")
+any = _operation("any")
 cast = _operation("cast", _cast)
 # Keras makes tensors of the bounds, whose copies a GPU would be waited for. `hardtanh` is `clip` with one kernel
 # backwards in place of five.
@@ -43,6 +44,6 @@ equal = _operation("equal", torch and torch.eq)
 exp = _operation("exp")
 log = _operation("log")
 mean = _operation("mean")
-sqrt = _operation("sqrt")
 square = _operation("square")
 sum = _operation("sum")
+where = _operation("where")

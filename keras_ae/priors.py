@@ -92,7 +92,7 @@ class ClassMixture(keras.layers.Layer):
         threshold = rng.random(n).astype("float32") * probabilities[labels, -1]
         component = (probabilities[labels] < threshold[:, None]).sum(-1)
         scaled = np.einsum("nij,nj->ni", cholesky[labels, component], noise)
-        return (means[labels, component] + scaled).astype("float32")
+        return (means[labels, component] + scaled).astype("float32", copy=False)
 
     def log_prob(self, codes, labels=None):
         """log p(z | y) in nats: codes (N, D), labels (N,) -> (N,) float64."""
