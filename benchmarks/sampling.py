@@ -5,10 +5,12 @@
 
 `start` times whole processes in turn, with the processor's time of each; a cell is the median. Where several
 backends are installed, `import keras` on one may import others; "alone" is with those hidden. `images` times
-`sample` of the released CVAE and the bare decoder on the same codes. Ratios are medians of the rounds.
+`sample` of the released CVAE and the bare decoder on the same codes, in several processes a backend. Ratios are
+medians of the rounds, those of `images` with their quartiles.
 """
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -105,12 +107,23 @@ def images(arguments):
     for backend in arguments.backends:
         environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, __file__, "worker", "--rounds", str(arguments.rounds)]
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-        print(
-            "\n".join(line for line in done.stdout.splitlines() if line.startswith("|")), flush=True
-        )
+        seconds = {n: {"ours": [], "bare": []} for n in BATCHES}
+        for _ in range(arguments.processes):
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            for line in done.stdout.splitlines():
+                if line.startswith("{"):
+                    row = json.loads(line)
+                    for name, values in seconds[row["batch"]].items():
+                        values.extend(row[name])
+        for n, of in seconds.items():
+            ours, bare = (statistics.median(of[name]) for name in ("ours", "bare"))
+            ratios = [a / b for a, b in zip(of["ours"], of["bare"])]
+            first, ratio, third = statistics.quantiles(ratios, n=4)
+            cells = (backend, n, f"{n / ours:,.0f}", f"{n / bare:,.0f}")
+            spread = f"{ratio:.2f} ({first:.2f}-{third:.2f})"
+            print("| " + " | ".join(map(str, [*cells, spread])) + " |", flush=True)
 
 
 def bare_decoder(model):
@@ -143,7 +156,6 @@ def bare_decoder(model):
 
 
 def worker(arguments):
-    import keras
     import numpy as np
 
     import keras_ae
@@ -169,16 +181,14 @@ def worker(arguments):
                     sample()
                 if i > 1:  # after two that compile and fill caches
                     seconds[name].append((time.process_time() - start) / repeats)
-        ours, theirs = (statistics.median(values) for values in seconds.values())
-        ratio = statistics.median(a / b for a, b in zip(*seconds.values()))
-        row = (keras.backend.backend(), n, f"{n / ours:,.0f}", f"{n / theirs:,.0f}", f"{ratio:.2f}")
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        print(json.dumps({"batch": n, **seconds}), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("start", "images", "worker"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each process")
+    parser.add_argument("--processes", type=int, default=5, help="of `images`, a backend")
     parser.add_argument("--backends", nargs="+", default=BACKENDS)
     arguments = parser.parse_args()
     {"start": start, "images": images, "worker": worker}[arguments.what](arguments)

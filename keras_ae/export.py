@@ -31,7 +31,6 @@ import zipfile
 from pathlib import Path
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_ae import __version__, checkpoints
@@ -158,10 +157,9 @@ def build_part(model, part):
 def draw(prior, noise, uniform, label=None):
     """`ClassMixture.draw` as a graph: noise (N, D), uniform (N,) [, label (N,)] -> codes (N, D)."""
     classes, components, size = prior.means.shape
-    cumulative = np.exp(prior.logits - prior.logits.max(-1, keepdims=True)).cumsum(-1)
     if label is None:
         label = ops.cast(ops.zeros_like(uniform), "int64")
-    row = ops.take(cumulative, label, axis=0)
+    row = ops.take(prior.cumulative, label, axis=0)
     threshold = ops.expand_dims(uniform * row[:, -1], -1)
     component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
     # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.

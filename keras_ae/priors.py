@@ -48,7 +48,8 @@ class ClassMixture(keras.layers.Layer):
 
     `logits` (K, M), `means` (K, M, D) and `cholesky` (K, M, D, D), lower triangular, for K classes, M
     components and D latents, are NumPy arrays, as they are fitted and drawn from by NumPy: saved and
-    loaded with the model, but none of its `weights`. Before it is fitted every component is N(0, I).
+    loaded with the model, but none of its `weights`. `cumulative` (K, M) are the running sums of the
+    components' weights, of each class up to a factor. Before it is fitted every component is N(0, I).
 
     Args:
         latent_dim: number of latents D.
@@ -60,10 +61,22 @@ class ClassMixture(keras.layers.Layer):
         super().__init__(**kwargs)
         self.latent_dim, self.num_classes, self.components = latent_dim, num_classes, components
         shape = (num_classes, components)
-        self.logits = np.zeros(shape, "float32")
+        self.logits = np.zeros(shape)
         self.means = np.zeros((*shape, latent_dim), "float32")
         self.cholesky = np.tile(np.eye(latent_dim, dtype="float32"), (*shape, 1, 1))
         self.built = True
+
+    @property
+    def logits(self):
+        """(K, M) float32 logits of the components of each class. To be set whole: the array is read-only."""
+        return self._logits
+
+    @logits.setter
+    def logits(self, logits):
+        self._logits = np.array(logits, "float32")
+        self._logits.flags.writeable = False
+        # Once, and not at every draw, of which it is a tenth.
+        self.cumulative = np.exp(self._logits - self._logits.max(-1, keepdims=True)).cumsum(-1)
 
     def save_own_variables(self, store):
         for i, name in enumerate(ARRAYS):
@@ -83,14 +96,13 @@ class ClassMixture(keras.layers.Layer):
         """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
         rng = np.random.default_rng(seed)
         labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = self.logits, self.means, self.cholesky
+        means, cholesky, cumulative = self.means, self.cholesky, self.cumulative
         # The noise first, the component after it: a fitted and an unfitted prior of one seed draw the
         # same noise.
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
-        probabilities = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
         # In float32, as an exported sampler does it: the same component to the last bit.
-        threshold = rng.random(n).astype("float32") * probabilities[labels, -1]
-        component = (probabilities[labels] < threshold[:, None]).sum(-1)
+        threshold = rng.random(n).astype("float32") * cumulative[labels, -1]
+        component = (cumulative[labels] < threshold[:, None]).sum(-1)
         scaled = np.einsum("nij,nj->ni", cholesky[labels, component], noise)
         return (means[labels, component] + scaled).astype("float32", copy=False)
 
@@ -150,12 +162,14 @@ class ClassMixture(keras.layers.Layer):
 
         size = max(mixture.n_components for mixture in best.values())
         prior = cls(codes.shape[1], num_classes, size, **kwargs)
+        logits = prior.logits.copy()
         for y, mixture in best.items():
             m = mixture.n_components  # fewer than the others have, where a class has few codes
-            prior.logits[y] = -np.inf
-            prior.logits[y, :m] = np.log(mixture.weights_)
+            logits[y] = -np.inf
+            logits[y, :m] = np.log(mixture.weights_)
             prior.means[y, :m] = mixture.means_
             prior.cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
+        prior.logits = logits
         return prior
 
     def merged(self, frequencies, **kwargs):
@@ -173,7 +187,7 @@ class ClassMixture(keras.layers.Layer):
             shares = np.log(np.asarray(frequencies, "float32"))
         logits = log_softmax(self.logits, -1) + shares[:, None]
         prior = ClassMixture(self.latent_dim, 1, logits.size, **kwargs)
-        prior.logits = logits.astype("float32").reshape(prior.logits.shape)
+        prior.logits = logits.reshape(prior.logits.shape)
         prior.means = self.means.reshape(prior.means.shape)
         prior.cholesky = self.cholesky.reshape(prior.cholesky.shape)
         return prior

@@ -80,6 +80,16 @@ def test_draws_take_components_by_their_weight():
     assert (z[:, 0] > 0).mean() == pytest.approx(0.9, abs=0.01)
 
 
+def test_logits_are_set_whole_and_the_next_draw_is_of_them():
+    prior = ClassMixture(1, components=2)
+    prior.means[:, 1] = 100.0
+    for component in (1, 0):
+        prior.logits = [[-np.inf, 0.0] if component else [0.0, -np.inf]]
+        assert ((prior.draw(50, seed=0) > 50) == bool(component)).all()
+    with pytest.raises(ValueError, match="read-only"):
+        prior.logits[0] = 0.0
+
+
 def test_draws_of_a_class_are_in_its_cluster():
     codes = clusters(1000, 4)
     labels = np.round(np.arctan2(codes[:, 1], codes[:, 0]) / (np.pi / 2)).astype(int) % 4
