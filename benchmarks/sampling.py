@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from training import cell
+
 BACKENDS = ("torch", "jax", "tensorflow")
 BATCHES = (1, 64, 4096)
 
@@ -119,11 +121,9 @@ def images(arguments):
                         values.extend(row[name])
         for n, of in seconds.items():
             ours, bare = (statistics.median(of[name]) for name in ("ours", "bare"))
-            ratios = [a / b for a, b in zip(of["ours"], of["bare"])]
-            first, ratio, third = statistics.quantiles(ratios, n=4)
-            cells = (backend, n, f"{n / ours:,.0f}", f"{n / bare:,.0f}")
-            spread = f"{ratio:.2f} ({first:.2f}-{third:.2f})"
-            print("| " + " | ".join(map(str, [*cells, spread])) + " |", flush=True)
+            ratio = cell(of["ours"], of["bare"])
+            cells = (backend, n, f"{n / ours:,.0f}", f"{n / bare:,.0f}", ratio)
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def bare_decoder(model):
