@@ -33,7 +33,7 @@ _HOME = {
     "VAE": "models",
     "CVAE": "models",
     "KLAnnealing": "annealing",
-    "Adam": "optimizers",
+    "Adam": "fast.adam",
     "StandardNormal": "priors",
     "ClassMixture": "priors",
     "Settings": "fitting",
@@ -42,16 +42,24 @@ _HOME = {
 }
 _MODULES = (
     "annealing",
+    "backbones",
     "callbacks",
     "checkpoints",
+    "classifier",
     "data",
     "distributed",
+    "evaluation",
     "export",
+    "fast",
     "fitting",
+    "latents",
     "losses",
-    "networks",
+    "models",
+    "objective",
     "pictures",
     "priors",
+    "report",
+    "settings",
 )
 
 __all__ = [*_HOME, *_MODULES, "__version__"]

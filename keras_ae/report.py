@@ -44,7 +44,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     folder = checkpoint.path.parent
     kind = type(model).__name__
     conditional = bool(model.num_classes)
-    inputs = (test.images, test.labels) if conditional else test.images
+    inputs = model.inputs_of(test)
     first = _first(inputs, PLOTTED)
     labels = None if test.labels is None else test.labels[:PLOTTED]
     names = None if labels is None else [test.class_names[y] for y in labels[:SHOWN]]
