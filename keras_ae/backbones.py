@@ -253,7 +253,7 @@ def find_backbone(backbone):
     if isinstance(backbone, str) and backbone in BACKBONES:
         return BACKBONES[backbone]
     raise ValueError(
-        f"backbone must be one of {', '.join(BACKBONES)}, or a Backbone; got {backbone!r}."
+        f"backbone must be a Backbone, or one of {', '.join(BACKBONES)}; got {backbone!r}."
     )
 
 

@@ -1,7 +1,5 @@
 """What a model is given: images, labels, targets and weights, checked and put on one scale."""
 
-import math
-
 import keras
 import numpy as np
 from keras import ops
@@ -30,14 +28,15 @@ def one_hot(labels, num_classes):
     if len(labels.shape) == 2 and labels.shape[1] == num_classes > 1:
         return ops.cast(labels, "float32")
     if len(labels.shape) == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+        labels = labels[..., 0]
     if len(labels.shape) != 1:
         raise ValueError(
             f"Labels must be (N,) class indices, or (N, {num_classes}) one-hot; got {labels.shape}."
         )
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
-    ones = ops.cast(labels, "int32")[:, None] == ops.arange(num_classes, dtype="int32")
-    return ops.where(ops.any(ones, axis=-1, keepdims=True), ops.cast(ones, "float32"), math.nan)
+    classes = ops.arange(num_classes, dtype="int32")
+    ones = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
+    return ones / ops.max(ones, axis=-1, keepdims=True)  # 0 / 0 where there is no such class
 
 
 def check_shape(images, image_shape, what="Images"):

@@ -16,7 +16,7 @@ from keras_ae.backbones import (
     find_backbone,
     logits_of,
 )
-from keras_ae.errors import UserError
+from keras_ae.errors import RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
@@ -58,7 +58,7 @@ class AE(Steps, Objective):
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
-    terms = ("reconstruction",)
+    terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
 
@@ -101,9 +101,8 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
-        logits = logits_of(self.decoder) if self._term.of_logits else None
-        # In a dict that Keras does not look into: the layers are the decoder's, and saved with it.
-        self._views = _Untracked({"logits": logits} if logits else {})
+        # What Keras must not look into: their layers are the decoder's, and saved with it.
+        self._views = _Untracked()
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
 
@@ -150,10 +149,16 @@ class AE(Steps, Objective):
     def decoded(self, latent, condition, training=False):
         """What the decoder makes of latents (N, D): `reconstruction`, and its `logits` where they are used."""
         inputs = [latent, *condition]
-        if network := self._views.get("logits"):
+        if self._term.of_logits and (network := self._logits_network()):
             logits = call_network(network, inputs, training)
             return {"reconstruction": ops.sigmoid(ops.cast(logits, "float32")), "logits": logits}
         return {"reconstruction": call_network(self.decoder, inputs, training)}
+
+    def _logits_network(self):
+        """The decoder without its last sigmoid; None for one that does not end in one."""
+        if "logits" not in self._views or self._views["logits"][0] is not self.decoder:
+            self._views["logits"] = self.decoder, logits_of(self.decoder)
+        return self._views["logits"][1]
 
     def loss_terms(self, target, outputs):
         """`reconstruction` of each image, a sum over pixels: (N,)."""
@@ -204,7 +209,7 @@ class AE(Steps, Objective):
         """Arguments of the constructor that follow from a dataset.
 
         Raises:
-            UserError: the model needs what the dataset has not.
+            RunError: the model needs what the dataset has not.
         """
         return {"image_shape": data.images.shape[1:]}
 
@@ -266,11 +271,8 @@ class AE(Steps, Objective):
 class _Untracked:
     """A dict of networks whose layers belong to others: Keras neither saves nor counts them again."""
 
-    def __init__(self, networks):
-        self.networks = networks
-
-    def get(self, name):
-        return self.networks.get(name)
+    def __init__(self):
+        self.networks = {}
 
     def __contains__(self, name):
         return name in self.networks
@@ -610,7 +612,7 @@ class CVAE(VAE):
     @classmethod
     def arguments_for(cls, data):
         if data.labels is None:
-            raise UserError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
+            raise RunError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
         names = {"num_classes": data.num_classes, "class_names": data.class_names}
         return super().arguments_for(data) | names
 

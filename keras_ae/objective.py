@@ -194,6 +194,12 @@ class Objective(StepMixin, keras.Model):
             raise ValueError("loss_weights are not used: override term_weights to weigh the terms.")
         super().compile(optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compile as a saved model was: as Keras' own, for a `compile` that it takes for another one."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
     def fit(
         self,
         x=None,

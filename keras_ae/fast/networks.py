@@ -61,7 +61,11 @@ class Program:
             if isinstance(layer, keras.layers.InputLayer):
                 continue
             nodes = layer._inbound_nodes
-            if type(layer) not in FUNCTIONS or len(nodes) != 1 or nodes[0].arguments.kwargs:
+            if (
+                type(layer) not in FUNCTIONS
+                or len(nodes) != 1
+                or any(x is not None for x in nodes[0].arguments.kwargs.values())
+            ):
                 raise Unknown
             sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
