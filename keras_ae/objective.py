@@ -194,6 +194,11 @@ class Objective(StepMixin, keras.Model):
             raise ValueError("loss_weights are not used: override term_weights to weigh the terms.")
         super().compile(optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        # Keras', which leaves a model that overrides `compile` uncompiled when it is loaded.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def fit(
         self,
         x=None,
