@@ -79,6 +79,7 @@ class Program:
                 or layer.compute_dtype != "float32"
                 or layer.activity_regularizer is not None
                 or getattr(layer, "lora_enabled", False)
+                or getattr(layer, "quantization_mode", None)
                 or (function := FUNCTIONS[type(layer)](layer, training)) is None
             ):
                 return None
