@@ -546,8 +546,8 @@ class CVAE(VAE):
     def _check_inputs(self, x, own_target):
         super()._check_inputs(x, own_target)
         labels = x[1]
-        if is_array(labels) and len(labels.shape) == 1:
-            self._check_labels(ops.convert_to_numpy(labels), len(labels))
+        if is_array(labels) and tuple(labels.shape[1:]) in ((), (1,)):
+            self._check_labels(_indices(ops.convert_to_numpy(labels)), len(labels))
 
     def _with_y(self, x):
         return x if isinstance(x, (tuple, list)) and len(x) == 2 else (x, None)
