@@ -61,6 +61,9 @@ class AE(Steps, Objective):
     terms = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
+    quantization = (
+        None  # the `keras.quantizers.QuantizationConfig` that the layers were quantized by
+    )
 
     def __init__(
         self,
@@ -224,9 +227,19 @@ class AE(Steps, Objective):
                 f"This model takes images of {tuple(self.image_shape)}; those of {data.name} are {shape}."
             )
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        if filters is None and mode in ("int8", "int4", "float8"):
+            self.quantization = config
+
     def get_config(self):
+        quantized = {}
+        if self.quantization is not None:
+            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
         return {
             **super().get_config(),
+            **quantized,
             "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
@@ -242,7 +255,7 @@ class AE(Steps, Objective):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("encoder", "decoder", "reconstruction"):
+        for name in ("encoder", "decoder", "reconstruction", "quantization"):
             if isinstance(config.get(name), dict):
                 found = keras.saving.deserialize_keras_object(config[name], custom_objects)
                 config[name] = found
@@ -251,7 +264,11 @@ class AE(Steps, Objective):
             raise ValueError(
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
-        return cls(**config)
+        quantization = config.pop("quantization", None)
+        model = cls(**config)
+        if quantization is not None:
+            model.quantize(config=quantization)
+        return model
 
     def get_compile_config(self):
         # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
@@ -597,7 +614,7 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
+        if labels.dtype.kind not in "biuf" or (labels % 1).any():
             raise ValueError(
                 f"Labels are the numbers of classes, 0 to {self.num_classes - 1}; got {labels.ravel()[0]!r}."
             )
