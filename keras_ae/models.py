@@ -151,18 +151,25 @@ class AE(Steps, Objective):
         return {"latent": latent, **self.decoded(latent, condition, training)}
 
     def decoded(self, latent, condition, training=False):
-        """What the decoder makes of latents (N, D): `reconstruction`, and its `logits` where they are used."""
+        """What the decoder makes of latents (N, D): `reconstruction`, and where they are used its `logits`.
+
+        These are a pair, (the reconstruction that they are of, logits): a `forward` that puts another
+        reconstruction in its place has the loss of that one.
+        """
         inputs = [latent, *condition]
         if network := self._views.get("logits"):
             logits = call_network(network, inputs, training)
-            return {"reconstruction": ops.sigmoid(ops.cast(logits, "float32")), "logits": logits}
+            reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
+            return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
         return {"reconstruction": call_network(self.decoder, inputs, training)}
 
     def loss_terms(self, target, outputs):
         """`reconstruction` of each image, a sum over pixels: (N,)."""
-        if self._term.of_logits and "logits" in outputs:
-            return {"reconstruction": self._term.of_logits(target, outputs["logits"])}
-        return {"reconstruction": self._term(target, outputs["reconstruction"])}
+        reconstruction = outputs["reconstruction"]
+        of, logits = outputs.get("logits", (None, None))
+        if self._term.of_logits and of is reconstruction:
+            return {"reconstruction": self._term.of_logits(target, logits)}
+        return {"reconstruction": self._term(target, reconstruction)}
 
     # Arrays in, arrays out
 
