@@ -13,6 +13,7 @@ from keras_ae.backbones import (
     BACKBONES,
     check_decoder,
     check_encoder,
+    ends_in_sigmoid,
     find_backbone,
     logits_of,
 )
@@ -104,9 +105,9 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
-        logits = logits_of(self.decoder) if self._term.of_logits else None
         # In a dict that Keras does not look into: the layers are the decoder's, and saved with it.
-        self._views = _Untracked({"logits": logits} if logits else {})
+        self._views = _Untracked({})
+        self._logits_network()
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
 
@@ -157,11 +158,20 @@ class AE(Steps, Objective):
         reconstruction in its place has the loss of that one.
         """
         inputs = [latent, *condition]
-        if network := self._views.get("logits"):
+        if network := self._logits_network():
             logits = call_network(network, inputs, training)
             reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
             return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
         return {"reconstruction": call_network(self.decoder, inputs, training)}
+
+    def _logits_network(self):
+        """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
+        if self._term.of_logits is None:
+            return None
+        if (self._views.get("logits") or [None])[0] is not self.decoder:
+            self._views["logits"] = self.decoder, logits_of(self.decoder)
+        network = self._views["logits"][1]
+        return network if network is not None and ends_in_sigmoid(self.decoder) else None
 
     def loss_terms(self, target, outputs):
         """`reconstruction` of each image, a sum over pixels: (N,)."""
