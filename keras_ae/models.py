@@ -244,9 +244,19 @@ class AE(Steps, Objective):
                 f"This model takes images of {tuple(self.image_shape)}; those of {data.name} are {shape}."
             )
 
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self._forget_compiled()
+
+    def _forget_compiled(self):
+        """Have what jax and tensorflow have compiled for `encode` and its like compiled anew, as `fit` is."""
+        self._views.networks.clear()
+        self.encoder.predict_function = self.decoder.predict_function = None
+
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
         super().quantize(mode, config=config, filters=filters, **kwargs)
+        self._forget_compiled()
         if filters is None and mode in ("int8", "int4", "float8"):
             self.quantization = config
 
