@@ -13,6 +13,7 @@ from keras_ae.backbones import (
     BACKBONES,
     check_decoder,
     check_encoder,
+    ends_in_sigmoid,
     find_backbone,
     logits_of,
 )
@@ -61,6 +62,9 @@ class AE(Steps, Objective):
     terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
+    quantization = (
+        None  # the `keras.quantizers.QuantizationConfig` that the layers were quantized by
+    )
 
     def __init__(
         self,
@@ -147,24 +151,34 @@ class AE(Steps, Objective):
         return {"latent": latent, **self.decoded(latent, condition, training)}
 
     def decoded(self, latent, condition, training=False):
-        """What the decoder makes of latents (N, D): `reconstruction`, and its `logits` where they are used."""
+        """What the decoder makes of latents (N, D): `reconstruction`, and where they are used its `logits`.
+
+        These are a pair, (the reconstruction that they are of, logits): a `forward` that puts another
+        reconstruction in its place has the loss of that one.
+        """
         inputs = [latent, *condition]
-        if self._term.of_logits and (network := self._logits_network()):
+        if network := self._logits_network():
             logits = call_network(network, inputs, training)
-            return {"reconstruction": ops.sigmoid(ops.cast(logits, "float32")), "logits": logits}
+            reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
+            return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
         return {"reconstruction": call_network(self.decoder, inputs, training)}
 
     def _logits_network(self):
-        """The decoder without its last sigmoid; None for one that does not end in one."""
+        """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
+        if self._term.of_logits is None:
+            return None
         if "logits" not in self._views or self._views["logits"][0] is not self.decoder:
             self._views["logits"] = self.decoder, logits_of(self.decoder)
-        return self._views["logits"][1]
+        network = self._views["logits"][1]
+        return network if network is not None and ends_in_sigmoid(self.decoder) else None
 
     def loss_terms(self, target, outputs):
         """`reconstruction` of each image, a sum over pixels: (N,)."""
-        if self._term.of_logits and "logits" in outputs:
-            return {"reconstruction": self._term.of_logits(target, outputs["logits"])}
-        return {"reconstruction": self._term(target, outputs["reconstruction"])}
+        reconstruction = outputs["reconstruction"]
+        of, logits = outputs.get("logits", (None, None))
+        if self._term.of_logits and of is reconstruction:
+            return {"reconstruction": self._term.of_logits(target, logits)}
+        return {"reconstruction": self._term(target, reconstruction)}
 
     # Arrays in, arrays out
 
@@ -229,9 +243,29 @@ class AE(Steps, Objective):
                 f"This model takes images of {tuple(self.image_shape)}; those of {data.name} are {shape}."
             )
 
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self._forget_compiled()
+
+    def _forget_compiled(self):
+        """Have what jax and tensorflow have compiled for `encode` and its like compiled anew, as `fit` is."""
+        self._views.networks.clear()
+        self.encoder.predict_function = self.decoder.predict_function = None
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        self._forget_compiled()
+        if filters is None and mode in ("int8", "int4", "float8"):
+            self.quantization = config
+
     def get_config(self):
+        quantized = {}
+        if self.quantization is not None:
+            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
         return {
             **super().get_config(),
+            **quantized,
             "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
@@ -247,7 +281,7 @@ class AE(Steps, Objective):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("encoder", "decoder", "reconstruction"):
+        for name in ("encoder", "decoder", "reconstruction", "quantization"):
             if isinstance(config.get(name), dict):
                 found = keras.saving.deserialize_keras_object(config[name], custom_objects)
                 config[name] = found
@@ -256,7 +290,11 @@ class AE(Steps, Objective):
             raise ValueError(
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
-        return cls(**config)
+        quantization = config.pop("quantization", None)
+        model = cls(**config)
+        if quantization is not None:
+            model.quantize(config=quantization)
+        return model
 
     def get_compile_config(self):
         # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
@@ -548,8 +586,8 @@ class CVAE(VAE):
     def _check_inputs(self, x, own_target):
         super()._check_inputs(x, own_target)
         labels = x[1]
-        if is_array(labels) and len(labels.shape) == 1:
-            self._check_labels(ops.convert_to_numpy(labels), len(labels))
+        if is_array(labels) and tuple(labels.shape[1:]) in ((), (1,)):
+            self._check_labels(_indices(ops.convert_to_numpy(labels)), len(labels))
 
     def _with_y(self, x):
         return x if isinstance(x, (tuple, list)) and len(x) == 2 else (x, None)
@@ -599,7 +637,7 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
+        if labels.dtype.kind not in "biuf" or (labels % 1).any():
             raise ValueError(
                 f"Labels are the numbers of classes, 0 to {self.num_classes - 1}; got {labels.ravel()[0]!r}."
             )
