@@ -26,6 +26,7 @@ __all__ = [
     "StoredImages",
     "available",
     "import_folder",
+    "is_prepared",
     "lasting_name",
     "load",
     "load_splits",
@@ -44,6 +45,11 @@ GENUINE = {
     "fashion_mnist/3.0.1/train": "1fc8802f422a8de6f04d0f4f78a3712fc03fb8474221d84707982f873bd60239",
     "fashion_mnist/3.0.1/test": "1c706ad5aa51c27f729eade5e233f3a7464291b1294967130c0fe6b9a7406fcd",
 }
+
+
+def is_prepared(name, data_dir=None) -> bool:
+    """Whether a dataset is in the data directory under its name."""
+    return disk.find(name, resolve_data_dir(data_dir), by_path=False) is not None
 
 
 def import_folder(name, folder, *args, **kwargs) -> Prepared:

@@ -147,7 +147,7 @@ def sweep(folder):
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR)
             try:  # a minute, for one that was made this moment, and is not locked yet
-                if _lock(handle) and os.fstat(handle).st_mtime < time.time() - 60:
+                if lock(handle) and os.fstat(handle).st_mtime < time.time() - 60:
                     os.unlink(path)
             finally:
                 os.close(handle)
@@ -158,7 +158,7 @@ def _unfinished(folder):
     """A new file, open and locked, which is removed at the end where it still has its name."""
     handle, path = tempfile.mkstemp(prefix=UNFINISHED, suffix=".npy", dir=folder)
     try:
-        _lock(handle)
+        lock(handle)
         yield handle, path
     finally:
         os.close(handle)
@@ -166,7 +166,7 @@ def _unfinished(folder):
             os.unlink(path)
 
 
-def _lock(handle) -> bool:
+def lock(handle) -> bool:
     """Whether nobody else has a file locked, which this process has from now on."""
     if fcntl is None:
         return False

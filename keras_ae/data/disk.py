@@ -99,11 +99,12 @@ def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
     return match and (match["name"], match["config"], match["version"])
 
 
-def find(name: str, data_dir: Path) -> Prepared | None:
+def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
     """Looks a dataset up on disk: the newest version, unless `name` asks for one ("mnist:3.0.1").
 
     A name without a config means the default config, as it does for TFDS. A name with a / that is not
-    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0".
+    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0", unless
+    `by_path` is false.
 
     Returns:
         None if it is not there.
@@ -123,7 +124,7 @@ def find(name: str, data_dir: Path) -> Prepared | None:
                 root = root / config
             if versions := [v for v in _versions(root) if version in (None, v)]:
                 return _read_info(root / versions[-1])
-        if "/" not in name:
+        if "/" not in name or not by_path:
             return None
         root = expanded(name, "HOME")
         if not root.is_dir():

@@ -71,7 +71,7 @@ def import_folder(
             images of several sizes without `resize`.
     """
     progress = progress or (lambda line: None)
-    folder, data_dir = Path(folder).expanduser(), disk.resolve_data_dir(data_dir)
+    folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
     if crop and resize is None:
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     old = _check_name(name, data_dir, force)

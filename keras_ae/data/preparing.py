@@ -133,7 +133,7 @@ def _find_builder(name, data_dir, source):
 
     from keras_ae.data.builders import BUILDERS, EMBEDDED_MNIST
 
-    if "/" in name and Path(name).expanduser().is_dir():
+    if "/" in name and disk.expanded(name, "HOME").is_dir():
         raise DataError(
             f"there is no TFDS dataset in {name}: `kae data import NAME {name}` makes one of a folder of "
             "class folders"
