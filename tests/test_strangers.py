@@ -519,6 +519,33 @@ def test_a_user_without_a_home(tmp_path):
             assert "no home directory; set KAE_DATA_DIR" in done.stderr.splitlines()[-1]
 
 
+SLIM = """
+import sys
+class Slim:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "tensorflow_datasets", "array_record", "sklearn", "requests"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Slim())
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", ["data verify mnist", "data prepare mnist --data-dir new", "evaluate run"]
+)
+def test_a_slim_installation_says_what_is_missing(arguments, saved, tmp_path, mnist_env):
+    pytest.importorskip("jax")
+    saved(dataset="mnist")
+    (tmp_path / "sitecustomize.py").write_text(SLIM)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "KERAS_BACKEND": "numpy",
+        "KAE_CACHE": str(tmp_path / "cache"),
+    }
+    done = run(*arguments.split(), cwd=tmp_path, env=env)
+    assert done.returncode == 1 and "install" in done.err
+
+
 @pytest.mark.parametrize("year", [1971, 2150])
 def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
     """A zip knows the years 1980 to 2107: said before the work, not after it."""

@@ -69,6 +69,13 @@ class Commands(click.Group):
             raise click.ClickException(
                 "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
             ) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "kae", "keras_ae"):
+                raise
+            raise click.ClickException(
+                f"This needs {package}, which the full installation brings: pip install keras-ae"
+            ) from error
         except BrokenPipeError:
             raise
         except OSError as error:  # a path too long, a folder that may not be read, a broken disk
