@@ -8,6 +8,7 @@ import json
 import numpy as np
 
 from keras_ae import checkpoints, evaluation, latents, pictures
+from keras_ae.errors import printable
 
 SHOWN = 20  # test images beside their reconstructions
 PLOTTED = 2_000  # codes in a plot of codes
@@ -56,6 +57,8 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     progress("measuring …")
     settings = checkpoint.settings or {"latent_dim": model.latent_dim, "backbone": model.backbone}
     environment = checkpoint.run.get("environment", {})
+    # Of the dataset its name, not where it lies: the page is sent to others.
+    settings = {**settings, "dataset": test.name} if "dataset" in settings else settings
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
     measured = figures or _measured(model, _first(inputs, MEASURED), seed)
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
@@ -138,7 +141,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{_text(checkpoint.path)}{whence}, seed {seed}.</p>\n"
+        f"<p>{_text('/'.join(checkpoint.path.parts[-2:]))}{whence}, seed {seed}.</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 
@@ -166,7 +169,7 @@ def _measured(model, inputs, seed):
 
 
 def _text(value):
-    return html.escape(str(value))
+    return html.escape(printable(value))
 
 
 def _setting(value):

@@ -44,4 +44,4 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
             file.write(page)
 
     common.write(target, save)
-    click.echo(target)
+    common.echo(target)
