@@ -39,6 +39,7 @@ _HOME = {
     "Settings": "fitting",
     "fit": "fitting",
     "load_model": "checkpoints",
+    "explore": "exploring",
 }
 _MODULES = (
     "annealing",

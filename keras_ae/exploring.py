@@ -26,15 +26,18 @@ from keras_ae.priors import ClassMixture, StandardNormal
 
 CODES = 2_000  # test images on the map at most
 THUMBNAIL = 32  # pixels of the longer side of a thumbnail at most
-LOSSLESS = 784  # pixels and channels of a thumbnail up to which it is kept as it is
+PLAIN = 1024  # values of a thumbnail up to which it is a PNG
 TESTED = 12  # codes and images by which the page checks itself at most …
 TESTED_VALUES = 100_000  # … and pixels of these in all, of one at least
-FINE = 512  # steps of a packed array in its standard deviation
+# Steps of a packed kernel in its standard deviation. A pixel's error is to stay below 1/255, a latent's of
+# 1/100 of its standard deviation is not seen: the encoder is carried in fewer.
+FINE = {"encoder": 256, "decoder": 1024}
+FINE_CODES = 512  # likewise of codes and priors
 SMALL = 2_000  # numbers up to which an array is carried as float32
 ENTRY = "main.js"
 
 
-def explore(model, test, title=None, seed=0, progress=lambda line: None):
+def explore(model, test, title=None, seed=0, progress=lambda line: None, networks=None):
     """The page of a model.
 
     Args:
@@ -44,6 +47,7 @@ def explore(model, test, title=None, seed=0, progress=lambda line: None):
         title: of the page; by default the kind of the model and the name of the dataset.
         seed: of the choice of images.
         progress: called with one line when there is something to tell.
+        networks: of `describe`, where it has been called already.
 
     Returns:
         The HTML, a string: one file that needs no other and no network.
@@ -52,7 +56,7 @@ def explore(model, test, title=None, seed=0, progress=lambda line: None):
         graphs.Unsupported: for a layer that the page cannot run.
         UserError: there are no test images.
     """
-    networks = describe(model)
+    networks = networks or describe(model)
     if not len(test.images):
         raise UserError(f"{test.name} has no test images to show.")
     title = title or f"{type(model).__name__} of {test.name}"
@@ -66,33 +70,37 @@ def describe(model):
     Raises:
         graphs.Unsupported: for a layer that the page cannot run.
     """
-    return {role: packed_graph(getattr(model, role)) for role in ("encoder", "decoder")}
+    return {role: packed_graph(getattr(model, role), fine) for role, fine in FINE.items()}
 
 
-def packed_graph(network, exact=False):
+def packed_graph(network, fine=None):
     """The graph of a network (`graphs.describe`), its arrays packed.
 
     Args:
-        exact: carry every array as float32, for tests.
+        fine: of `pack`, for kernels; all other arrays are float32. None for float32 kernels as well.
     """
     graph = graphs.describe(network)
     for operation in graph["operations"]:
-        operation["arrays"] = {k: pack(v, exact) for k, v in operation["arrays"].items()}
+        operation["arrays"] = {
+            name: pack(array, fine if name == "kernel" else None)
+            for name, array in operation["arrays"].items()
+        }
     return graph
 
 
-def pack(array, exact=False):
-    """An array as the page carries it.
+def pack(array, fine=None):
+    """An array as the page carries it: deflated, in base64.
 
-    Many numbers become whole numbers of 16 bits that count steps of 1/512 of the array's standard deviation
-    (rounded to a power of two), their low bytes before their high bytes, deflated: 11 bits a number, where
-    float16, deflated likewise, takes 14 and pixels decoded from it are not closer to the eye. Few numbers,
-    and what does not fit into 16 bits, are float32.
+    Args:
+        fine: steps in the array's standard deviation, rounded so that a step is a power of two: numbers
+            become whole numbers of 16 bits that count steps, their low bytes before their high bytes. With
+            512 a weight takes 11 bits deflated, where float16 takes 14. None, few numbers, and numbers
+            that do not fit into 16 bits, for float32.
     """
     array = np.ascontiguousarray(array, "<f4")
-    spread = float(array.std()) if array.size > SMALL and not exact else 0.0
+    spread = float(array.std()) if fine and array.size > SMALL else 0.0
     if spread > 0 and np.isfinite(spread):
-        step = 2.0 ** np.round(np.log2(spread / FINE))
+        step = 2.0 ** np.round(np.log2(spread / fine))
         counts = np.rint(array / step)
         if np.abs(counts).max() < 2**15:
             planes = counts.astype("<i2").view(np.uint8).reshape(-1, 2).T
@@ -101,7 +109,7 @@ def pack(array, exact=False):
                 "step": step,
                 "data": _base64(_deflated(planes.tobytes())),
             }
-    return {"shape": array.shape, "data": _base64(array.tobytes())}
+    return {"shape": array.shape, "data": _base64(_deflated(array.tobytes()))}
 
 
 def _deflated(content):
@@ -141,7 +149,7 @@ def _data(model, test, seed):
         "classes": model.num_classes,
         "names": None if labels is None or names is None else [str(name) for name in names],
         "labels": None if labels is None else labels.tolist(),
-        "codes": pack(mean),
+        "codes": pack(mean, FINE_CODES),
         "error": pack(error),
         "kl": None if kl is None else pack(kl),
         "carried": [float(v) for v in carried],
@@ -187,8 +195,13 @@ def _thumbnails(images):
             tile = tile.resize(size, Image.Resampling.BOX)
         sheet.paste(tile, (i % columns * size[0], i // columns * size[1]))
     file = io.BytesIO()
-    if size[0] * size[1] * images.shape[-1] <= LOSSLESS:
-        sheet.save(file, "PNG", optimize=True)
+    if size[0] * size[1] * images.shape[-1] <= PLAIN:
+        # Sixteen greys are enough for a thumbnail, and half as many bytes.
+        if mode == "L":
+            greys = Image.fromarray(np.rint(np.asarray(sheet) / 17).astype("uint8"))
+            greys.putpalette(np.repeat(np.arange(16, dtype="uint8") * 17, 3).tobytes())
+            sheet = greys
+        sheet.save(file, "PNG", optimize=True, bits=4 if mode == "L" else 8)
         kind = "png"
     else:
         sheet.save(file, "JPEG", quality=80, optimize=True)
@@ -215,8 +228,8 @@ def _prior(model):
     rows, columns = np.tril_indices(model.latent_dim)
     return {
         "weights": (weights / weights.sum(-1, keepdims=True)).tolist(),
-        "means": pack(prior.means),
-        "cholesky": pack(prior.cholesky[..., rows, columns]),
+        "means": pack(prior.means, FINE_CODES),
+        "cholesky": pack(prior.cholesky[..., rows, columns], FINE_CODES),
     }
 
 
@@ -252,12 +265,12 @@ def _tests(model, images, labels, mean, log_var, rng):
         shares[-1] = 1 / model.num_classes
     pixels = model.decode(codes, shares)
     return {
-        "codes": pack(codes, exact=True),
-        "shares": None if shares is None else pack(shares, exact=True),
-        "pixels": pack(pixels, exact=True),
+        "codes": pack(codes),
+        "shares": None if shares is None else pack(shares),
+        "pixels": pack(pixels),
         "images": _base64(to_uint8(images[chosen]).tobytes()),
         "labels": None if labels is None else labels[chosen].tolist(),
-        "encoded": pack(mean[chosen], exact=True),
+        "encoded": pack(mean[chosen]),
     }
 
 
@@ -336,15 +349,14 @@ def assemble(title, data):
     )
     # Within a script no markup is read but that which ends it.
     content = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    filled = {
-        "title": html.escape(title),
-        "policy": policy,
-        "style": style,
-        "program": program,
-        "data": content,
+    slots = {
+        "head": f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>",
+        "scripts": f'<script type="application/json" id="data">{content}</script>\n'
+        f'<script id="program">{program}</script>',
     }
     template = (folder / "index.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
+    return re.sub(r"<!-- (\w+) -->", lambda match: slots[match[1]], template)
 
 
 def _hash(text):

@@ -15,18 +15,17 @@ export async function inflated(bytes) {
 }
 
 /**
- * One array: `{shape, data}` with a `step` are whole numbers of 16 bits that count steps, their low bytes
- * before their high bytes, deflated; without one they are float32.
+ * One array: `{shape, data}`, deflated, with a `step` whole numbers of 16 bits that count steps, their low
+ * bytes before their high bytes; without one float32.
  *
  * @returns {Promise<Float32Array>} its values, row by row.
  */
 export async function unpacked({ step, data }) {
-  const bytes = bytesOf(data);
+  const bytes = await inflated(bytesOf(data));
   if (step === undefined) return new Float32Array(bytes.buffer);
-  const planes = await inflated(bytes);
-  const values = new Float32Array(planes.length / 2);
+  const values = new Float32Array(bytes.length / 2);
   for (let i = 0, n = values.length; i < n; i++) {
-    values[i] = (((planes[i] | (planes[n + i] << 8)) << 16) >> 16) * step;
+    values[i] = (((bytes[i] | (bytes[n + i] << 8)) << 16) >> 16) * step;
   }
   return values;
 }

@@ -46,8 +46,8 @@ export function multiply(a, m, k, b, n, bias, c, start = 0, pitch = n) {
         s12 += x1 * b2;
         s13 += x1 * b3;
       }
-      store(c, start + i * pitch + j, wide, s00, s01, s02, s03);
-      store(c, start + (i + 1) * pitch + j, wide, s10, s11, s12, s13);
+      put(c, start + i * pitch + j, wide, s00, s01, s02, s03);
+      put(c, start + (i + 1) * pitch + j, wide, s10, s11, s12, s13);
     }
     if (i < m) {
       let s0 = bias0, s1 = bias1, s2 = bias2, s3 = bias3; // prettier-ignore
@@ -59,12 +59,12 @@ export function multiply(a, m, k, b, n, bias, c, start = 0, pitch = n) {
         s2 += x * b[p + 2];
         s3 += x * b[p + 3];
       }
-      store(c, start + i * pitch + j, wide, s0, s1, s2, s3);
+      put(c, start + i * pitch + j, wide, s0, s1, s2, s3);
     }
   }
 }
 
-function store(c, at, wide, v0, v1, v2, v3) {
+function put(c, at, wide, v0, v1, v2, v3) {
   c[at] = v0;
   if (wide > 1) c[at + 1] = v1;
   if (wide > 2) c[at + 2] = v2;
