@@ -17,7 +17,7 @@ const TABS = { latents: "Latents", samples: "Samples", between: "Between two", d
 const LARGEST_ERROR = 4e-3; // of a pixel in [0, 1], against Keras
 const LARGEST_CODE_ERROR = 0.03; // of a latent, in its standard deviations
 const SAVED = 560; // pixels of the shorter side of a saved image at least
-const NEW_LINK = 250; // milliseconds without a change before the address follows
+const NEW_LINK = 150; // milliseconds without a change before the address follows
 
 /** Fill the page. */
 async function start() {
@@ -313,16 +313,13 @@ function links({ store }, limits, problems) {
   };
   tell(problems);
   let timer = null;
-  let written = location.hash.slice(1);
   store.subscribe(() => {
     clearTimeout(timer);
     timer = setTimeout(() => {
-      written = toHash(store.state);
-      history.replaceState(null, "", `#${written}`);
+      history.replaceState(null, "", `#${toHash(store.state)}`);
     }, NEW_LINK);
   });
   window.addEventListener("hashchange", () => {
-    if (location.hash.slice(1) === written) return;
     const { changes, problems } = fromHash(location.hash, limits);
     tell(problems);
     store.set(changes);
