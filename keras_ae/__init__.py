@@ -44,6 +44,7 @@ _HOME = {
     "Settings": "fitting",
     "fit": "fitting",
     "load_model": "checkpoints",
+    "explore": "exploring",
 }
 _MODULES = (
     "annealing",

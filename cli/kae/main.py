@@ -23,6 +23,7 @@ COMMANDS = {
     "encode": "Write the codes of images.",
     "scatter": "Plot the codes of test images by class.",
     "animate": "Make a GIF of the epochs of a run.",
+    "explore": "Write a page in which to play with a model, in any browser.",
     "report": "Write a page with all that there is to see of a model.",
     "evaluate": "Measure reconstruction, likelihood and samples.",
     "compare": "Show settings and figures of runs side by side.",
