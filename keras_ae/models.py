@@ -109,6 +109,9 @@ class AE(Steps, Objective):
         self._views = _Untracked()
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
+        self._called = (
+            True  # there is nothing that a call would settle; on jax `predict` makes none
+        )
 
     def build(self, input_shape=None):
         """All layers are built by the constructor."""
