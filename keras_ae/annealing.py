@@ -47,14 +47,15 @@ def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
     Args:
         step: optimizer steps done before this one, from 0.
         total_steps: steps of the whole run, epochs * steps per epoch.
-        schedule: a name in `SCHEDULES`.
+        schedule: a name in `SCHEDULES`, or a function of progress in [0, 1].
         weight: the weight that the schedule ends at, >= 0.
         warmup: the fraction of the run, in (0, 1], after which the schedule has ended.
 
     Returns:
         A float in [0, weight].
     """
-    return weight * SCHEDULES[schedule](min(1.0, step / (warmup * total_steps)))
+    schedule = SCHEDULES.get(schedule, schedule)
+    return weight * schedule(min(1.0, step / (warmup * total_steps)))
 
 
 def warn_of_early_choices(callbacks, epochs):
@@ -99,7 +100,8 @@ class KLAnnealing(keras.callbacks.Callback):
     nothing but the epoch and the batch: `fit(initial_epoch=...)` continues where it stood.
 
     Args:
-        schedule: "linear", "cosine", "sigmoid", "cyclical" (Fu et al. 2019) or "constant".
+        schedule: "linear", "cosine", "sigmoid", "cyclical" (Fu et al. 2019) or "constant", or a function
+            of progress in [0, 1] that returns a factor.
         weight: the final weight, on the scale of nats per image; 1 is the evidence lower bound,
             more is a beta-VAE (Higgins et al. 2017).
         warmup: fraction of the run in (0, 1] that the schedule takes.
@@ -116,7 +118,7 @@ class KLAnnealing(keras.callbacks.Callback):
 
     def __init__(self, schedule="linear", weight=1.0, warmup=1.0, by="step"):
         super().__init__()
-        if schedule not in SCHEDULES:
+        if schedule not in SCHEDULES and not callable(schedule):
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}.")
         if not weight >= 0.0:
             raise ValueError(f"weight must be 0 or more; got {weight!r}.")
@@ -150,7 +152,7 @@ class KLAnnealing(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         # Kept aside, as `self.model` has jax write back all that `fit` holds outside the variables.
-        self._execution = getattr(model, "execution", None)
+        self._inner_steps = getattr(model, "inner_steps", None)
         self._steps_ahead = getattr(model, "steps_per_execution", 1)
 
     def on_train_begin(self, logs=None):
@@ -166,9 +168,9 @@ class KLAnnealing(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         if not self.per_step:
             return
-        if self._execution.takes_kl_weights:
+        if self._inner_steps is not None and self._inner_steps.takes_kl_weights:
             ahead = [self.value(self._epoch, batch + i) for i in range(self._steps_ahead)]
-            self._execution.kl_weights = np.array(ahead, "float32")
+            self._inner_steps.kl_weights = np.array(ahead, "float32")
         else:
             # Through self.model, never a kept reference: on jax only this property synchronises the
             # values that `fit` holds outside the variables.

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_ae import checkpoints, pictures
 from keras_ae.errors import RunError
-from keras_ae.models import VAE
+from keras_ae.files import atomic
 
 BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
 
@@ -89,7 +89,7 @@ class StopAtNaN(keras.callbacks.Callback):
         if np.isfinite(logs["loss"]):
             return
         # Which of the steps since the last call it was. A step of one's own may keep no losses.
-        losses = [float(loss) for loss in self.model.execution.losses] or [logs["loss"]]
+        losses = [float(loss) for loss in self.model.inner_steps.losses] or [logs["loss"]]
         batch = self._first + next(i for i, loss in enumerate(losses) if not np.isfinite(loss)) + 1
         step = self._epoch * self.params["steps"] + batch
         self._check(logs["loss"], f"at step {step} (epoch {self._epoch + 1}, batch {batch})")
@@ -233,10 +233,9 @@ class WriteRun(keras.callbacks.Callback):
     signal ends the run after.
     """
 
-    def __init__(self, folder, history, test_inputs, shown, names, sample_labels, stopwatch, stop):
+    def __init__(self, folder, history, shown, stopwatch, stop):
         super().__init__()
-        self.folder, self.history, self.test_inputs = folder, history, test_inputs
-        self.shown, self.names, self.sample_labels = shown, names, sample_labels
+        self.folder, self.history, self.shown = folder, history, shown
         self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -256,8 +255,8 @@ class WriteRun(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
         self.history.append(row)
         model = self.model
-        picture = picture_of(model, self.test_inputs, self.shown, self.names, self.sample_labels)
-        with checkpoints.atomic(self.folder / "epochs" / f"{epoch + 1:03d}.png") as temporary:
+        picture = picture_of(model, self.shown)
+        with atomic(self.folder / "epochs" / f"{epoch + 1:03d}.png") as temporary:
             picture.save(temporary)
         checkpoints.save_model(model, self.folder / "model.keras")
         checkpoints.write_history(self.folder, self.history)
@@ -277,13 +276,16 @@ def check_there(folder):
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
 
 
-def picture_of(model, inputs, originals, names, sample_labels):
-    """Test images over their reconstructions; under them samples of N(0, I), the same latents always."""
-    picture = pictures.pairs(originals, model.reconstruct(inputs), names=names)
-    if not isinstance(model, VAE):
+def picture_of(model, shown):
+    """Test images (`ImageData`) over their reconstructions; under them samples of N(0, I), the same latents always."""
+    names = None if shown.labels is None else [shown.class_names[y] for y in shown.labels]
+    rebuilt = model.reconstruct(model.inputs_of(shown))
+    picture = pictures.pairs(shown.images, rebuilt, names=names)
+    if not hasattr(model, "sample"):
         return picture
-    n = len(sample_labels) if sample_labels is not None else 40
-    samples = model.sample(n, sample_labels, seed=0, prior="normal")
-    if sample_labels is None:
+    labels = np.arange(model.num_classes).repeat(10)[:400] if model.num_classes else None
+    n = 40 if labels is None else len(labels)
+    samples = model.sample(n, labels, seed=0, prior="normal")
+    if labels is None:
         return pictures.stack(picture, pictures.grid(samples, columns=10))
-    return pictures.stack(picture, pictures.class_rows(samples, sample_labels, model.names))
+    return pictures.stack(picture, pictures.class_rows(samples, labels, model.names))

@@ -9,7 +9,6 @@ checkpoints/cvae/
   backup/state.npz   what --resume needs; removed when the run ends
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -28,65 +27,18 @@ except ImportError:  # Windows
 import numpy as np
 
 from keras_ae import model_file
+from keras_ae.backbones import zero_weights
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
-from keras_ae.models import AE, CVAE, VAE
-from keras_ae.networks import blank
-from keras_ae.priors import ClassMixture, StandardNormal
-from keras_ae.settings import MODELS, Settings
+from keras_ae.files import atomic, sweep, write_bytes
+from keras_ae.settings import Settings, models
 
-CLASSES = {model.__name__: model for model in (AE, VAE, CVAE)}
-PRIORS = {prior.__name__: prior for prior in (StandardNormal, ClassMixture)}
-UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
 TENSORBOARD = "tensorboard"
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
 class CheckpointError(UserError):
     """A checkpoint that is not there, not whole, or not one of ours."""
-
-
-@contextlib.contextmanager
-def atomic(path):
-    """Give a temporary path to write to, which then takes the place of `path` in one step.
-
-    A reader, a kill or a power cut at any moment meets the old file or the new one, never a part.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: Keras goes by it. The leading dot hides the file from a listing.
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix
-    )
-    os.close(handle)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _sync_folder(folder):
-    """Have a file's new name on the disk before whatever is written next, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_bytes(path, content):
-    """Write bytes or text to a file in one step."""
-    with atomic(path) as temporary:
-        Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_model(model, path):
@@ -99,45 +51,44 @@ def save_model(model, path):
     """
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
     try:
-        with blank():
+        with zero_weights():
             bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
     except (TypeError, ValueError) as error:
-        if not model.own:
+        if not model.custom_networks:
             raise
         why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
         raise CheckpointError(
-            f"The {' and the '.join(model.own)} of your own cannot be saved ({why}): it must have a "
+            f"The {' and the '.join(model.custom_networks)} of your own cannot be saved ({why}): it must have a "
             "get_config, and a class of your own @keras.saving.register_keras_serializable()."
         ) from error
     bare.set_weights(model.get_weights())
-    if isinstance(model, VAE):
+    if hasattr(model, "set_prior"):
         bare.set_prior(model.prior)
     with atomic(path) as temporary:
         bare.save(temporary)
 
 
-def load_model(path):
-    """Load an AE, VAE or CVAE on the running backend, without its optimizer.
+def load_model(path, trusted=False):
+    """Load a model on the running backend, without its optimizer.
 
     Runs no code from the file, and believes nothing in it: see `keras_ae.model_file`.
 
     Args:
-        path: a .keras file.
+        path: a .keras file, a run folder, or a name, see `find_checkpoint`.
+        trusted: whether you trust who made the file, so that Keras, in its safe mode, may rebuild networks
+            of their own in it, whose sizes are not checked.
 
     Raises:
         CheckpointError: if the file is not there, not whole, or not one of ours.
     """
-    path = Path(path)
-    if not path.is_file():
+    if Path(path).suffix == ".keras" and not Path(path).is_file():
         raise CheckpointError(f"There is no file {path}.")
+    path = find_checkpoint(path).path
     try:
-        name, config, weights = model_file.read(path)
-        if config.get("prior") is not None:
-            kind, arguments = config["prior"]
-            config["prior"] = PRIORS[kind](**arguments)
-        with blank(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        cls, config, weights = model_file.read(path, trusted)
+        with zero_weights(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
-            model = CLASSES[name].from_config(config)
+            model = cls.from_config(config)
             # The very bytes that were checked, whatever becomes of the file meanwhile.
             copy = Path(folder, "model.weights.h5")
             copy.write_bytes(weights)
@@ -186,7 +137,7 @@ def find_checkpoint(model, root="checkpoints"):
         CheckpointError: if there is no such checkpoint.
     """
     path = Path(model)
-    if model in MODELS:
+    if model in models():
         folder, origin = Path(root) / model, "trained here"
         if not (folder / "model.keras").is_file():
             folder, origin = released(model), "released with keras-ae"
@@ -201,7 +152,7 @@ def find_checkpoint(model, root="checkpoints"):
             path = path / "model.keras"
         if not path.is_file():
             raise CheckpointError(
-                f"There is no checkpoint {path}. Give {', '.join(MODELS)}, a run folder or a .keras file."
+                f"There is no checkpoint {path}. Give {', '.join(models())}, a run folder or a .keras file."
             )
     return Checkpoint(path, read_run(path.parent), origin)
 
@@ -217,7 +168,7 @@ def read_run(folder):
         run = json.loads(path.read_text())
         version = run.get("format", 0)
         if isinstance(version, int) and version <= FORMAT:
-            Settings.from_dict({"model": MODELS[0], **run.get("settings", {})})
+            Settings.from_dict({"model": "vae", **run.get("settings", {})})
             dict(run.get("data", {}))
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -400,12 +351,6 @@ class RunLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-
-
-def sweep(folder):
-    """Remove the halves of files that a kill amid `atomic` left."""
-    for part in Path(folder).rglob(f"{UNFINISHED}*"):
-        part.unlink(missing_ok=True)
 
 
 def clear(folder):

@@ -7,6 +7,7 @@ those of a `tf.distribute` strategy that is entered around the run.
 """
 
 import contextlib
+import contextvars
 import os
 
 import keras
@@ -25,7 +26,7 @@ class LostWorker(UserError):
     """Another process of the run is gone."""
 
 
-def asked():
+def launched_by_torchrun():
     """Whether this process is one of several that `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
@@ -65,23 +66,23 @@ def rank():
     return torch.distributed.get_rank() if size() > 1 else 0
 
 
-def filled(n):
-    """How many rows a batch of n must have to divide by the devices."""
-    return -(-n // devices()) * devices()
+def divisible(n, by):
+    """The least multiple of `by` that is n or more."""
+    return -(-n // by) * by
 
 
-def share(n):
+def local_rows(n, over):
     """Which rows of a batch of n are for this process, as an index: every nth, or all of a batch too small for that.
 
-    Over several devices all are, and as many of them twice as it takes to divide by the devices.
+    Over several devices all are, and as many of them twice as it takes to divide by `over`, their number.
     """
-    if size() == devices() == 1:
+    if size() == over == 1:
         return slice(n)
     rows = np.arange(n) if n < size() else np.arange(rank(), n, size())
-    return np.resize(rows, filled(len(rows)))
+    return np.resize(rows, divisible(len(rows), over))
 
 
-def total(n):
+def total_over_processes(n):
     """The sum of a whole number, or each of a list of scalars, over all processes."""
     if size() == 1:
         return n
@@ -108,8 +109,33 @@ def batch_moments(x):
     """Mean and variance (C,) of the channels of x (..., C), over the batches of all processes."""
     x = x.reshape(-1, x.shape[-1]).float()
     sums = torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])])
-    mean, square = (_Sum.apply(sums)[:-1] / total(len(x))).chunk(2)
+    mean, square = (_Sum.apply(sums)[:-1] / total_over_processes(len(x))).chunk(2)
     return mean, (square - mean.square()).clamp_min(0.0)
+
+
+def normal(shape, seed):
+    """`keras.random.normal`; of several processes, each draws the whole batch's and takes that of its images."""
+    if size() == 1:
+        return keras.random.normal(shape, seed=seed)
+    whole = keras.random.normal((total_over_processes(shape[0]), *shape[1:]), seed=seed)
+    return whole[rank() :: size()]
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, whose statistics are those of the batches of all processes."""
+
+    def call(self, inputs, training=None, mask=None):
+        plain = self.axis in (-1, inputs.ndim - 1) and self.scale and self.center and mask is None
+        if not (training and self.trainable and size() > 1 and plain):
+            return super().call(inputs, training=training, mask=mask)
+        mean, variance = batch_moments(inputs)
+        with torch.no_grad():
+            self.moving_mean.value.lerp_(mean.detach(), 1.0 - self.momentum)
+            self.moving_variance.value.lerp_(variance.detach(), 1.0 - self.momentum)
+        scale = self.gamma.value * (variance + self.epsilon).rsqrt()
+        outputs = (inputs.float() - mean) * scale + self.beta.value
+        return outputs.to(inputs.dtype)
 
 
 def on_first(function):
@@ -129,7 +155,7 @@ def on_first(function):
     return outcome[0]
 
 
-def same(variables):
+def broadcast(variables):
     """Give Keras variables the values that they have in the first process."""
     if size() > 1:
         with _watched(), torch.no_grad():
@@ -148,18 +174,19 @@ def first_to_speak():
         return rank() == 0
 
 
-_replicas = None  # of a strategy of tensorflow, which other threads do not see
+# Replicas of a strategy of tensorflow that a run has entered.
+_replicas = contextvars.ContextVar("replicas", default=None)
 
 
 def devices():
     """Number of devices that Keras spreads a batch over, 1 on torch."""
     spread = keras.distribution.distribution()
-    return _replicas or 1 if spread is None else int(spread.device_mesh.devices.size)
+    return _replicas.get() or 1 if spread is None else int(spread.device_mesh.devices.size)
 
 
 def by_keras():
     """Whether Keras spreads the batches, be it over one device: then its own loops run, not ours."""
-    return _replicas is not None or keras.distribution.distribution() is not None
+    return _replicas.get() is not None or keras.distribution.distribution() is not None
 
 
 @contextlib.contextmanager
@@ -168,16 +195,15 @@ def all_devices():
 
     On tensorflow, those of the `tf.distribute` strategy that the caller has entered, if any, are counted.
     """
-    global _replicas
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        before, strategy = _replicas, tf.distribute.get_strategy()
-        _replicas = strategy.num_replicas_in_sync if tf.distribute.has_strategy() else None
+        strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+        token = _replicas.set(strategy and strategy.num_replicas_in_sync)
         try:
             yield
         finally:
-            _replicas = before
+            _replicas.reset(token)
         return
     several = keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1
     if not several or keras.distribution.distribution() is not None:

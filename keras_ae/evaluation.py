@@ -8,6 +8,7 @@ pair (images, labels). Log-likelihoods and divergences are in nats per image. Ne
 same on every backend.
 """
 
+import dataclasses
 import time
 
 import keras
@@ -18,12 +19,12 @@ from keras_ae.classifier import evaluation_classifier
 from keras_ae.data.stored import StoredImages, memory_bound, select
 from keras_ae.errors import UserError
 from keras_ae.feed import binarized
-from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
+from keras_ae.losses import find_reconstruction, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
 
 BATCH = 1024  # images that a network sees at a time
-VALUES = 8_000_000  # pixels or densities held at a time: 64 MB
+CHUNK_VALUES = 8_000_000  # pixels or densities held at a time: 64 MB
 ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use
 CONFIDENT = 0.9  # probability of its class above which a sample counts as recognisable
 PAIRS = 1_000  # images whose nearest training image is looked for
@@ -72,7 +73,8 @@ def evaluate(
     """
     progress = progress or (lambda line: None)
     started = time.perf_counter()
-    _check(model, train, test)
+    for images in (train, test):
+        model.check_data(images)
     if isinstance(test.images, StoredImages):
         # Reconstructions and what is made of them are floats, 16 bytes a pixel in all.
         most = max(1, memory_bound() // (16 * (test.images.size // len(test.images))))
@@ -94,8 +96,8 @@ def evaluate(
     }
 
     progress(f"reconstructing {len(images):,} images of {train.name} {test.split} …")
-    inputs = binarized(images, seed) if binarize else images
-    inputs = (inputs, labels) if model.num_classes else inputs
+    measured = binarized(images, seed) if binarize else images
+    inputs = model.inputs_of(dataclasses.replace(test, images=measured, labels=labels))
     reconstructions = model.reconstruct(inputs, batch_size=BATCH)
     figures |= reconstruction_error(_split(model, inputs)[0], reconstructions)
     figures |= _evidence(model, inputs, importance_samples, seed, reasons, progress)
@@ -111,7 +113,7 @@ def evaluate(
     else:
         reasons["samples"] = "no samples were asked for"
     figures["samples"] = 0 if drawn is None else samples
-    figures["prior"] = None if drawn is None else _describe_prior(model.prior)
+    figures["prior"] = None if drawn is None else model.prior.describe()
 
     try:
         classifier = classifier or evaluation_classifier(train, test, progress)
@@ -268,8 +270,8 @@ def mutual_information(mean, log_var, seed=0):
     for rows in _chunks(n, n):
         z = codes[rows]
         log_q = z @ (mean * precision).T - 0.5 * np.square(z) @ precision.T + constant
-        own = log_q[np.arange(len(z)), np.arange(n)[rows]]
-        total += (own - logsumexp(log_q, axis=1) + np.log(n)).sum()
+        of_itself = log_q[np.arange(len(z)), np.arange(n)[rows]]
+        total += (of_itself - logsumexp(log_q, axis=1) + np.log(n)).sum()
     return float(total / n)
 
 
@@ -388,21 +390,6 @@ def closest_pairs(images, train_images, n=10):
 # The parts of `evaluate`
 
 
-def _check(model, train, test):
-    for data in (train, test):
-        shape = tuple(data.images.shape[1:])
-        if shape != tuple(model.image_shape):
-            raise UserError(
-                f"The model's images are {model.image_shape}, those of {data.name} {shape}."
-            )
-        if model.num_classes and data.labels is None:
-            raise UserError(f"A CVAE needs labels, and {data.name} has none.")
-        if model.num_classes and data.labels.max() >= model.num_classes:
-            raise UserError(
-                f"The model has {model.num_classes} classes, and {data.name} {data.num_classes}."
-            )
-
-
 def _evidence(model, inputs, importance_samples, seed, reasons, progress):
     """The figures that need a posterior, None for a model without one."""
     names = (
@@ -420,7 +407,11 @@ def _evidence(model, inputs, importance_samples, seed, reasons, progress):
     figures["active_units"] = active_units(mean)
     figures["mutual_information"] = mutual_information(mean[:MANIFOLD], log_var[:MANIFOLD], seed)
     figures["mutual_information_limit"] = float(np.log(len(mean[:MANIFOLD])))
-    if not figures["kl_weight"] and model.reconstruction != "bce":
+    reconstruction = find_reconstruction(model.reconstruction)
+    if reconstruction.likelihood is None:
+        reasons["elbo"] = "this reconstruction term stands for no likelihood"
+        return figures
+    if not figures["kl_weight"] and reconstruction.scaled:
         reasons["elbo"] = f"{model.reconstruction} at a kl_weight of 0 stands for no likelihood"
         return figures
     values, figures["likelihood"] = elbo(model, inputs, seed)
@@ -479,13 +470,6 @@ def _distances(images, train_images):
     }
 
 
-def _describe_prior(prior):
-    if isinstance(prior, StandardNormal):
-        return "N(0, I)"
-    of = f" for each of {prior.num_classes} classes" if prior.num_classes > 1 else ""
-    return f"mixture of {prior.components} Gaussians{of}"
-
-
 # Small helpers
 
 
@@ -497,7 +481,7 @@ def _split(model, inputs):
 def _nll(model, images, codes, labels):
     """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
-    term = RECONSTRUCTIONS[model.reconstruction](to_float(images), rebuilt)
+    term = find_reconstruction(model.reconstruction)(to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
     return nll_per_image(term, model.reconstruction, images[0].size, _kl_weight(model))
 
@@ -508,8 +492,8 @@ def _kl_weight(model):
 
 
 def _chunks(n, size):
-    """Slices of range(n), of so many rows that rows of a given size make up VALUES at most."""
-    rows = max(1, VALUES // size)
+    """Slices of range(n), of so many rows that rows of a given size make up CHUNK_VALUES at most."""
+    rows = max(1, CHUNK_VALUES // size)
     return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
 
 

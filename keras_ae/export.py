@@ -40,9 +40,7 @@ from keras import ops
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError
-from keras_ae.models import VAE
-from keras_ae.networks import one_hot
-from keras_ae.priors import ClassMixture
+from keras_ae.inputs import one_hot
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 OLD = "replaced"  # what a folder is called that makes room
@@ -94,13 +92,13 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
     """
     path = Path(path)
     check(path, format, part, force)
-    if part == "sampler" and not isinstance(model, VAE):
+    if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
-    form = FORMATS[format]
-    missing = [name for name in form.packages if not importlib.util.find_spec(name)]
+    writer = FORMATS[format]
+    missing = [name for name in writer.packages if not importlib.util.find_spec(name)]
     if missing:
         raise ExportError(
-            f"Writing {format} needs {' and '.join(missing)}: pip install {form.install}"
+            f"Writing {format} needs {' and '.join(missing)}: pip install {writer.install}"
         )
     # Made beside the target, and moved when whole: a reader or a kill never meets half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,17 +106,17 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
     with temporary_folder(path) as temporary:
         made = temporary / "new" / path.name
         made.parent.mkdir()
-        if keras.backend.backend() == form.backend and on_cpu(model):
+        if keras.backend.backend() == writer.backend and on_cpu(model):
             try:
                 with quiet():
                     WRITERS[format](build_part(model, part), describe(model, part), made)
-            except (OSError, MemoryError):
+            except (OSError, MemoryError, ExportError):
                 raise
             except Exception as error:  # what a full disk makes of each of these packages
                 why = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise ExportError(f"{form.backend} could not write {format}: {why}") from error
+                raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
-            report(f"{keras.backend.backend()} hands the writing of {format} to {form.backend}")
+            report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part)
         return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
 
@@ -159,41 +157,27 @@ def check(path, format, part, force):
 
 def build_part(model, part):
     """A part of a model as a Functional model: named inputs, one output. See the top of this module."""
-    latent, classes = (model.latent_dim,), model.num_classes
+    classes = model.num_classes
     label = [keras.Input((), dtype="int64", name="label")] if classes else []
-    condition = [one_hot(label[0], classes)] if classes else []
     if part in ("encoder", "autoencoder"):
-        inputs = [keras.Input(model.image_shape, name="image")]
-        output = model.encoder([*inputs, *condition])[model.heads[0]]
-    elif part == "decoder":
-        inputs = [keras.Input(latent, name="latent")]
-        output = inputs[0]
-    else:
-        inputs = [keras.Input(latent, name="noise")]
-        output = inputs[0]
-        if isinstance(model.prior, ClassMixture):
-            inputs.append(keras.Input((), name="uniform"))
-            output = draw(model.prior, *inputs, *label)
-    if part != "encoder":
-        output = model.decoder([output, *condition])
-    return keras.Model([*inputs, *label], output, name=part)
-
-
-def draw(prior, noise, uniform, label=None):
-    """`ClassMixture.draw` as a graph: noise (N, D), uniform (N,) [, label (N,)] -> codes (N, D)."""
-    classes, components, size = prior.means.shape
-    if label is None:
-        label = ops.cast(ops.zeros_like(uniform), "int64")
-    row = ops.take(prior.cumulative, label, axis=0)
-    threshold = ops.expand_dims(uniform * row[:, -1], -1)
-    component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
-    # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.
-    index = label * components + component
-    mean = ops.take(prior.means.reshape(classes * components, size), index, axis=0)
-    factors = prior.cholesky.reshape(classes * components, size * size)
-    factor = ops.take(factors, index, axis=0)
-    factor = ops.reshape(factor, (-1, size, size))
-    return mean + ops.sum(factor * ops.expand_dims(noise, 1), axis=-1)
+        image = keras.Input(model.image_shape, name="image")
+        outputs = model.forward((image, *label) if classes else image)
+        output = outputs["latent" if part == "encoder" else "reconstruction"]
+        return keras.Model([image, *label], output, name=part)
+    name = "latent" if part == "decoder" else "noise"
+    inputs = [latent := keras.Input((model.latent_dim,), name=name)]
+    if part == "sampler":
+        uniform = keras.Input((), name="uniform") if model.prior.uses_uniform else None
+        inputs += [] if uniform is None else [uniform]
+        try:
+            latent = model.prior.graph(latent, uniform, *label)
+        except NotImplementedError as error:
+            raise ExportError(
+                f"A {model.prior.describe()} prior has no graph to export: export the decoder."
+            ) from error
+    condition = [one_hot(label[0], classes)] if classes else []
+    image = model.decoded(latent, condition)["reconstruction"]
+    return keras.Model([*inputs, *label], image, name=part)
 
 
 def describe(model, part):
@@ -206,7 +190,7 @@ def describe(model, part):
         "decoder": {"latent": code},
         "sampler": {"noise": f"{code}, standard normal"},
     }[part]
-    if part == "sampler" and isinstance(model.prior, ClassMixture):
+    if part == "sampler" and model.prior.uses_uniform:
         inputs["uniform"] = "(N,) float32 in [0, 1), chooses a component of the prior"
     if model.num_classes:
         inputs["label"] = f"(N,) int64, 0 to {model.num_classes - 1}; of any other, NaN or an error"

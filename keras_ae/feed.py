@@ -27,6 +27,7 @@ class Feed(keras.utils.PyDataset):
         super().__init__()
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.binarize, self.shuffle = seed, binarize, shuffle
+        self._devices = distributed.devices()  # of the thread that trains; others fetch batches
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first=0):
@@ -53,7 +54,7 @@ class Feed(keras.utils.PyDataset):
     def _batch(self, index):
         start = (self.first + index) * self.batch_size
         rows = self.order[start : start + self.batch_size]
-        mine = distributed.share(len(rows))
+        mine = distributed.local_rows(len(rows), self._devices)
         return rows[mine], len(rows), mine
 
     def __getitem__(self, index):

@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import math
 import os
-import random
 import statistics
 import time
 import zlib
@@ -14,8 +13,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import checkpoints, data, distributed, train_step
+from keras_ae import checkpoints, data, distributed, fast
 from keras_ae.annealing import KLAnnealing
+from keras_ae.backbones import count_weights, find_backbone, seeded_weights
 from keras_ae.callbacks import (
     Callbacks,
     EarlyStopping,
@@ -27,53 +27,366 @@ from keras_ae.callbacks import (
     WriteRun,
     check_there,
 )
+from keras_ae.data.arrays import first, splits_of_arrays
 from keras_ae.errors import RunError
+from keras_ae.fast.adam import Adam
+from keras_ae.fast.gathering import batches
 from keras_ae.feed import WINDOW, Feed, binarized
-from keras_ae.models import AE, CVAE, VAE
-from keras_ae.networks import count_weights
-from keras_ae.optimizers import Adam
+from keras_ae.inputs import check_range
+from keras_ae.models import MODELS
 from keras_ae.settings import Settings
 
-MODEL_CLASSES = {"ae": AE, "vae": VAE, "cvae": CVAE}
 IMAGES_PER_EXECUTION = 2048  # trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
-COPIES = 4  # of the weights while they are trained: themselves, gradients, two means of Adam
+COPIES_IN_TRAINING = 4  # of the weights: themselves, gradients, two means of Adam
+# Settings that a model of one's own has made up its mind about.
+OF_THE_MODEL = ("latent_dim", "backbone", "hidden", "reconstruction", "dtype")
+
+
+def fit(
+    settings,
+    folder,
+    data_dir=None,
+    resume=False,
+    force=False,
+    verbose="auto",
+    report=print,
+    callbacks=(),
+    model=None,
+    train=None,
+    test=None,
+):
+    """Train a model by its settings and write a run folder.
+
+    Args:
+        settings: a `Settings`.
+        folder: the run folder, see `keras_ae.checkpoints`.
+        data_dir: where TFDS datasets lie; see `keras_ae.data`.
+        resume: go on with the unfinished run in the folder.
+        force: replace the run in the folder.
+        verbose: of Keras' `fit`.
+        report: is given lines that tell what happens.
+        callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
+            keep in memory is theirs to restore when a run is resumed.
+        model: a model of your own to train, not compiled: an `AE` or a subclass. None for that of the
+            settings; else `latent_dim`, `backbone`, `hidden`, `reconstruction` and `dtype` are its own.
+        train, test: images of your own, both or neither: arrays (N, H, W, C), uint8 or float in [0, 1],
+            pairs (images, labels), or `keras_ae.data.ImageData`. None for those of `settings.dataset`.
+
+    Returns:
+        A dict: run, epochs, seconds (of this call: those before a resumption are in the history),
+        seconds_per_epoch (median, the training steps alone), images_per_second, history (a dict a epoch).
+        None in a process of `torchrun` other than the first.
+
+    Raises:
+        RunError: if the run cannot start, or its loss is no longer a number.
+        ValueError: for settings that the model does not go with, or train without test.
+        keras_ae.data.DataError: if there is no such dataset.
+        keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
+        KeyboardInterrupt: at Ctrl-C or SIGTERM; `resume` goes on after the last step.
+        OSError: if the folder cannot be written to any more; what it holds stays whole.
+    """
+    run = Run(settings, folder, resume, force, verbose, report, callbacks)
+    with run.alone():
+        run.load_data(data_dir, train, test)
+        run.make_model(model)
+        run.prepare_folder()
+        run.compile()
+        run.restore()
+        run.write_record(finished=False)
+        run.train_epochs()
+        return run.finish()
+
+
+class Run:
+    """A run under way; `fit` reads from top to bottom.
+
+    Attributes:
+        settings: the `Settings`, of which nothing is left open once there is a model.
+        folder: of the run.
+        train, test: `keras_ae.data.ImageData`.
+        model: the model.
+        feed: the training batches.
+        done: `checkpoints.Progress`, where the run starts from.
+        history: a dict for each epoch so far.
+    """
+
+    def __init__(self, settings, folder, resume, force, verbose, report, callbacks):
+        self.settings, self.folder = settings, Path(folder)
+        self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
+        self.user_callbacks = list(callbacks)
+        settled(settings)  # says now what is wrong with them
+        self.started = time.perf_counter()
+        self.lock = checkpoints.RunLock(self.folder)
+        self.writes = distributed.rank() == 0  # of several processes, the first one
+        self.done = checkpoints.Progress([])
+
+    @contextlib.contextmanager
+    def alone(self):
+        """A context in which no other process writes to the folder; all devices are used."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(distributed.all_devices())
+            distributed.on_first(lambda: stack.enter_context(self.lock) and None)
+            self.record = distributed.on_first(
+                lambda: check_folder(self.folder, self.resume, self.force)
+            )
+            yield
+
+    def load_data(self, data_dir, train, test):
+        """Take the images that are given, or read those of the dataset."""
+        if (train is None) != (test is None):
+            raise ValueError("Give both train and test, or neither.")
+        if train is not None:
+            name = self.settings.dataset
+            if name == Settings("vae").dataset:  # nobody has said what these arrays are
+                name = getattr(train, "name", "arrays")
+            self.settings = dataclasses.replace(self.settings, dataset=name)
+            self.train, self.test = splits_of_arrays(train, test, name)
+            check_range(self.train.images, "Training images")
+            check_range(self.test.images, "Test images")
+            if self.settings.limit is not None:
+                self.train = first(self.train, self.settings.limit)
+        else:
+            self.train, self.test = load_splits(self.settings, data_dir, self.report)
+        self.facts = data_facts(self.train, self.test)
+        if self.resume and (before := self.record.get("data", self.facts)) != self.facts:
+            raise RunError(
+                f"{self.train.name} is not what the run in {self.folder} began with "
+                f"({described(before)}; now {described(self.facts)}): put the dataset back, or start "
+                "over with --force."
+            )
+
+    def make_model(self, model):
+        """Take the model that is given, or build that of the settings."""
+        if model is not None:
+            self.settings = settings_of(self.settings, model)
+        self.settings = settled(self.settings)
+        if self.resume:
+            stored = settled(Settings.from_dict(self.record["settings"]))
+            if other := differences(self.settings, stored):
+                raise RunError(
+                    f"--resume goes on with the settings of the run; other {', '.join(other)}."
+                )
+        self.model = build_model(self.settings, self.train) if model is None else model
+        for images in (self.train, self.test):
+            self.model.check_data(images)
+
+    def prepare_folder(self):
+        """Make the folder, now that nothing is missing for the run, and clear it where it is replaced."""
+
+        def prepare():
+            make_folder(self.folder)
+            self.lock.take()
+            # Again: another run may have been here meanwhile.
+            check_folder(self.folder, self.resume, self.force)
+            checkpoints.clear(self.folder) if self.force else checkpoints.sweep(self.folder)
+
+        distributed.on_first(prepare)
+
+    def compile(self):
+        """Make the batches, and compile the model for so many steps of them."""
+        settings = self.settings
+        self.feed = self._feed(self.train, settings.batch_size)
+        self.test_feed = self._feed(self.test, 256, shuffle=False)
+        optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
+        steps = steps_per_execution(settings.batch_size, self.user_callbacks)
+        self.model.compile(optimizer, steps_per_execution=steps)
+        shown = first(self.test, PICTURED)
+        drawn = binarized(shown.images, settings.seed) if settings.binarize else shown.images
+        self.shown = dataclasses.replace(shown, images=drawn)
+
+    def _feed(self, images, batch_size, shuffle=True):
+        inputs = self.model.inputs_of(images)
+        images, labels = inputs if isinstance(inputs, tuple) else (inputs, None)
+        settings = self.settings
+        return Feed(images, labels, batch_size, settings.seed, settings.binarize, shuffle)
+
+    def restore(self):
+        """Put the last backup into model and optimizer, or start all processes from the same weights."""
+        model, folder, steps = self.model, self.folder, self.feed.steps
+        if self.resume:
+            self.done = distributed.on_first(lambda: read_progress(folder, model, steps))
+            batches_done = self.done.batches
+            within = f", step {batches_done} of {steps}" if batches_done else ""
+            whole = f"{self.done.epochs} of {self.settings.epochs}"
+            self.report(f"resuming {folder} after epoch {whole}{within}")
+        model.optimizer.build(model.trainable_variables)
+        distributed.broadcast([*model.variables, *model.optimizer.variables])
+        self.history = list(self.done.history)
+
+    def write_record(self, **more):
+        """Write run.json."""
+        if not self.writes:
+            return
+        environment = {
+            **environment_of(self.model),
+            "streamed": isinstance(self.train.images, data.StoredImages),
+            "processes": distributed.size(),
+            "devices": distributed.devices(),
+        }
+        self.record = {
+            "finished": False,
+            "settings": self.settings.to_dict(),
+            "data": self.facts,
+            "environment": environment,
+            **more,
+        }
+        checkpoints.write_run(self.folder, self.record)
+
+    def train_epochs(self):
+        """Train for the epochs that are left."""
+        self.early = None
+        callbacks = self._callbacks()
+        with self.stop:
+            for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
+                if self.early and self.early.over():
+                    break
+                self.feed.set_epoch(start_epoch, batch)
+                self.model.fit(
+                    batches(self.feed),
+                    epochs=end_epoch,
+                    initial_epoch=start_epoch,
+                    shuffle=False,  # the feed has its order
+                    validation_data=self.test_feed,
+                    callbacks=callbacks,
+                    verbose=self.verbose,
+                )
+
+    def _callbacks(self):
+        settings, done, model = self.settings, self.done, self.model
+        stopwatch, self.stop = Stopwatch(done), StopAtSignal(self.report)
+        callbacks = []
+        if "kl" in model.terms:
+            annealing = settings.kl_schedule, settings.kl_weight, settings.kl_warmup
+            callbacks.append(KLAnnealing(*annealing))
+        if settings.ema is not None:
+            callbacks.append(SwapEMA(done))
+        callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
+        if self.writes:  # it sees a loss that is no number one step after any other process
+            write = WriteRun(self.folder, self.history, self.shown, stopwatch, self.stop)
+            callbacks += [StopAtNaN(), write, *self.user_callbacks]
+        callbacks.append(self.stop)
+        if settings.early_stopping:
+            self.early = EarlyStopping(
+                done,
+                monitor="val_loss",
+                mode="min",
+                patience=settings.early_stopping,
+                start_from_epoch=settings.warmup_epochs,
+            )
+            callbacks.append(self.early)
+        return Callbacks(
+            callbacks,
+            self.feed,
+            add_history=True,
+            add_progbar=self.verbose != 0,
+            verbose=self.verbose,
+            epochs=settings.epochs,
+            model=model,
+        )
+
+    def finish(self):
+        """Fit the prior, write the model and the final figures. Returns what `fit` does."""
+        if not self.writes:
+            return None
+        check_there(self.folder)
+        settings, history, model = self.settings, self.history, self.model
+        if self.early and len(history) < settings.epochs:
+            self.report(
+                f"stopped early: no lower validation loss in {settings.early_stopping} epochs"
+            )
+        more = {}
+        if hasattr(model, "fit_prior"):
+            self.report("fitting the prior to the codes of the training images")
+            model.fit_prior(*model.prior_inputs_of(self.train), seed=settings.seed)
+            check_there(self.folder)
+            checkpoints.save_model(model, self.folder / "model.keras")
+            if hasattr(model.prior, "components"):
+                more["prior"] = {"components": model.prior.components}
+        seconds_per_epoch = statistics.median(row["seconds"] for row in history)
+        figures = {
+            "epochs": len(history),
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "seconds_per_epoch": seconds_per_epoch,
+            "images_per_second": round(len(self.train.images) / max(seconds_per_epoch, 1e-9), 1),
+        }
+        self.write_record(finished=True, **more, final={**history[-1], **figures})
+        checkpoints.remove_backup(self.folder)
+        return {"run": str(self.folder), **figures, "history": history}
+
+
+def load_splits(settings, data_dir, report):
+    """The training and the test images of a dataset; the first process prepares and decodes it once."""
+
+    def load():
+        return data.load_splits(
+            settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
+        )
+
+    distributed.on_first(lambda: load() and None)
+    return load()
+
+
+def settings_of(settings, model):
+    """The settings of a run of a model of the user's: what the model has decided is its own.
+
+    Raises:
+        ValueError: the settings say something else, or the model is no kind of `settings.model`.
+    """
+    base = MODELS[settings.model]
+    if not isinstance(model, base):
+        raise ValueError(
+            f"Settings({settings.model!r}) are for a {base.__name__}; got a {type(model).__name__}."
+        )
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    own = {name: model.get_config()[name] for name in OF_THE_MODEL if name != "dtype"}
+    own["dtype"] = model.dtype_policy.name
+    if not isinstance(own["reconstruction"], str):  # a function of the user's
+        own["reconstruction"] = defaults["reconstruction"]
+    for name, value in own.items():
+        if getattr(settings, name) not in (defaults[name], value):
+            raise ValueError(
+                f"The model has {name} {value!r}, and the settings {getattr(settings, name)!r}: leave it "
+                "out of the settings."
+            )
+    return dataclasses.replace(settings, **own)
+
+
+def settled(settings):
+    """Settings in which what follows from others is filled in.
+
+    Raises:
+        ValueError: the backbone does not take these widths.
+    """
+    backbone = find_backbone(settings.backbone)
+    backbone.widths(settings.hidden)
+    if settings.learning_rate is not None:
+        return settings
+    return dataclasses.replace(settings, learning_rate=backbone.learning_rate)
 
 
 def build_model(settings, train):
     """The model of some settings for some data (see `keras_ae.data.ImageData`), not compiled."""
-    if settings.model == "cvae" and train.labels is None:
-        raise RunError(f"{train.name} has no labels, which a cvae needs; use `kae fit vae`.")
-    arguments = {
-        "image_shape": train.images.shape[1:],
-        "latent_dim": settings.latent_dim,
-        "backbone": settings.backbone,
-        "hidden": settings.hidden,
-        "reconstruction": settings.reconstruction,
+    model = MODELS[settings.model]
+    arguments = model.arguments_for(train) | {
+        name: getattr(settings, name) for name in OF_THE_MODEL
     }
-    if settings.model == "cvae":
-        arguments |= {"num_classes": train.num_classes, "class_names": train.class_names}
-    heads = len(MODEL_CLASSES[settings.model].heads)
-    classes = train.num_classes if settings.model == "cvae" else 0
     weights = count_weights(
-        train.images.shape[1:],
+        arguments["image_shape"],
         settings.latent_dim,
-        heads,
+        len(model.heads),
         settings.backbone,
         settings.hidden,
-        classes,
+        arguments.get("num_classes", 0),
     )
-    if COPIES * 4 * weights > (memory := total_memory()):
+    needed = COPIES_IN_TRAINING * 4 * weights
+    if needed > (memory := total_memory()):
         raise RunError(
-            f"This network has {weights:,} weights, whose training takes {COPIES * 4 * weights / 2**30:,.0f} "
+            f"This network has {weights:,} weights, whose training takes {needed / 2**30:,.0f} "
             f"GiB of memory; there are {memory / 2**30:,.0f}. Try a smaller --hidden or --latent-dim."
         )
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settings.dtype)
-    try:
-        return MODEL_CLASSES[settings.model](**arguments, name=settings.model)
-    finally:
-        keras.config.set_dtype_policy(before)
+    with seeded_weights(settings.seed):
+        return model(**arguments, name=settings.model)
 
 
 def total_memory():
@@ -100,33 +413,41 @@ def build_optimizer(settings, total_steps):
     return keras.optimizers.get({"class_name": settings.optimizer, "config": config})
 
 
-def steps_per_execution(batch_size):
+def steps_per_execution(batch_size, callbacks=()):
     """Steps between two calls of the callbacks: up to 16, a second or so of a slow network.
 
-    What Keras does there costs 1 to 3 of 14 ms a step of the mlp; see `keras_ae.train_step.execution`.
-    Where Keras spreads the batches over devices, its own loop runs, which takes no KL weights ahead: 1.
+    One where a callback of the user's asks for every batch, where the levers are off, and where Keras
+    spreads the batches over devices and its own loop runs, which takes no KL weights ahead.
     """
-    if distributed.by_keras():
+    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    of_keras = keras.callbacks.Callback
+    asked = any(
+        getattr(type(callback), hook, None) is not getattr(of_keras, hook)
+        for callback in callbacks
+        if not isinstance(callback, keras.callbacks.TensorBoard)
+        for hook in hooks
+    )
+    if asked or not fast.ON or distributed.by_keras():
         return 1
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
 
 
-def claim(folder, resume, force):
+def check_folder(folder, resume, force):
     """Check that a run may be written to a folder. Returns its run.json, {} for a new run."""
-    run = {} if force else checkpoints.read_run(folder)
-    if resume and not run:
+    record = {} if force else checkpoints.read_run(folder)
+    if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    if run.get("finished"):
+    if record.get("finished"):
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(
             f"{folder} holds a finished run; --force replaces it, --out writes elsewhere."
         )
-    if run and not resume:
+    if record and not resume:
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
         )
-    return run
+    return record
 
 
 def make_folder(folder):
@@ -150,7 +471,7 @@ def read_progress(folder, model, steps):
     return done
 
 
-def stretches(done, epochs):
+def remaining_fits(done, epochs):
     """The calls of Keras' `fit` that are left: (first epoch, epoch after the last, first batch).
 
     Keras asks once a `fit` how many batches an epoch has: the rest of an epoch has a `fit` of its own.
@@ -163,7 +484,7 @@ def stretches(done, epochs):
         yield first, epochs, 0
 
 
-def facts_of(train, test):
+def data_facts(train, test):
     """What a run was trained on, with a checksum of labels and images: of every nth, from WINDOW bytes on."""
     checksum = 0
     for split in (train, test):
@@ -182,227 +503,15 @@ def facts_of(train, test):
     }
 
 
-def describe(facts):
-    """The facts of `facts_of` in a few words."""
+def described(facts):
+    """What `data_facts` returned in a few words."""
     return (
         f"version {facts.get('version')}, {facts.get('train_images')} and {facts.get('test_images')} "
         f"images, checksum {facts.get('crc32')}"
     )
 
 
-def fit(
-    settings,
-    folder,
-    data_dir=None,
-    resume=False,
-    force=False,
-    verbose="auto",
-    report=print,
-    callbacks=(),
-):
-    """Train a model by its settings and write a run folder.
-
-    Args:
-        settings: a `Settings`.
-        folder: the run folder, see `keras_ae.checkpoints`.
-        data_dir: where TFDS datasets lie; see `keras_ae.data`.
-        resume: go on with the unfinished run in the folder.
-        force: replace the run in the folder.
-        verbose: of Keras' `fit`.
-        report: is given lines that tell what happens.
-        callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
-            keep in memory is theirs to restore when a run is resumed.
-
-    Returns:
-        A dict: run, epochs, seconds (of this call: those before a resumption are in the history),
-        seconds_per_epoch (median, the training steps alone), images_per_second, history (a dict a epoch).
-        None in a process of `torchrun` other than the first.
-
-    Raises:
-        RunError: if the run cannot start, or its loss is no longer a number.
-        keras_ae.data.DataError: if there is no such dataset.
-        keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
-        KeyboardInterrupt: at Ctrl-C or SIGTERM; `resume` goes on after the last step.
-        OSError: if the folder cannot be written to any more; what it holds stays whole.
-    """
-    folder = Path(folder)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(distributed.all_devices())
-        lock = checkpoints.RunLock(folder)
-        distributed.on_first(lambda: stack.enter_context(lock) and None)
-        return _fit(settings, folder, data_dir, resume, force, verbose, report, callbacks, lock)
-
-
-def _fit(settings, folder, data_dir, resume, force, verbose, report, further, lock):
-    start = time.perf_counter()
-    writes = distributed.rank() == 0  # of several processes, the first one
-    run = distributed.on_first(lambda: claim(folder, resume, force))
-    if resume and (other := differences(settings, Settings.from_dict(run["settings"]))):
-        raise RunError(f"--resume goes on with the settings of the run; other {', '.join(other)}.")
-
-    def load():
-        return data.load_splits(
-            settings.dataset, data_dir=data_dir, limit=settings.limit, progress=report
-        )
-
-    distributed.on_first(lambda: load() and None)  # prepares and decodes it once
-    train, test = load()
-    # What Keras' initialisers draw their seeds from. (keras.utils.set_random_seed would import
-    # tensorflow, where there is one, for the same weights.)
-    random.seed(settings.seed)
-    model = build_model(settings, train)
-    facts = facts_of(train, test)
-    if resume and run.get("data", facts) != facts:
-        raise RunError(
-            f"{train.name} is not what the run in {folder} began with ({describe(run['data'])}; now "
-            f"{describe(facts)}): put the dataset back, or start over with --force."
-        )
-
-    def take():
-        make_folder(folder)  # now that nothing is missing for the run
-        lock.take()
-        claim(folder, resume, force)  # again: another run may have been here meanwhile
-        checkpoints.clear(folder) if force else checkpoints.sweep(folder)
-
-    distributed.on_first(take)
-    conditional = isinstance(model, CVAE)
-    feed = Feed(
-        train.images,
-        train.labels if conditional else None,
-        settings.batch_size,
-        settings.seed,
-        settings.binarize,
-    )
-    model.compile(
-        build_optimizer(settings, settings.epochs * feed.steps),
-        steps_per_execution=steps_per_execution(settings.batch_size),
-    )
-
-    done = checkpoints.Progress([])
-    if resume:
-        done = distributed.on_first(lambda: read_progress(folder, model, feed.steps))
-        within = f", step {done.batches} of {feed.steps}" if done.batches else ""
-        report(f"resuming {folder} after epoch {done.epochs} of {settings.epochs}{within}")
-    model.optimizer.build(model.trainable_variables)
-    distributed.same([*model.variables, *model.optimizer.variables])
-    run = {
-        "finished": False,
-        "settings": settings.to_dict(),
-        "data": facts,
-        "environment": {
-            **environment(model),
-            "streamed": isinstance(train.images, data.StoredImages),
-            "processes": distributed.size(),
-            "devices": distributed.devices(),
-        },
-    }
-    if writes:
-        checkpoints.write_run(folder, run)
-
-    test_feed = Feed(
-        test.images,
-        test.labels if conditional else None,
-        256,
-        settings.seed,
-        settings.binarize,
-        shuffle=False,
-    )
-    shown = test.images[:PICTURED]
-    if settings.binarize:
-        shown = binarized(shown, settings.seed)
-    history, stopwatch, stop = list(done.history), Stopwatch(done), StopAtSignal(report)
-    callbacks = [
-        StartEpoch(feed, settings.seed, done),
-        StopAtNaN(),
-        stopwatch,
-        WriteRun(
-            folder,
-            history,
-            (shown, test.labels[:PICTURED]) if conditional else shown,
-            shown,
-            None if test.labels is None else [test.class_names[y] for y in test.labels[:PICTURED]],
-            np.arange(model.num_classes).repeat(10)[:400] if conditional else None,
-            stopwatch,
-            stop,
-        ),
-        *further,
-        stop,
-    ]
-    if settings.ema is not None:
-        callbacks.insert(0, SwapEMA(done))
-    early = None
-    if settings.early_stopping:
-        early = EarlyStopping(
-            done,
-            monitor="val_loss",
-            mode="min",
-            patience=settings.early_stopping,
-            start_from_epoch=settings.warmup_epochs,
-        )
-        callbacks.append(early)
-    if isinstance(model, VAE):
-        callbacks.insert(
-            0, KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup)
-        )
-    if not writes:
-        # The first process writes; it sees a loss that is no number one step after any other.
-        callbacks = [
-            c for c in callbacks if not isinstance(c, WriteRun | StopAtNaN) and c not in further
-        ]
-    callbacks = Callbacks(
-        callbacks,
-        feed,
-        add_history=True,
-        add_progbar=verbose != 0,
-        verbose=verbose,
-        epochs=settings.epochs,
-        model=model,
-    )
-    with stop:
-        for start_epoch, end_epoch, batch in stretches(done, settings.epochs):
-            if early and early.over():
-                break
-            feed.set_epoch(start_epoch, batch)
-            model.fit(
-                train_step.batches(feed),
-                epochs=end_epoch,
-                initial_epoch=start_epoch,
-                shuffle=False,  # the feed has its order
-                validation_data=test_feed,
-                callbacks=callbacks,
-                verbose=verbose,
-            )
-    if not writes:
-        return None
-    check_there(folder)
-    if early and len(history) < settings.epochs:
-        report(f"stopped early: no lower validation loss in {settings.early_stopping} epochs")
-    if isinstance(model, VAE):
-        report("fitting the prior to the codes of the training images")
-        if conditional:
-            model.fit_prior((train.images, train.labels), seed=settings.seed)
-        else:
-            model.fit_prior(train.images, train.labels, seed=settings.seed)
-        check_there(folder)
-        checkpoints.save_model(model, folder / "model.keras")
-        run["prior"] = {"components": model.prior.components}
-
-    seconds_per_epoch = statistics.median(row["seconds"] for row in history)
-    result = {
-        "run": str(folder),
-        "epochs": len(history),
-        "seconds": round(time.perf_counter() - start, 3),
-        "seconds_per_epoch": seconds_per_epoch,
-        "images_per_second": round(len(train.images) / max(seconds_per_epoch, 1e-9), 1),
-        "history": history,
-    }
-    final = {k: v for k, v in result.items() if k not in ("run", "history")}
-    checkpoints.write_run(folder, {**run, "finished": True, "final": {**history[-1], **final}})
-    checkpoints.remove_backup(folder)
-    return result
-
-
-def environment(model):
+def environment_of(model):
     """Versions of the packages that made a run, the backend and the device."""
     backend = keras.backend.backend()
     packages = {"keras-ae", "keras", "numpy", "tensorflow-datasets", backend}
@@ -427,10 +536,10 @@ def stored_settings(folder):
     Raises:
         RunError: if there is no run.
     """
-    run = checkpoints.read_run(folder)
-    if "settings" not in run:
+    record = checkpoints.read_run(folder)
+    if "settings" not in record:
         raise RunError(f"There is no run in {folder} to resume.")
-    return Settings.from_dict(run["settings"])
+    return Settings.from_dict(record["settings"])
 
 
 def differences(settings, other):

@@ -1,4 +1,4 @@
-"""The terms of the loss, each in nats or pixel units *per image*: sums, never means, over an image.
+"""The terms of the loss, each a sum over an image, and what each reconstruction stands for.
 
     loss = mean over the batch of [ reconstruction + kl_weight * kl ]
 
@@ -6,45 +6,121 @@ Summing over pixels and over latents keeps both terms on the scale of the eviden
 that `kl_weight` means the same for every image size and every latent size.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 
-from keras_ae import ops
+from keras import ops
 
 PIXELS = (-3, -2, -1)
 
 
-def l1(image, reconstruction):
+def l1(target, reconstruction):
     """Sum over pixels of |x - x'|. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
-    image, reconstruction = _floats(image, reconstruction)
-    return ops.sum(ops.abs(reconstruction - image), axis=PIXELS)
+    return ops.sum(ops.abs(_float(reconstruction) - _float(target)), axis=PIXELS)
 
 
-def mse(image, reconstruction):
+def mse(target, reconstruction):
     """Sum over pixels of (x - x')^2. Shapes (N, H, W, C) in [0, 1] -> (N,)."""
-    image, reconstruction = _floats(image, reconstruction)
-    return ops.sum(ops.square(reconstruction - image), axis=PIXELS)
+    difference = _float(reconstruction) - _float(target)
+    return ops.sum(difference * difference, axis=PIXELS)
 
 
-def bce(image, reconstruction):
-    """Negative Bernoulli log-likelihood in nats, summed over pixels; x' is a probability, not a logit.
+def bce(target, reconstruction):
+    """Negative Bernoulli log-likelihood in nats, summed over pixels; x' is a probability.
 
     Shapes (N, H, W, C) in [0, 1] -> (N,). Probabilities are kept 1e-7 away from 0 and 1, which
-    bounds the cost of one pixel at 16.1 nats.
+    bounds the cost of one pixel at 16.1 nats. A model computes it from logits, where its decoder ends
+    in a sigmoid: see `bce_of_logits`.
     """
     # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
     # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
-    image, reconstruction = _floats(image, reconstruction)
-    p = ops.clip(reconstruction, 1e-7, 1 - 1e-7)
-    likelihood = image * ops.log(p) + (1 - image) * ops.log(1 - p)
-    return -ops.sum(likelihood, axis=PIXELS)
+    target = _float(target)
+    p = ops.clip(_float(reconstruction), 1e-7, 1 - 1e-7)
+    return -ops.sum(target * ops.log(p) + (1 - target) * ops.log(1 - p), axis=PIXELS)
 
 
-def _floats(*arrays):
-    """Both as float32, whatever precision the networks compute in."""
-    return [ops.cast(array, "float32") for array in arrays]
+def bce_of_logits(target, logits):
+    """`bce` of x' = sigmoid(logits), whose gradient sigmoid(logits) - x never vanishes by rounding.
+
+    Shapes (N, H, W, C) -> (N,). In probabilities a saturated pixel (logit -20 where x is 1) has a
+    gradient of exactly 0, and is never learned.
+    """
+    target, logits = _float(target), _float(logits)
+    return ops.sum(ops.softplus(logits) - target * logits, axis=PIXELS)
 
 
-RECONSTRUCTIONS = {"l1": l1, "mse": mse, "bce": bce}
+def _float(array):
+    """As float32, whatever precision the networks compute in."""
+    return ops.cast(array, "float32")
+
+
+def laplace(error, values, scale):
+    """-log p(x|z) in nats of a Laplace distribution, of the sum of |x - x'| over so many values."""
+    return error / scale + values * math.log(2 * scale), f"laplace(scale={scale:g})"
+
+
+def normal(error, values, scale):
+    """-log p(x|z) in nats of a Gaussian of variance scale / 2, of the sum of (x - x')^2."""
+    nats = error / scale + 0.5 * values * math.log(math.pi * scale)
+    return nats, f"normal(variance={scale / 2:g})"
+
+
+def bernoulli(error, values, scale):
+    """-log p(x|z) in nats of Bernoulli pixels, which have no scale."""
+    return error, "bernoulli"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """A reconstruction term and what others need to know of it.
+
+    `RECONSTRUCTIONS["name"] = Reconstruction(...)` adds one. A plain function (target, reconstruction)
+    -> (N,) is accepted wherever one is; it stands for no likelihood.
+
+    Attributes:
+        term: the loss of each image: (N, H, W, C) twice, target and reconstruction, both in [0, 1] ->
+            (N,), a sum over pixels.
+        likelihood: (sum over pixels of an image, number of values, scale) -> (-log p(x|z) in nats, name
+            of the likelihood). Minimising `term + b * kl` maximises the evidence lower bound under the
+            likelihood of scale b. None where the term is no log-likelihood: there is no ELBO then.
+        scaled: whether the likelihood has a scale, so that a weight of 0 stands for none.
+        of_logits: the same term from the logits of the reconstruction, for a decoder that ends in a
+            sigmoid; None where probabilities serve as well.
+    """
+
+    term: Callable
+    likelihood: Callable | None = None
+    scaled: bool = True
+    of_logits: Callable | None = None
+
+    def __call__(self, target, reconstruction):
+        return self.term(target, reconstruction)
+
+
+RECONSTRUCTIONS = {
+    "l1": Reconstruction(l1, laplace),
+    "mse": Reconstruction(mse, normal),
+    "bce": Reconstruction(bce, bernoulli, scaled=False, of_logits=bce_of_logits),
+}
+
+
+def find_reconstruction(reconstruction):
+    """What a name, a `Reconstruction` or a function stands for.
+
+    Raises:
+        ValueError: for a name that is not known, or something else.
+    """
+    if isinstance(reconstruction, str) and reconstruction in RECONSTRUCTIONS:
+        return RECONSTRUCTIONS[reconstruction]
+    if isinstance(reconstruction, Reconstruction):
+        return reconstruction
+    if callable(reconstruction):
+        return Reconstruction(reconstruction)
+    names = ", ".join(RECONSTRUCTIONS)
+    raise ValueError(
+        f"reconstruction must be a function, or one of {names}; got {reconstruction!r}."
+    )
 
 
 def gaussian_kl(mean, log_var):
@@ -55,26 +131,22 @@ def gaussian_kl(mean, log_var):
     return 0.5 * ops.sum(mean * mean + ops.exp(log_var) - 1.0 - log_var, axis=-1)
 
 
-def nll_per_image(reconstruction, name, num_pixels, kl_weight=1.0):
+def nll_per_image(error, reconstruction, num_values, kl_weight=1.0):
     """Turn a reconstruction term into -log p(x|z) in nats, and name the likelihood that this assumes.
 
-    Minimising `reconstruction + b * kl` maximises the evidence lower bound under a likelihood whose
-    scale is set by b: Laplace of scale b for l1, Gaussian of variance b / 2 for mse. A Bernoulli (bce)
-    has no scale.
-
     Args:
-        reconstruction: sum over pixels of l1, mse or bce, any shape.
-        name: "l1", "mse" or "bce".
-        num_pixels: H * W * C.
-        kl_weight: the weight b > 0 of the KL term that the model was trained with.
+        error: sum over pixels of an image, any shape.
+        reconstruction: a name in `RECONSTRUCTIONS`, or a `Reconstruction`.
+        num_values: H * W * C.
+        kl_weight: the weight b > 0 of the KL term that the model was trained with: the scale.
 
     Returns:
         (-log p(x|z) of the same shape, the likelihood's name).
+
+    Raises:
+        ValueError: the reconstruction is no log-likelihood.
     """
-    if name == "bce":
-        return reconstruction, "bernoulli"
-    if name == "l1":
-        nats = reconstruction / kl_weight + num_pixels * math.log(2 * kl_weight)
-        return nats, f"laplace(scale={kl_weight:g})"
-    nats = reconstruction / kl_weight + 0.5 * num_pixels * math.log(math.pi * kl_weight)
-    return nats, f"normal(variance={kl_weight / 2:g})"
+    reconstruction = find_reconstruction(reconstruction)
+    if reconstruction.likelihood is None:
+        raise ValueError("This reconstruction term stands for no likelihood.")
+    return reconstruction.likelihood(error, num_values, kl_weight)

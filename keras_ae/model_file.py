@@ -2,8 +2,8 @@
 
 Keras' own loading imports the classes that a file names, and believes the sizes that it asks for. Here a
 file is data: a zip of two small JSON files and one HDF5 file, each stored as it is; a config of known
-keys, for one of three classes; no more weights than the file has bytes for; and HDF5 of plain arrays.
-The sum of the bytes of every member is checked (CRC-32), so that a flipped bit is found.
+keys, for one of our classes, or of the user's that are registered; no more weights than the file has bytes
+for; and HDF5 of plain arrays. The sum of the bytes of every member is checked (CRC-32), so that a flipped bit is found.
 """
 
 import io
@@ -11,13 +11,15 @@ import json
 import os
 import zipfile
 
-from keras_ae.networks import BACKBONES, HIDDEN, count_weights
+import keras
+
+from keras_ae.backbones import BACKBONES, count_weights
+from keras_ae.losses import RECONSTRUCTIONS
+from keras_ae.models import AE, CVAE, MODELS
+from keras_ae.priors import PRIORS, Prior
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
-CLASSES = {"keras_ae>AE": "AE", "keras_ae>VAE": "VAE", "keras_ae>CVAE": "CVAE"}
-PRIORS = {"keras_ae>StandardNormal": "StandardNormal", "keras_ae>ClassMixture": "ClassMixture"}
-
 JSON_BYTES = 4 << 20
 PIXELS = 1 << 26  # numbers in an image: 8192 x 8192 grey ones
 DEPTH = 64  # hidden layers
@@ -26,12 +28,15 @@ OVERHEAD = 16 << 20  # bytes of HDF5 that are no weights
 STATES = 4  # copies of the weights in a file that a user saved with the optimizer, and to spare
 
 
-def read(path):
+def read(path, trusted=False):
     """Read and check a .keras file.
 
+    Args:
+        path: of the file.
+        trusted: take networks of the maker's own, unchecked, as well.
+
     Returns:
-        (class name, config, weights): "AE", "VAE" or "CVAE"; the checked arguments of the class, with
-        the prior as (class name, arguments) or None; the bytes of an HDF5 file.
+        (class, config, weights): a subclass of `AE`; its checked config; the bytes of an HDF5 file.
 
     Raises:
         ValueError: with the reason why the file is refused, in one line.
@@ -43,8 +48,11 @@ def read(path):
             members = archive.infolist()
             _check_members(members, size)
             whole = _parse(archive.read(CONFIG))
-            name, config = _check_config(whole)
-            _check_size(name, config, archive.getinfo(WEIGHTS).file_size)
+            cls, config = _check_config(whole, trusted)
+            _check_size(cls, config, archive.getinfo(WEIGHTS).file_size)
+            if config.get("prior") is not None:
+                prior, arguments = config["prior"]
+                config["prior"] = prior(**arguments)
             for member in members:  # reading to the end checks the sum of the bytes
                 content = archive.read(member)
                 if member.filename == WEIGHTS:
@@ -60,7 +68,7 @@ def read(path):
     except KeyError as error:
         raise ValueError(f"it is no Keras model file: it lacks {error}") from error
     _check_hdf5(weights)
-    return name, config, weights
+    return cls, config, weights
 
 
 def _check_members(members, size):
@@ -117,18 +125,28 @@ COMMON = {
     "dtype": lambda value: _dtype(value) is not None,
     "latent_dim": _whole(1),
 }
-MIXTURE = COMMON | {"num_classes": _whole(1), "components": _whole(1)}
 MODEL = COMMON | {
     "format": _whole(0),
     "image_shape": _shape,
-    "backbone": lambda value: value in BACKBONES,
+    "backbone": lambda value: type(value) is str and value in BACKBONES,
     "hidden": _widths,
-    "reconstruction": lambda value: type(value) is str,
+    "reconstruction": lambda value: (
+        value in RECONSTRUCTIONS if type(value) is str else _is_function(value)
+    ),
     "kl_weight": lambda value: type(value) in (int, float),
     "prior": lambda value: value is None or isinstance(value, dict),
     "num_classes": _whole(1),
     "class_names": _texts,
 }
+
+
+NETWORKS = {"encoder", "decoder"}
+
+
+def _is_function(value):
+    """Whether this is how Keras writes a function that is registered in this process."""
+    name = isinstance(value, dict) and value.get("registered_name")
+    return isinstance(name, str) and callable(keras.saving.get_registered_object(name))
 
 
 def _dtype(value):
@@ -138,37 +156,67 @@ def _dtype(value):
     return value if isinstance(value, str) else None
 
 
-def _check_config(whole):
-    registered = whole.get("registered_name")
-    if not isinstance(registered, str) or registered not in CLASSES:
-        kind = str(registered or whole.get("class_name"))[:60]
-        raise ValueError(f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae")
-    if {"encoder", "decoder"} & whole["config"].keys():
+def _class_of(described, known, base):
+    """The class that an entry of a file names: one of ours, or a registered one; else None."""
+    name = described.get("registered_name")
+    if not isinstance(name, str):
+        return None
+    ours = {keras.saving.get_registered_name(cls): cls for cls in known.values()}
+    found = ours.get(name) or keras.saving.get_registered_object(name)
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def _check_config(whole, trusted):
+    if (cls := _class_of(whole, MODELS, AE)) is None:
+        kind = str(whole.get("registered_name") or whole.get("class_name"))[:60]
+        raise ValueError(
+            f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae: import the module that defines it"
+        )
+    config = whole["config"]
+    if "quantization" in config:
+        raise ValueError(
+            "it is quantized, and is not checked here: keras.saving.load_model reads it in Python"
+        )
+    if NETWORKS & config.keys() and not trusted:
         raise ValueError(
             "it has networks of its maker's own, which are not checked here: if you trust the maker, "
-            "keras.saving.load_model reads it in Python"
+            "keras.saving.load_model reads it in Python, and `kae --import MODULE` here"
         )
-    config = _known(whole["config"], MODEL)
+    kinds = dict(MODEL)
+    if cls not in MODELS.values():  # arguments of a class of the user's: plain values
+        kinds |= {key: _is_plain for key in config if key not in MODEL}
+    networks = {key: config[key] for key in NETWORKS & config.keys()}
+    config = _known({k: v for k, v in config.items() if k not in networks}, kinds) | networks
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
         raise ValueError(f"its config lacks {min(missing)}")
-    hidden = config.get("hidden") or HIDDEN[config["backbone"]]
-    if config["backbone"] == "conv" and len(hidden) < 2:
-        raise ValueError("its config has a conv backbone of one hidden width")
+    BACKBONES[config["backbone"]].widths(config.get("hidden"))
     height, width, channels = config["image_shape"]
     if height * width * channels > PIXELS:
         raise ValueError(f"its config asks for images of {height} x {width} x {channels}")
     if (prior := config.get("prior")) is not None:
-        registered = prior.get("registered_name")
-        if not isinstance(registered, str) or registered not in PRIORS:
-            kind = str(registered or prior.get("class_name"))[:60]
+        if (prior_cls := _class_of(prior, PRIORS, Prior)) is None:
+            kind = str(prior.get("registered_name") or prior.get("class_name"))[:60]
             raise ValueError(f"its prior is a {kind!r}, not one of keras-ae")
         if not isinstance(prior.get("config"), dict):
             raise ValueError("its prior has no config")
-        arguments = _known(prior["config"], MIXTURE)
+        arguments = prior["config"]
+        sizes = {key: _whole(1) for key in arguments if key not in COMMON}
+        if prior_cls in PRIORS.values():
+            sizes = {key: sizes[key] for key in sizes.keys() & prior_cls.sizes}
+        arguments = _known(arguments, COMMON | sizes)
         if arguments.get("latent_dim") != config["latent_dim"]:
             raise ValueError("its prior has another number of latents than the model")
-        config["prior"] = (PRIORS[registered], arguments)
-    return CLASSES[whole["registered_name"]], config
+        config["prior"] = (prior_cls, arguments)
+    return cls, config
+
+
+def _is_plain(value):
+    """Whether a value is made of numbers, text, lists and dicts that name no class."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return "class_name" not in value and all(map(_is_plain, value.values()))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _known(config, kinds):
@@ -180,26 +228,27 @@ def _known(config, kinds):
     return config | ({"dtype": _dtype(config["dtype"])} if "dtype" in config else {})
 
 
-def _check_size(name, config, size):
+def _check_size(cls, config, size):
     """Refuse to build what the weights in the file do not fill, or to read far more than they need."""
-    count = count_weights(
-        config["image_shape"],
-        config["latent_dim"],
-        1 if name == "AE" else 2,
-        config["backbone"],
-        config.get("hidden"),
-        config.get("num_classes", 10) if name == "CVAE" else 0,
-    )
-    if (prior := config.get("prior")) is not None and prior[0] == "ClassMixture":
-        latents = prior[1]["latent_dim"]
-        mixtures = prior[1].get("num_classes", 1) * prior[1].get("components", 1)
-        count += mixtures * (1 + latents + latents**2)
+    count, known = 0, cls in MODELS.values() and not NETWORKS & config.keys()
+    if not NETWORKS & config.keys():
+        count = count_weights(
+            config["image_shape"],
+            config["latent_dim"],
+            len(cls.heads),
+            config["backbone"],
+            config.get("hidden"),
+            config.get("num_classes", 10) if issubclass(cls, CVAE) else 0,
+        )
+    if config.get("prior") is not None:
+        prior, arguments = config["prior"]
+        count += prior.count(arguments)
     if 4 * count > size:
         raise ValueError(
             f"its config asks for {count:,} weights, and it has room for {size // 4:,}: the file is "
             "damaged, or not what it says"
         )
-    if size > STATES * 4 * count + OVERHEAD:
+    if known and size > STATES * 4 * count + OVERHEAD:
         raise ValueError(f"it has {size:,} bytes of weights for a model of {count:,}")
 
 

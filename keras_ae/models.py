@@ -1,59 +1,55 @@
-"""The three models. Each is its `autoencode`, its loss terms and its inputs; the rest is shared.
+"""The three models. Each is its `forward`, its loss terms and its inputs; the rest is shared.
 
 loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
 """
 
 import keras
 import numpy as np
+from keras import ops
 
-from keras_ae import distributed, ops
+from keras_ae import distributed
 from keras_ae.annealing import warn_of_early_choices
-from keras_ae.layers import run
-from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
-from keras_ae.networks import (
+from keras_ae.backbones import (
     BACKBONES,
-    build_decoder,
-    build_encoder,
-    one_hot,
-    own_decoder,
-    own_encoder,
+    check_decoder,
+    check_encoder,
+    ends_in_sigmoid,
+    find_backbone,
+    logits_of,
 )
-from keras_ae.noise import SeedGenerator
-from keras_ae.pictures import to_float
-from keras_ae.priors import ClassMixture, StandardNormal
-from keras_ae.tracking import Means
-from keras_ae.train_step import StepMixin, forward_of
-from keras_ae.train_step.execution import Execution
+from keras_ae.errors import RunError, UserError
+from keras_ae.fast import Steps
+from keras_ae.fast.networks import call_network
+from keras_ae.inference import View, in_batches
+from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, unit_range
+from keras_ae.losses import RECONSTRUCTIONS, find_reconstruction, gaussian_kl
+from keras_ae.objective import Objective
+from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
 
 LOG_VAR_RANGE = (-30.0, 20.0)
-AT_ONCE = 10_240  # images turned to floats at a time
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
 FORMAT = 1  # of a model's config; `from_config` refuses what is newer
 
 
-def unit_range(images):
-    """uint8 in 0..255 -> float32 in [0, 1]; floats are in [0, 1] already and stay as they are."""
-    if keras.backend.standardize_dtype(images.dtype) == "uint8":
-        return ops.cast(images, "float32") / 255.0
-    return ops.cast(images, "float32")
-
-
 @keras.saving.register_keras_serializable("keras_ae")
-class AE(StepMixin, keras.Model):
+class AE(Steps, Objective):
     """Autoencoder: image -> code -> image.
 
-    Call it on images (N, H, W, C), uint8 in 0..255 or float in [0, 1]; it returns reconstructions of
-    the same shape, float32 in [0, 1]. The images are their own target: `fit(images)`.
+    Call it on images (N, H, W, C), whole numbers in 0..255 or floats in [0, 1]; it returns
+    reconstructions of the same shape, float32 in [0, 1]. The images are their own target,
+    `fit(images)`, unless there is another, `fit(noisy, clean)`.
 
     Args:
         image_shape: (H, W, C) of the images.
         latent_dim: number of latents D.
-        backbone: "conv" or "mlp"; see `keras_ae.networks`.
-        hidden: widths of the hidden layers; see `keras_ae.networks.build_encoder`.
-        reconstruction: "l1", "mse" or "bce", summed over pixels.
+        backbone: a name in `keras_ae.backbones.BACKBONES` ("conv", "mlp") or a `Backbone`.
+        hidden: widths of the hidden layers, None for the backbone's own.
+        reconstruction: a name in `keras_ae.losses.RECONSTRUCTIONS` ("l1", "mse", "bce"), a
+            `Reconstruction`, or a function (target, reconstruction) -> (N,), a sum over pixels.
         encoder, decoder: `keras.Model`s of your own in place of the backbone's; what they take and return
-            is in `keras_ae.networks.own_encoder` and `own_decoder`. They are saved with the model, classes
-            of your own if they are registered (`keras.saving.register_keras_serializable`).
+            is in `keras_ae.backbones.check_encoder` and `check_decoder`. They are saved with the model,
+            classes of your own if they are registered (`keras.saving.register_keras_serializable`).
+        **kwargs: of `keras.Model`: `name`; `dtype`, a policy for the networks as well.
 
     Raises:
         ValueError: for an image_shape that is no (H, W, C), a name that is not known, or an encoder or
@@ -63,9 +59,12 @@ class AE(StepMixin, keras.Model):
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
+    terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
-    _means = None
+    quantization = (
+        None  # the `keras.quantizers.QuantizationConfig` that the layers were quantized by
+    )
 
     def __init__(
         self,
@@ -79,90 +78,117 @@ class AE(StepMixin, keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.execution = Execution()
         image_shape = tuple(image_shape)
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
-        if backbone not in BACKBONES:
-            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {backbone!r}.")
-        if reconstruction not in RECONSTRUCTIONS:
-            names = ", ".join(RECONSTRUCTIONS)
-            raise ValueError(f"reconstruction must be one of {names}; got {reconstruction!r}.")
+        found = find_backbone(backbone)
+        widths, classes = found.widths(hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
         self.backbone, self.hidden = backbone, tuple(hidden) if hidden else None
-        self.reconstruction = reconstruction
-        self.own = tuple(
-            n for n, x in (("encoder", encoder), ("decoder", decoder)) if x is not None
-        )
-        shared, classes = {"backbone": backbone, "hidden": hidden}, self.num_classes
-        shape = image_shape, latent_dim
-        self.encoder = (
-            build_encoder(*shape, self.heads, **shared, num_classes=classes)
-            if encoder is None
-            else own_encoder(encoder, *shape, self.heads, classes)
-        )
-        self.decoder = (
-            build_decoder(*shape, **shared, num_classes=classes)
-            if decoder is None
-            else own_decoder(decoder, *shape, classes)
-        )
-        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
-        self.built = True
+        self.reconstruction, self._term = reconstruction, find_reconstruction(reconstruction)
+        given = {"encoder": encoder, "decoder": decoder}
+        self.custom_networks = tuple(name for name, x in given.items() if x is not None)
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(self.dtype_policy)
+        try:
+            self.encoder = (
+                found.encoder(image_shape, latent_dim, self.heads, widths, classes)
+                if encoder is None
+                else check_encoder(encoder, image_shape, latent_dim, self.heads, classes)
+            )
+            self.decoder = (
+                found.decoder(image_shape, latent_dim, widths, classes)
+                if decoder is None
+                else check_decoder(decoder, image_shape, latent_dim, classes)
+            )
+        finally:
+            keras.config.set_dtype_policy(before)
+        # What Keras must not look into: their layers are the decoder's, and saved with it.
+        self._views = _Untracked()
+        # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
+        self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
 
     def build(self, input_shape=None):
         """All layers are built by the constructor."""
 
-    def split(self, inputs):
-        """Inputs of a call -> (images in [0, 1], what the networks are conditioned on: a list)."""
-        return unit_range(inputs), []
+    def get_build_config(self):
+        """Nothing: the constructor builds all."""
 
-    def autoencode(self, image, condition, training=False, sample=False):
-        """What the loss needs of a `split` input: `reconstruction` (N, H, W, C) and `code` (N, D)."""
-        code = run(self.encoder, [image, *condition], training)["code"]
-        return {"code": code, "reconstruction": run(self.decoder, [code, *condition], training)}
+    def _input_shape(self):
+        return (None, *self.image_shape)
 
-    def call(self, inputs, training=False):
-        outputs = self.autoencode(*self.split(inputs), training=training, sample=training)
-        return outputs["reconstruction"]
+    def compute_output_shape(self, input_shape):
+        """The shape of the reconstructions of inputs of a shape."""
+        return (self._images_shape(input_shape)[0], *self.image_shape)
 
-    def loss_terms(self, image, outputs):
-        """(N,) terms by name, of which the loss is the sum: in pixel units or nats per image."""
-        rebuilt = outputs["reconstruction"]
-        return {"reconstruction": RECONSTRUCTIONS[self.reconstruction](image, rebuilt)}
+    def _images_shape(self, input_shape):
+        return input_shape
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The scalar that a step minimises; updates the trackers. `y` and `y_pred` are not used.
+    # The forward path
 
-        The target is the input itself, and the KL term needs the posterior, so the forward pass is
-        made here, in training and in evaluation alike with codes drawn from the posterior.
+    def network_inputs(self, inputs):
+        """Inputs of a call -> (images in [0, 1], what the networks are conditioned on: a list).
+
+        Raises:
+            ValueError: they are no images of the model's shape.
         """
-        image, condition = self.split(x)
-        outputs = self.autoencode(image, condition, training=training, sample=True)
-        terms = self.loss_terms(image, outputs)
-        if sample_weight is not None:
-            terms = {k: v * ops.cast(sample_weight, "float32") for k, v in terms.items()}
-        terms = {name: ops.mean(term) for name, term in terms.items()}
-        loss = self.combine(terms)
-        tracked = {getattr(self, f"{name}_tracker"): term for name, term in terms.items()}
-        if self._loss_tracker is not None:  # made by compile()
-            tracked[self._loss_tracker] = loss
-        self.means.add(tracked, keras.ops.shape(image)[0])
-        return loss
+        images = self.images_of(inputs)
+        check_shape(images, self.image_shape, f"Images of {self._an()}")
+        return unit_range(images), []
 
-    def combine(self, terms):
-        """The loss from the batch means of its terms."""
-        return terms["reconstruction"]
+    def images_of(self, x):
+        """The images among the inputs. Raises ValueError for what is no array or tensor of them."""
+        if isinstance(x, (tuple, list, dict)):
+            raise ValueError(f"{self._an(capital=True)} takes images; got {len(x)} inputs.")
+        return x
 
-    @property
-    def means(self):
-        """The running means of the epoch; a step on torch looks them up once for several steps."""
-        return self._means or Means(self.metrics)
+    def forward(self, inputs, training=False, sample=False):
+        """`latent` (N, D) and `reconstruction` (N, H, W, C) in [0, 1]; see `Objective.forward`."""
+        image, condition = self.network_inputs(inputs)
+        latent = call_network(self.encoder, [image, *condition], training)["code"]
+        return {"latent": latent, **self.decoded(latent, condition, training)}
+
+    def decoded(self, latent, condition, training=False):
+        """What the decoder makes of latents (N, D): `reconstruction`, and where they are used its `logits`.
+
+        These are a pair, (the reconstruction that they are of, logits): a `forward` that puts another
+        reconstruction in its place has the loss of that one.
+        """
+        inputs = [latent, *condition]
+        if network := self._logits_network():
+            logits = call_network(network, inputs, training)
+            reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
+            return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
+        return {"reconstruction": call_network(self.decoder, inputs, training)}
+
+    def _logits_network(self):
+        """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
+        if self._term.of_logits is None:
+            return None
+        if "logits" not in self._views or self._views["logits"][0] is not self.decoder:
+            self._views["logits"] = self.decoder, logits_of(self.decoder)
+        network = self._views["logits"][1]
+        return network if network is not None and ends_in_sigmoid(self.decoder) else None
+
+    def loss_terms(self, target, outputs):
+        """`reconstruction` of each image, a sum over pixels: (N,)."""
+        reconstruction = outputs["reconstruction"]
+        of, logits = outputs.get("logits", (None, None))
+        if self._term.of_logits and of is reconstruction:
+            return {"reconstruction": self._term.of_logits(target, logits)}
+        return {"reconstruction": self._term(target, reconstruction)}
+
+    # Arrays in, arrays out
 
     def encode(self, inputs, batch_size=256):
-        """The codes of images (no randomness): (N, D) float32."""
-        return self._encoded(inputs, batch_size)[self.heads[0]]
+        """The codes of what `fit` takes (no randomness): (N, D) float32."""
+        return self._outputs(inputs, ("latent",), batch_size)["latent"]
+
+    def reconstruct(self, inputs, batch_size=256):
+        """Images rebuilt from their codes (no randomness): (N, H, W, C) float32 in [0, 1]."""
+        return self._outputs(inputs, ("reconstruction",), batch_size)["reconstruction"]
 
     def decode(self, codes, labels=None, batch_size=256):
         """Codes (N, D) [and labels (N,)] -> images (N, H, W, C) float32 in [0, 1].
@@ -170,53 +196,105 @@ class AE(StepMixin, keras.Model):
         In place of labels, shares (N, K) of the classes decode what lies between classes.
         """
         codes = np.asarray(codes, "float32")
-        condition = [] if not self.num_classes else [self._one_hot(labels, len(codes))]
-        return _run(self.decoder, [codes, *condition], batch_size)
+        condition = [] if not self.num_classes else [self._shares(labels, len(codes))]
+        return in_batches(self.decoder, [codes, *condition], batch_size)
 
-    def reconstruct(self, inputs, batch_size=256):
-        """Images rebuilt from their codes (no randomness): (N, H, W, C) float32 in [0, 1]."""
-        labels = inputs[1] if self.num_classes else None
-        return self.decode(self.encode(inputs, batch_size), labels, batch_size)
+    def _outputs(self, inputs, names, batch_size):
+        """Some outputs of `forward`, for what `fit` takes: {name: array}."""
+        if names not in self._views:
+            self._views[names] = View(self, names)
+        batches = (self.unpack(batch)[0] for batch in batches_of(inputs, batch_size))
+        parts = [self._view(names, x, batch_size) for x in batches]
+        if not parts:  # Keras cannot: none of the outputs of one
+            empty = np.zeros((1, *self.image_shape), "float32")
+            one = (empty, np.zeros(1, "int64")) if self.num_classes else empty
+            return {name: x[:0] for name, x in self._view(names, one, batch_size).items()}
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def _encoded(self, inputs, batch_size):
-        """The encoder's outputs by head, as NumPy arrays."""
-        images = inputs[0] if self.num_classes else inputs
-        if not hasattr(images, "shape"):
-            images = np.asarray(images)
-        condition = [] if not self.num_classes else [self._one_hot(inputs[1], len(images))]
-        # Part by part: images as floats take four times their memory, and may be read from disk.
-        parts = []
-        for i in range(0, max(1, len(images)), AT_ONCE):
-            rows = slice(i, i + AT_ONCE)
-            network_inputs = [to_float(images[rows]), *(c[rows] for c in condition)]
-            parts.append(_run(self.encoder, network_inputs, batch_size))
-        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    def _view(self, names, x, batch_size):
+        self._check_inputs(x, own_target=False)
+        arrays = list(x) if isinstance(x, (tuple, list)) else [x]
+        return in_batches(self._views[names], arrays, batch_size)
+
+    # Datasets: `keras_ae.data.ImageData`
+
+    @classmethod
+    def arguments_for(cls, data):
+        """Arguments of the constructor that follow from a dataset.
+
+        Raises:
+            RunError: the model needs what the dataset has not.
+        """
+        return {"image_shape": data.images.shape[1:]}
+
+    def inputs_of(self, data):
+        """What `fit` takes of a dataset: its images."""
+        return data.images
+
+    def check_data(self, data):
+        """Refuse a dataset that the model cannot take.
+
+        Raises:
+            UserError: its images are of another shape.
+        """
+        shape = tuple(data.images.shape[1:])
+        if shape != tuple(self.image_shape):
+            raise UserError(
+                f"This model takes images of {tuple(self.image_shape)}; those of {data.name} are {shape}."
+            )
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self._forget_compiled()
+
+    def _forget_compiled(self):
+        """Have what jax and tensorflow have compiled for `encode` and its like compiled anew, as `fit` is."""
+        self._views.networks.clear()
+        self.encoder.predict_function = self.decoder.predict_function = None
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        self._forget_compiled()
+        if filters is None and mode in ("int8", "int4", "float8"):
+            self.quantization = config
 
     def get_config(self):
+        quantized = {}
+        if self.quantization is not None:
+            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
         return {
             **super().get_config(),
+            **quantized,
             "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
-            "backbone": self.backbone,
+            "backbone": _named(self.backbone, BACKBONES, "backbone"),
             "hidden": self.hidden,
-            "reconstruction": self.reconstruction,
-            **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self.own},
+            "reconstruction": _named(self.reconstruction, RECONSTRUCTIONS, "reconstruction"),
+            **{
+                name: keras.saving.serialize_keras_object(getattr(self, name))
+                for name in self.custom_networks
+            },
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("encoder", "decoder"):
+        for name in ("encoder", "decoder", "reconstruction", "quantization"):
             if isinstance(config.get(name), dict):
-                network = keras.saving.deserialize_keras_object(config[name], custom_objects)
-                config[name] = network
+                found = keras.saving.deserialize_keras_object(config[name], custom_objects)
+                config[name] = found
         version = config.pop("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
             raise ValueError(
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
-        return cls(**config)
+        quantization = config.pop("quantization", None)
+        model = cls(**config)
+        if quantization is not None:
+            model.quantize(config=quantization)
+        return model
 
     def get_compile_config(self):
         # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
@@ -226,6 +304,37 @@ class AE(StepMixin, keras.Model):
         if isinstance(optimizer, dict) and ".backend." in (optimizer.get("module") or ""):
             optimizer.update(module="keras.optimizers", registered_name=None)
         return config
+
+
+class _Untracked:
+    """A dict of networks whose layers belong to others: Keras neither saves nor counts them again."""
+
+    def __init__(self):
+        self.networks = {}
+
+    def __contains__(self, name):
+        return name in self.networks
+
+    def __getitem__(self, name):
+        return self.networks[name]
+
+    def __setitem__(self, name, network):
+        self.networks[name] = network
+
+
+def _named(value, registry, what):
+    """How a config names what a user gave: by its name in the registry, or as Keras writes a function."""
+    if isinstance(value, str):
+        return value
+    for name, entry in registry.items():
+        if entry is value:
+            return name
+    if callable(value) and hasattr(value, "__name__"):
+        return keras.saving.serialize_keras_object(value)
+    raise ValueError(
+        f"A {what} of your own is saved by its name: register it, "
+        f"{what.upper()}S['its name'] = …, before the model is made."
+    )
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -247,6 +356,7 @@ class VAE(AE):
         Higgins et al. 2017, beta-VAE.
     """
 
+    terms = (*AE.terms, "kl")
     heads = ("mean", "log_var")
 
     def __init__(self, *args, kl_weight=1.0, prior=None, **kwargs):
@@ -259,47 +369,53 @@ class VAE(AE):
             name="kl_weight",
             dtype="float32",
         )
-        self.seed_generator = SeedGenerator()
+        self.seed_generator = keras.random.SeedGenerator()
         self.prior = prior or StandardNormal(self.latent_dim, name="prior")
-        self.kl_tracker = keras.metrics.Mean(name="kl")
         self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
 
-    def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
-    ):
-        """`keras.Model.fit`, which warns of callbacks that `KLAnnealing` leads astray."""
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            warn_of_early_choices(keras.tree.flatten(callbacks or []), epochs)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+    def forward(self, inputs, training=False, sample=False):
+        """`mean`, `log_var` and `latent` (N, D), `reconstruction` (N, H, W, C); see `Objective.forward`.
 
-    def autoencode(self, image, condition, training=False, sample=False):
-        """Of a `split` input: `reconstruction` (N, H, W, C), `mean` and `log_var` (N, D).
-
-        With `sample` the code is drawn from the posterior, else it is the posterior's mean.
+        With `sample` the latent is drawn from the posterior, else it is the posterior's mean.
         """
-        posterior = run(self.encoder, [image, *condition], training)
+        image, condition = self.network_inputs(inputs)
+        posterior = call_network(self.encoder, [image, *condition], training)
         mean = ops.cast(posterior["mean"], "float32")
         log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
         latent = mean
         if sample:
-            noise = self.seed_generator.normal(keras.ops.shape(mean))
+            noise = distributed.normal(ops.shape(mean), self.seed_generator)
             latent = mean + ops.exp(0.5 * log_var) * noise
-        reconstruction = run(self.decoder, [latent, *condition], training)
-        return {"mean": mean, "log_var": log_var, "reconstruction": reconstruction}
+        outputs = {"latent": latent, "mean": mean, "log_var": log_var}
+        return {**outputs, **self.decoded(latent, condition, training)}
 
-    def loss_terms(self, image, outputs):
+    def loss_terms(self, target, outputs):
+        """`reconstruction`, and `kl`, KL(q(z|x) || N(0, I)) in nats, of each image: (N,)."""
         kl = gaussian_kl(outputs["mean"], outputs["log_var"])
-        return {**super().loss_terms(image, outputs), "kl": kl}
+        return {**super().loss_terms(target, outputs), "kl": kl}
 
-    def combine(self, terms):
-        kl_weight = keras.ops.convert_to_tensor(self.kl_weight)
-        self.means.add({self.kl_weight_tracker: kl_weight}, 1)
-        return terms["reconstruction"] + kl_weight * terms["kl"]
+    def term_weights(self):
+        """`kl_weight` for the KL term."""
+        return {"kl": ops.convert_to_tensor(self.kl_weight)}
+
+    def compute_loss(self, *args, **kwargs):
+        self.track({self.kl_weight_tracker: ops.convert_to_tensor(self.kl_weight)}, 1)
+        return super().compute_loss(*args, **kwargs)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `AE.fit`; warns of callbacks that `KLAnnealing` leads astray."""
+        named = dict(zip(("batch_size", "epochs", "verbose", "callbacks"), args)) | kwargs
+        callbacks = named.get("callbacks") or []
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            warn_of_early_choices(keras.tree.flatten(callbacks), named.get("epochs", 1))
+        return super().fit(x, y, *args, **kwargs)
 
     def posterior(self, inputs, batch_size=256):
-        """Mean and log-variance of q(z|x): two arrays (N, D) float32."""
-        heads = self._encoded(inputs, batch_size)
-        return heads["mean"], np.clip(heads["log_var"], *LOG_VAR_RANGE)
+        """Mean and log-variance of q(z|x): two arrays (N, D) float32, of what `fit` takes."""
+        outputs = self._outputs(inputs, ("mean", "log_var"), batch_size)
+        return outputs["mean"], outputs["log_var"]
+
+    # The prior
 
     def fit_prior(self, inputs, labels=None, seed=0):
         """Fit a `ClassMixture` to the codes of the training images, for `sample` to draw from.
@@ -313,35 +429,53 @@ class VAE(AE):
                 same, but a mixture fitted class by class has less density between the classes.
             seed: of the codes and of the mixture.
         """
-        images = inputs[0] if self.num_classes else inputs
-        if len(images) > PRIOR_IMAGES:
-            rows = np.random.default_rng(seed).choice(len(images), PRIOR_IMAGES, replace=False)
-            rows.sort()
-            labels = labels if labels is None else np.asarray(labels)[rows]
-            if self.num_classes:
-                inputs = (_Rows(images, rows), np.asarray(inputs[1])[rows])
-            else:
-                inputs = _Rows(images, rows)
+        inputs, labels = self._prior_inputs(inputs, labels, seed)
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
         codes = mean + np.exp(0.5 * log_var) * noise
-        if self.num_classes:
-            prior = ClassMixture.fit(codes, inputs[1], self.num_classes, seed=seed, name="prior")
-        elif labels is not None:
-            classes, labels = np.unique(labels, return_inverse=True)
-            by_class = ClassMixture.fit(codes, labels, len(classes), seed=seed)
-            prior = by_class.merged(np.bincount(labels), name="prior")
-        else:
-            prior = ClassMixture.fit(codes, seed=seed, name="prior")
-        self.set_prior(prior)
+        self._take_prior(self._prior_of(codes, labels, seed))
+
+    def prior_inputs_of(self, data):
+        """What `fit_prior` takes of a dataset: its images, and labels where there are some."""
+        return data.images, data.labels
+
+    def _prior_inputs(self, inputs, labels, seed):
+        """`fit_prior`'s inputs, at most PRIOR_IMAGES of them, and the labels of these."""
+        if not is_array(inputs):
+            return inputs, labels
+        if labels is not None and len(labels) != len(inputs):
+            raise ValueError(f"There are {len(inputs)} images and {len(labels)} labels.")
+        rows = _chosen_rows(len(inputs), seed)
+        if rows is None:
+            return inputs, labels
+        return Rows(inputs, rows), labels if labels is None else np.asarray(labels)[rows]
+
+    def _prior_of(self, codes, labels, seed):
+        if labels is None:
+            return ClassMixture.fit(codes, seed=seed, name="prior")
+        if len(labels) != len(codes):
+            raise ValueError(f"There are {len(codes)} images and {len(labels)} labels.")
+        classes, labels = np.unique(labels, return_inverse=True)
+        by_class = ClassMixture.fit(codes, labels, len(classes), seed=seed)
+        return by_class.merged(np.bincount(labels), name="prior")
 
     def set_prior(self, prior):
-        """Draw samples from another prior layer from now on.
+        """Draw samples from a copy of another prior layer from now on.
 
-        `set_prior(other.prior)` copies that of another model; it is no part of `get_weights()`.
+        `set_prior(other.prior)` takes that of another model; it is no part of `get_weights()`.
         """
+        self._take_prior(copy_prior(prior))
+
+    def _take_prior(self, prior):
         self._tracker.untrack(self.prior)  # or it would stay one of the model's layers
         self.prior = prior
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """As Keras' own; the prior in the file, fitted or not, becomes the model's."""
+        prior = prior_in_weights(filepath, self.latent_dim)
+        if prior is not None and not prior.like(self.prior):
+            self._take_prior(prior)
+        super().load_weights(filepath, *args, **kwargs)
 
     def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):
         """Draw n images: (n, H, W, C) float32 in [0, 1].
@@ -350,16 +484,16 @@ class VAE(AE):
             n: number of images, >= 0.
             labels: for a CVAE, a class or (n,) classes, in [0, num_classes).
             seed: of the codes. One seed gives one picture on every backend.
-            prior: "fitted" for the model's own prior, "normal" for N(0, I).
+            prior: "fitted" for the model's own prior, "normal" for N(0, I), or a prior layer.
             batch_size: images decoded at a time.
 
         Raises:
             ValueError: for a label that is missing, out of range, or not asked for.
         """
-        if prior not in ("fitted", "normal"):
+        source = {"fitted": self.prior, "normal": StandardNormal(self.latent_dim)}.get(prior, prior)
+        if isinstance(source, str):
             raise ValueError(f"prior must be 'fitted' or 'normal'; got {prior!r}.")
         labels = self._check_labels(labels, n)
-        source = self.prior if prior == "fitted" else StandardNormal(self.latent_dim)
         return self.decode(source.draw(n, labels, seed), labels, batch_size)
 
     def _check_labels(self, labels, n):
@@ -378,15 +512,16 @@ class VAE(AE):
         if isinstance(config.get("prior"), dict):
             prior = keras.saving.deserialize_keras_object(config["prior"], custom_objects)
             config = {**config, "prior": prior}
-        return super().from_config(config)
+        return super().from_config(config, custom_objects)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
 class CVAE(VAE):
     """Class-conditional VAE: q(z|x, y) and x' = decoder(z, y), y one-hot in both networks.
 
-    As `VAE`, on pairs: `fit((images, labels))`, `predict((images, labels))`, with labels (N,) of
-    integers in [0, num_classes).
+    As `VAE`, on pairs of images and labels: `fit((images, labels))`, or `fit(images, labels)` and anything
+    that yields such batches. Labels are (N,) or (N, 1) whole numbers in [0, num_classes), or one-hot (N, K).
+    `fit((noisy, labels), clean)` reconstructs other images.
 
     Args:
         num_classes: number of classes K, >= 1.
@@ -409,47 +544,87 @@ class CVAE(VAE):
         self.class_names = tuple(class_names) if class_names is not None else None
         super().__init__(*args, **kwargs)
 
+    def _input_shape(self):
+        return [super()._input_shape(), (None,)]
+
+    def _images_shape(self, input_shape):
+        return input_shape[0]
+
     @property
     def names(self):
         """A name for each class: its own, or its number."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
 
-    def split(self, inputs):
-        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+    def network_inputs(self, inputs):
+        images, condition = super().network_inputs(inputs)
+        return images, [*condition, one_hot(inputs[1], self.num_classes)]
+
+    def images_of(self, x):
+        if not isinstance(x, (tuple, list)) or len(x) != 2:
             raise ValueError(
                 "A CVAE takes pairs of images and labels, as in fit((images, labels))."
             )
-        image, labels = inputs
-        return unit_range(image), [one_hot(labels, self.num_classes)]
+        return x[0]
 
-    def fit(self, x=None, *args, validation_data=None, **kwargs):
-        """`keras.Model.fit`, which refuses labels out of range.
+    def unpack(self, data):
+        """A batch of `fit` as (x, y, sample_weight): of (images, labels), x is both."""
+        x, y, sample_weight = super().unpack(data)
+        if is_array(x) and y is not None and len(y.shape) < 3:
+            x, y = (x, y), None
+        return x, y, sample_weight
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `VAE.fit`, on pairs of images and labels.
 
         Raises:
             ValueError: for arrays of labels that are not all in [0, num_classes). Labels that come batch by
-                batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) are not looked at, for which a
-                GPU would have to be waited for: one that is out of range makes the loss NaN.
+                batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) are looked at in the first one
+                alone: one that is out of range makes the loss NaN.
         """
-        self._check_pair(x)
-        if isinstance(validation_data, (tuple, list)) and validation_data:
-            self._check_pair(validation_data[0])
-        return super().fit(x, *args, validation_data=validation_data, **kwargs)
+        return super().fit(x, y, *args, **kwargs)
 
-    def evaluate(self, x=None, *args, **kwargs):
-        """`keras.Model.evaluate`, which refuses labels out of range, as `fit` does."""
-        self._check_pair(x)
-        return super().evaluate(x, *args, **kwargs)
+    def _check_inputs(self, x, own_target):
+        super()._check_inputs(x, own_target)
+        labels = x[1]
+        if is_array(labels) and tuple(labels.shape[1:]) in ((), (1,)):
+            self._check_labels(_indices(ops.convert_to_numpy(labels)), len(labels))
 
-    def predict(self, x, *args, **kwargs):
-        """`keras.Model.predict`, which refuses labels out of range, as `fit` does."""
-        self._check_pair(x)
-        return super().predict(x, *args, **kwargs)
+    def _with_y(self, x):
+        return x if isinstance(x, (tuple, list)) and len(x) == 2 else (x, None)
 
-    def _check_pair(self, x):
-        if isinstance(x, (tuple, list)) and len(x) == 2 and np.ndim(x[1]) == 1:
-            self._check_labels(keras.ops.convert_to_numpy(x[1]), len(x[1]))
+    def _classes_as_y(self, x, y):
+        if isinstance(x, (tuple, list)) and y is None:
+            return x
+        if (
+            y is None or len(y.shape) < 3
+        ):  # of what yields batches, Keras takes the second part of each
+            return x, y
+        raise ValueError(
+            "class_weight needs the labels as y, fit(images, labels, class_weight=…); with other targets, "
+            "give sample_weight, a number an image."
+        )
 
-    def _one_hot(self, labels, n):
+    def _prior_inputs(self, inputs, labels, seed):
+        """Pairs, and the labels of them."""
+        if labels is not None:
+            raise ValueError("A CVAE has its labels in the pair: fit_prior((images, labels)).")
+        if isinstance(inputs, (tuple, list)):
+            images, labels = inputs
+            rows = _chosen_rows(len(images), seed)
+            if rows is not None:
+                images, labels = Rows(images, rows), np.asarray(labels)[rows]
+            return (images, labels), _indices(labels)
+        pairs = [self.unpack(batch)[0] for batch in batches_of(inputs, 256)]
+        images, labels = (
+            np.concatenate([ops.convert_to_numpy(pair[i]) for pair in pairs]) for i in (0, 1)
+        )
+        return (images, labels), _indices(labels)
+
+    def _prior_of(self, codes, labels, seed):
+        return ClassMixture.fit(codes, labels, self.num_classes, seed=seed, name="prior")
+
+    def _shares(self, labels, n):
+        """Labels, or shares (n, K) of the classes, as shares (n, K) float32."""
         if np.ndim(labels) == 2:
             shares = np.asarray(labels, "float32")
             if shares.shape != (n, self.num_classes):
@@ -462,11 +637,39 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
         labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf" or (labels % 1).any():
+            raise ValueError(
+                f"Labels are the numbers of classes, 0 to {self.num_classes - 1}; got {labels.ravel()[0]!r}."
+            )
         if labels.shape != (n,):
             labels = np.broadcast_to(labels, (n,))
         if n and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(f"Labels of this model are 0 to {self.num_classes - 1}.")
         return labels.astype("int64")
+
+    @classmethod
+    def arguments_for(cls, data):
+        if data.labels is None:
+            raise RunError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
+        names = {"num_classes": data.num_classes, "class_names": data.class_names}
+        return super().arguments_for(data) | names
+
+    def inputs_of(self, data):
+        """What `fit` takes of a dataset: its images and labels."""
+        return data.images, data.labels
+
+    def prior_inputs_of(self, data):
+        """What `fit_prior` takes of a dataset: its images with their labels."""
+        return (self.inputs_of(data),)
+
+    def check_data(self, data):
+        super().check_data(data)
+        if data.labels is None:
+            raise UserError(f"This model needs labels, and {data.name} has none.")
+        if data.labels.max(initial=0) >= self.num_classes:
+            raise UserError(
+                f"This model has {self.num_classes} classes; {data.name} has labels beyond that."
+            )
 
     def get_config(self):
         return {
@@ -476,12 +679,15 @@ class CVAE(VAE):
         }
 
 
-class _Rows:
+MODELS = {"ae": AE, "vae": VAE, "cvae": CVAE}
+
+
+class Rows:
     """Some rows of images, which are taken as they are asked for."""
 
     def __init__(self, images, rows):
         self.images, self.rows = images, rows
-        self.shape = (len(rows), *images.shape[1:])
+        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
 
     def __len__(self):
         return len(self.rows)
@@ -490,31 +696,16 @@ class _Rows:
         return self.images[self.rows[rows]]
 
 
-def _run(network, inputs, batch_size):
-    """Run an encoder or decoder over arrays, in batches, without gradients; NumPy in, NumPy out."""
-    if not len(inputs[0]):  # Keras cannot: none of the outputs of one
-        one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
-        return keras.tree.map_structure(lambda output: output[:0], _run(network, one, 1))
-    n, batch_size = len(inputs[0]), distributed.filled(batch_size)
-    if (more := distributed.filled(n) - n) > 0:
-        longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
-        outputs = _run(network, longer, batch_size)
-        return keras.tree.map_structure(lambda output: output[:n], outputs)
-    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Elsewhere
-    # `predict` would set up a loop with callbacks first: 3 of 15 ms for 64 images.
-    # Under a strategy of tensorflow it would have each device predict the whole batch.
-    strategy = getattr(network, "distribute_strategy", None)
-    several = strategy is not None and strategy.num_replicas_in_sync > 1
-    direct = several or keras.backend.backend() == "openvino"
-    forward = network if direct else forward_of(network)
-    batches = [
-        forward([array[i : i + batch_size] for array in inputs])
-        for i in range(0, len(inputs[0]), batch_size)
-    ]
-    return keras.tree.map_structure(_joined, *batches)
+def _chosen_rows(n, seed):
+    """The rows that a prior is fitted to, None for all."""
+    if n <= PRIOR_IMAGES:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(n, PRIOR_IMAGES, replace=False))
 
 
-def _joined(*batches):
-    """One NumPy array of the outputs for some batches, a single one uncopied."""
-    first, *more = (b if isinstance(b, np.ndarray) else np.array(b) for b in batches)
-    return np.concatenate([first, *more]) if more else first
+def _indices(labels):
+    """Labels (N,), (N, 1) or one-hot (N, K) as indices (N,)."""
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        return labels
+    return labels[:, 0] if labels.shape[1] == 1 else labels.argmax(-1)

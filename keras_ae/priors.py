@@ -7,28 +7,97 @@ training does not have this gap (Ghosh et al. 2020, arXiv:1903.12436, section 4)
 Codes are drawn by NumPy on the host: one seed gives one picture on every backend.
 """
 
+import io
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 REGULARISATION = (
     1e-2  # variance added to each latent of a component, whose codes are of the order of 1
 )
 FACTORS = 1 << 24  # numbers of Cholesky factors that `draw` gathers at a time, 64 MiB
 CANDIDATES = (1, 10, 20, 40, 100, 200)
-ARRAYS = ("logits", "means", "cholesky")
+
+
+class Prior(keras.layers.Layer):
+    """A density over codes that one can draw from, p(z) or p(z | y).
+
+    One of your own is a subclass, registered for saving, of which `get_config` holds all that the
+    constructor takes. Its arrays are NumPy's, saved by `save_own_variables`.
+    """
+
+    arrays: tuple[str, ...] = ()  # attributes that `save_own_variables` stores, in this order
+    sizes: tuple[str, ...] = ("latent_dim",)  # arguments of the constructor, whole numbers
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.built = True
+
+    def draw(self, n, labels=None, seed=0):
+        """Draw codes: (n, latent_dim) float32, row i of class labels[i] where there are classes."""
+        raise NotImplementedError
+
+    def log_prob(self, codes, labels=None):
+        """log p(z) or log p(z | y) in nats: codes (N, D), labels (N,) -> (N,)."""
+        raise NotImplementedError
+
+    def describe(self):
+        """The prior in a few words."""
+        return type(self).__name__
+
+    uses_uniform = False  # whether `graph` asks for a uniform number beside the noise
+
+    def graph(self, noise, uniform=None, label=None):
+        """`draw` as operations of Keras, for an exported sampler.
+
+        Args:
+            noise: (N, D) float32, standard normal.
+            uniform: (N,) float32 in [0, 1), where `uses_uniform`.
+            label: (N,) int64, for a model with classes.
+
+        Raises:
+            NotImplementedError: the prior cannot be exported.
+        """
+        raise NotImplementedError
+
+    def like(self, other):
+        """Whether another prior is of the same class and sizes."""
+        return type(self) is type(other) and all(
+            getattr(self, name) == getattr(other, name) for name in self.sizes
+        )
+
+    @classmethod
+    def count(cls, config):
+        """How many numbers the arrays of a config hold, without making them."""
+        return 0
+
+    def save_own_variables(self, store):
+        for i, name in enumerate(self.arrays):
+            store[str(i)] = getattr(self, name)
+
+    def load_own_variables(self, store):
+        if len(store.keys()) != len(self.arrays):
+            raise ValueError(f"The prior has {len(self.arrays)} arrays; got {len(store.keys())}.")
+        arrays = {name: np.array(store[str(i)], "float32") for i, name in enumerate(self.arrays)}
+        for name, array in arrays.items():
+            if array.shape != (shape := getattr(self, name).shape):
+                raise ValueError(f"{name} of the prior must be {shape}; got {array.shape}.")
+        for name, array in arrays.items():
+            setattr(self, name, array)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
-class StandardNormal(keras.layers.Layer):
+class StandardNormal(Prior):
     """N(0, I) over `latent_dim` latents: the prior that the KL term is written for."""
 
     def __init__(self, latent_dim, **kwargs):
         super().__init__(**kwargs)
         self.latent_dim = latent_dim
-        self.built = True
 
     def draw(self, n, labels=None, seed=0):
         """Draw codes: (n, latent_dim) float32. The labels change nothing."""
@@ -39,12 +108,18 @@ class StandardNormal(keras.layers.Layer):
         codes = np.asarray(codes, "float64")
         return -0.5 * (np.square(codes).sum(-1) + self.latent_dim * np.log(2 * np.pi))
 
+    def describe(self):
+        return "N(0, I)"
+
+    def graph(self, noise, uniform=None, label=None):
+        return noise
+
     def get_config(self):
         return {**super().get_config(), "latent_dim": self.latent_dim}
 
 
 @keras.saving.register_keras_serializable("keras_ae")
-class ClassMixture(keras.layers.Layer):
+class ClassMixture(Prior):
     """A mixture of Gaussians for each class, p(z | y); with one class, a mixture p(z).
 
     `logits` (K, M), `means` (K, M, D) and `cholesky` (K, M, D, D), lower triangular, for K classes, M
@@ -58,6 +133,10 @@ class ClassMixture(keras.layers.Layer):
         components: components M of each class.
     """
 
+    arrays = ("logits", "means", "cholesky")
+    sizes = ("latent_dim", "num_classes", "components")
+    uses_uniform = True
+
     def __init__(self, latent_dim, num_classes=1, components=1, **kwargs):
         super().__init__(**kwargs)
         self.latent_dim, self.num_classes, self.components = latent_dim, num_classes, components
@@ -65,7 +144,6 @@ class ClassMixture(keras.layers.Layer):
         self.logits = np.zeros(shape)
         self.means = np.zeros((*shape, latent_dim), "float32")
         self.cholesky = np.tile(np.eye(latent_dim, dtype="float32"), (*shape, 1, 1))
-        self.built = True
 
     @property
     def logits(self):
@@ -78,20 +156,6 @@ class ClassMixture(keras.layers.Layer):
         self._logits.flags.writeable = False
         # Once, and not at every draw, of which it is a tenth.
         self.cumulative = np.exp(self._logits - self._logits.max(-1, keepdims=True)).cumsum(-1)
-
-    def save_own_variables(self, store):
-        for i, name in enumerate(ARRAYS):
-            store[str(i)] = getattr(self, name)
-
-    def load_own_variables(self, store):
-        if len(store.keys()) != len(ARRAYS):
-            raise ValueError(f"The prior has {len(ARRAYS)} arrays; got {len(store.keys())}.")
-        arrays = {name: np.asarray(store[str(i)], "float32") for i, name in enumerate(ARRAYS)}
-        for name, array in arrays.items():
-            if array.shape != (shape := getattr(self, name).shape):
-                raise ValueError(f"{name} of the prior must be {shape}; got {array.shape}.")
-        for name, array in arrays.items():
-            setattr(self, name, array)
 
     def draw(self, n, labels=None, seed=0):
         """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
@@ -119,7 +183,7 @@ class ClassMixture(keras.layers.Layer):
 
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
-        logits, means, cholesky = (getattr(self, name).astype("float64") for name in ARRAYS)
+        logits, means, cholesky = (getattr(self, name).astype("float64") for name in self.arrays)
         log_weights = log_softmax(logits, axis=-1)
         result = np.empty(len(codes))
         for y in np.unique(labels):
@@ -131,6 +195,30 @@ class ClassMixture(keras.layers.Layer):
             ]
             result[mine] = logsumexp(terms, axis=0) - 0.5 * self.latent_dim * np.log(2 * np.pi)
         return result
+
+    def describe(self):
+        of = f" for each of {self.num_classes} classes" if self.num_classes > 1 else ""
+        return f"mixture of {self.components} Gaussians{of}"
+
+    def graph(self, noise, uniform=None, label=None):
+        classes, components, size = self.means.shape
+        if label is None:
+            label = ops.cast(ops.zeros_like(uniform), "int64")
+        row = ops.take(self.cumulative, label, axis=0)
+        threshold = ops.expand_dims(uniform * row[:, -1], -1)
+        component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
+        # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.
+        index = label * components + component
+        mean = ops.take(self.means.reshape(classes * components, size), index, axis=0)
+        factors = self.cholesky.reshape(classes * components, size * size)
+        factor = ops.reshape(ops.take(factors, index, axis=0), (-1, size, size))
+        return mean + ops.sum(factor * ops.expand_dims(noise, 1), axis=-1)
+
+    @classmethod
+    def count(cls, config):
+        latents = config["latent_dim"]
+        mixtures = config.get("num_classes", 1) * config.get("components", 1)
+        return mixtures * (1 + latents + latents**2)
 
     @classmethod
     def fit(cls, codes, labels=None, num_classes=1, components=CANDIDATES, seed=0, **kwargs):
@@ -230,3 +318,60 @@ def _mixtures(by_class, components, seed):
     ):
         warnings.simplefilter("ignore")  # of fits that stop at max_iter
         return dict(zip(by_class, pool.map(fitted, by_class.values())))
+
+
+PRIORS = {"normal": StandardNormal, "mixture": ClassMixture}
+
+
+def copy_prior(prior):
+    """A prior of the same class, arguments and arrays, which shares none of them.
+
+    Raises:
+        ValueError: it is no `Prior`.
+    """
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            f"A prior must be a keras_ae.priors.Prior, with draw and log_prob; got {type(prior).__name__}."
+        )
+    copy, arrays = type(prior).from_config(prior.get_config()), {}
+    prior.save_own_variables(arrays)
+    copy.load_own_variables({name: np.array(array) for name, array in arrays.items()})
+    return copy
+
+
+def prior_in_weights(path, latent_dim):
+    """An empty prior of the shape that a .weights.h5 or .keras file holds; None where it does not tell.
+
+    Args:
+        path: of the file.
+        latent_dim: of the model.
+    """
+    import h5py
+
+    path = Path(path)
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                file = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
+        elif path.name.endswith(".weights.h5"):
+            file = h5py.File(path)
+        else:
+            return None
+        with file:
+            shapes = _shapes_of_prior(file)
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return None  # Keras says what is wrong with it
+    if not shapes:
+        return StandardNormal(latent_dim, name="prior")
+    if len(shapes) == 3 and len(shapes[0]) == 2:
+        return ClassMixture(latent_dim, *shapes[0], name="prior")
+    return None
+
+
+def _shapes_of_prior(file):
+    """The shapes of the arrays of the one layer of a model that is neither encoder nor decoder."""
+    for layer in file.get("layers", {}).values():
+        arrays = layer.get("vars", {})
+        if len(arrays):
+            return [tuple(arrays[name].shape) for name in sorted(arrays)]
+    return []

@@ -1,14 +1,14 @@
 """The settings of a run: what `kae fit` is told and `run.json` keeps. No framework is imported here."""
 
+import ast
 import dataclasses
+import functools
 import math
+import sys
+from pathlib import Path
 
-MODELS = ("ae", "vae", "cvae")
-BACKBONES = ("conv", "mlp")
-RECONSTRUCTIONS = ("l1", "mse", "bce")
 KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
-LEARNING_RATES = {"conv": 4e-3, "mlp": 1e-3}
 DTYPES = ("float32", "mixed_bfloat16")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
 EXPORT_SUFFIXES = {
@@ -21,15 +21,48 @@ EXPORT_SUFFIXES = {
 EXPORT_PARTS = ("decoder", "encoder", "autoencoder", "sampler")
 
 
+def models():
+    """Names of the models, as in `keras_ae.models.MODELS`."""
+    return _names("models", "MODELS")
+
+
+def backbones():
+    """Names of the backbones, as in `keras_ae.backbones.BACKBONES`."""
+    return _names("backbones", "BACKBONES")
+
+
+def reconstructions():
+    """Names of the reconstruction terms, as in `keras_ae.losses.RECONSTRUCTIONS`."""
+    return _names("losses", "RECONSTRUCTIONS")
+
+
+def _names(module, registry):
+    """The names in a registry: where its module, which needs Keras, is not imported, from the source."""
+    loaded = sys.modules.get(f"keras_ae.{module}")
+    found = getattr(loaded, registry, None)  # None while it is being imported
+    return _names_in_source(module, registry) if found is None else tuple(found)
+
+
+@functools.cache
+def _names_in_source(module, registry):
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
+            registry
+        ]:
+            return tuple(ast.literal_eval(key) for key in node.value.keys)
+    raise LookupError(f"{module}.py has no {registry}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that, with the package versions, determines a run.
 
     Attributes:
-        model: "ae", "vae" or "cvae".
-        dataset: name of a TFDS dataset.
-        backbone: "conv" or "mlp".
-        hidden: widths of the hidden layers (see `keras_ae.networks`), None for the backbone's own.
+        model: "ae", "vae" or "cvae", or another name in `keras_ae.models.MODELS`.
+        dataset: name of a TFDS dataset, or of what arrays of one's own are called.
+        backbone: "conv" or "mlp", or another name in `keras_ae.backbones.BACKBONES`.
+        hidden: widths of the hidden layers (see `keras_ae.backbones`), None for the backbone's own.
         latent_dim: number of latents.
         epochs: passes over the training images.
         batch_size: images a step; the last batch of an epoch may be smaller.
@@ -75,11 +108,11 @@ class Settings:
 
     def __post_init__(self):
         for field, names in (
-            ("model", MODELS),
-            ("backbone", BACKBONES),
+            ("model", models()),
+            ("backbone", backbones()),
             ("optimizer", OPTIMIZERS),
             ("lr_schedule", LR_SCHEDULES),
-            ("reconstruction", RECONSTRUCTIONS),
+            ("reconstruction", reconstructions()),
             ("kl_schedule", KL_SCHEDULES),
             ("dtype", DTYPES),
         ):
@@ -88,7 +121,11 @@ class Settings:
                     f"{field} must be one of {', '.join(names)}; got {getattr(self, field)!r}."
                 )
         if not isinstance(self.dataset, str):
-            raise ValueError(f"dataset must be a name; got {self.dataset!r}.")
+            kind = type(self.dataset).__name__
+            raise ValueError(
+                f"dataset must be a name; got a {kind}. Arrays are given to "
+                "keras_ae.fit(settings, folder, train=…, test=…)."
+            )
         for field in ("latent_dim", "epochs", "batch_size", "seed", "limit"):
             value = getattr(self, field)
             if type(value) is not int and (field, value) != ("limit", None):
@@ -98,9 +135,7 @@ class Settings:
                 raise ValueError(f"{field} must be 1 or more; got {getattr(self, field)}.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be 1 or more; got {self.limit}.")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.backbone])
-        if not 0 < self.learning_rate < math.inf:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"kl_weight must be 0 or more; got {self.kl_weight}.")
@@ -124,10 +159,14 @@ class Settings:
             object.__setattr__(self, "hidden", tuple(self.hidden))
             if not self.hidden or min(self.hidden) < 1:
                 raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
-            if self.backbone == "conv" and len(self.hidden) < 2:
+        if self.model == "ae":
+            self._refuse_kl_settings()
+
+    def _refuse_kl_settings(self):
+        for field in dataclasses.fields(self):
+            if field.name.startswith("kl_") and getattr(self, field.name) != field.default:
                 raise ValueError(
-                    "hidden of a conv backbone is filters, then the width of the dense layer: "
-                    f"two numbers or more; got {self.hidden}."
+                    f"An ae has no KL divergence: {field.name} is for a vae or a cvae."
                 )
 
     @property

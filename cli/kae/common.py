@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from keras_ae import settings
 from keras_ae.errors import printable
-from keras_ae.settings import MODELS
 
 # What each backend needs beside Keras, and what to install for it.
 BACKENDS = {
@@ -49,9 +49,29 @@ seed_option = click.option(
 def complete_model(context, parameter, incomplete):
     """MODEL in the shell: names, runs here, then any path."""
     runs = sorted(str(path.parent) for path in Path("checkpoints").glob("*/model.keras"))
-    found = [name for name in (*MODELS, *runs) if name.startswith(incomplete)]
+    found = [name for name in (*settings.models(), *runs) if name.startswith(incomplete)]
     items = [CompletionItem(name) for name in found]
     return items or [CompletionItem(incomplete, type="file")]
+
+
+class Name(click.Choice):
+    """One of the names in a registry, those of an imported module among them.
+
+    Args:
+        names: a function that returns them.
+    """
+
+    def __init__(self, names):
+        self._names = names
+        super().__init__(names())
+
+    @property
+    def choices(self):
+        return tuple(self._names())
+
+    @choices.setter
+    def choices(self, names):
+        """They are asked for anew each time."""
 
 
 model_argument = click.argument("model", shell_complete=complete_model)
@@ -149,9 +169,14 @@ def usage_errors():
 def load(model):
     """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
     path = Path(model)
-    if model not in MODELS and not path.exists() and path.suffix != ".keras" and path.name == model:
+    if (
+        model not in settings.models()
+        and not path.exists()
+        and path.suffix != ".keras"
+        and path.name == model
+    ):
         raise click.UsageError(
-            f"MODEL must be {', '.join(MODELS)}, a run folder or a .keras file; got {model!r}."
+            f"MODEL must be {', '.join(settings.models())}, a run folder or a .keras file; got {model!r}."
         )
     start_backend()
     from keras_ae import checkpoints
@@ -159,7 +184,8 @@ def load(model):
     found = checkpoints.find_checkpoint(model)
     whence = "" if found.origin == "path" else f" ({found.origin})"
     say(f"using {found.path}{whence}")
-    return checkpoints.load_model(found.path), found
+    trusted = bool(click.get_current_context().find_root().params.get("modules"))
+    return checkpoints.load_model(found.path, trusted), found
 
 
 def check_free(path, force):
@@ -204,10 +230,10 @@ def write(path, save, echoed=True):
 
     Where the command goes on to echo the path on stdout, a terminal is not told of it twice.
     """
-    from keras_ae import checkpoints
+    from keras_ae.files import atomic
 
     try:
-        with checkpoints.atomic(path) as temporary:
+        with atomic(path) as temporary:
             save(temporary)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
@@ -241,21 +267,6 @@ def stdout_to_stderr(function):
     return wrapped
 
 
-def check_images(model, images):
-    """Refuse a dataset (`keras_ae.data.ImageData`) whose images or labels the model cannot take."""
-    shape = tuple(images.images.shape[1:])
-    if shape != tuple(model.image_shape):
-        raise click.ClickException(
-            f"This model takes images of {model.image_shape}; those of {images.name} are {shape}."
-        )
-    if model.num_classes and images.labels is None:
-        raise click.ClickException(f"This model needs labels, and {images.name} has none.")
-    if model.num_classes and images.labels.max(initial=0) >= model.num_classes:
-        raise click.ClickException(
-            f"This model has {model.num_classes} classes; {images.name} has labels beyond that."
-        )
-
-
 def class_index(network, label):
     """The class that a label names, by its number or by its name."""
     for asked, names in (
@@ -269,11 +280,6 @@ def class_index(network, label):
     numbers = [str(y) for y in range(network.num_classes)]
     named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
     raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
-
-
-def inputs_of(network, images):
-    """What a model takes of an `ImageData`."""
-    return (images.images, images.labels) if network.num_classes else images.images
 
 
 def names_of(images):
@@ -331,5 +337,5 @@ def load_test(network, checkpoint, dataset, data_dir, limit=None):
 
     dataset = dataset or dataset_of(checkpoint, data_dir)
     _, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
-    check_images(network, test)
+    network.check_data(test)
     return test

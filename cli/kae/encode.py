@@ -34,7 +34,7 @@ def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, f
         images = common.load_files(network, files, labels, crop, invert)
     else:
         images = common.load_test(network, checkpoint, dataset, data_dir, limit)
-    codes = network.encode(common.inputs_of(network, images))
+    codes = network.encode(network.inputs_of(images))
     if target and target.suffix == ".npy":
         common.write(target, lambda path: np.save(path, codes))
         return common.echo(target)

@@ -63,7 +63,7 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
 
     dataset = dataset or common.dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=common.say)
-    common.check_images(network, test)
+    network.check_data(test)
     figures = common.stdout_to_stderr(evaluate)(
         network,
         train,

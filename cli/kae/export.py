@@ -40,12 +40,11 @@ def command(model, form, part, out, force, as_json):
     common.check_clock()
     common.start_backend()
     from keras_ae import export
-    from keras_ae.models import VAE
 
     with common.usage_errors():
         export.check(path, form, part, force)
     network, _ = common.load(model)
-    if part == "sampler" and not isinstance(network, VAE):
+    if part == "sampler" and not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
     try:
         written = export.export(network, path, form, part, force, report=common.say)

@@ -67,7 +67,7 @@ def setting(name, kind, help, **kwargs):
 
 
 @click.command("fit")
-@click.argument("model", type=click.Choice(options.MODELS))
+@click.argument("model", type=common.Name(options.models))
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -78,7 +78,7 @@ def setting(name, kind, help, **kwargs):
 )
 @setting("dataset", str, "A TFDS dataset, by its name or its folder.")
 @common.data_dir_option
-@setting("backbone", click.Choice(options.BACKBONES), "Convolutions, or dense layers only.")
+@setting("backbone", common.Name(options.backbones), "Convolutions, or dense layers only.")
 @setting("latent_dim", click.IntRange(1), "Number of latents.")
 @setting("epochs", click.IntRange(1), "Passes over the training images.")
 @setting(
@@ -86,12 +86,10 @@ def setting(name, kind, help, **kwargs):
 )
 @setting("batch_size", click.IntRange(1), "Images a step.")
 @setting("optimizer", click.Choice(options.OPTIMIZERS), "Optimizer.")
-@setting(
-    "learning_rate", float, "Peak of the learning rate.  [default: 0.004 for conv, 0.001 for mlp]"
-)
+@setting("learning_rate", float, "Peak of the learning rate.  [default: the backbone's own]")
 @setting("lr_schedule", click.Choice(options.LR_SCHEDULES), "Course of the learning rate.")
 @setting(
-    "reconstruction", click.Choice(options.RECONSTRUCTIONS), "Loss of an image, a sum over pixels."
+    "reconstruction", common.Name(options.reconstructions), "Loss of an image, a sum over pixels."
 )
 @setting("kl_weight", float, "Final weight of the KL divergence; 1 is the evidence lower bound.")
 @setting("kl_schedule", click.Choice(options.KL_SCHEDULES), "Course of the KL weight.")
@@ -142,8 +140,10 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     common.start_backend(training=True)
     from keras_ae import distributed, fitting
     from keras_ae.callbacks import TensorBoard
+    from keras_ae.fast.memory import keep_memory
 
-    if distributed.asked():
+    keep_memory()  # for this process is ours alone
+    if distributed.launched_by_torchrun():
         distributed.start()
     # Of the processes of torchrun, the first one speaks.
     quiet = quiet or distributed.rank() > 0
@@ -162,9 +162,10 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     report = (lambda message: None) if quiet else common.say
     verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
     try:
-        result = common.stdout_to_stderr(fitting.fit)(
-            settings, folder, data_dir, resume, force, verbose, report, callbacks
-        )
+        with common.usage_errors():
+            result = common.stdout_to_stderr(fitting.fit)(
+                settings, folder, data_dir, resume, force, verbose, report, callbacks
+            )
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; --resume goes on from there."

@@ -65,15 +65,15 @@ def checkpoint(model):
         "model": type(network).__name__,
         "image_shape": list(network.image_shape),
         "latent_dim": network.latent_dim,
-        "backbone": f"{network.backbone}, own {' and '.join(network.own)}" if network.own else network.backbone,
-        "reconstruction": network.reconstruction,
+        "backbone": f"{network.backbone}, own {' and '.join(network.custom_networks)}" if network.custom_networks else network.backbone,
+        "reconstruction": getattr(network.reconstruction, "__name__", network.reconstruction),
         "parameters": sum(math.prod(w.shape) for w in network.trainable_weights),
     }  # fmt: skip
     if network.num_classes:
         facts["classes"] = network.num_classes
         facts["class_names"] = list(network.names)
     if hasattr(network, "prior"):
-        facts["prior"] = type(network.prior).__name__
+        facts["prior"] = network.prior.describe()
         facts["kl_weight"] = float(network.kl_weight)
     for name in ("finished", "settings", "data", "environment", "prior", "final"):
         if name in found.run:

@@ -23,6 +23,7 @@ COMMANDS = {
     "encode": "Write the codes of images.",
     "scatter": "Plot the codes of test images by class.",
     "animate": "Make a GIF of the epochs of a run.",
+    "explore": "Write a page in which to play with a model, in any browser.",
     "report": "Write a page with all that there is to see of a model.",
     "evaluate": "Measure reconstruction, likelihood and samples.",
     "compare": "Show settings and figures of runs side by side.",
@@ -84,7 +85,15 @@ class Commands(click.Group):
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kae")
-def cli():
+@click.option(
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    help="A Python module of your own, whose registered models, backbones and losses are then known; its "
+    "checkpoints may hold networks of your own. Give it before the command.",
+)
+def cli(modules):
     """Autoencoders, VAEs and conditional VAEs: train, look at, sample.
 
     \b
@@ -93,6 +102,24 @@ def cli():
 
     KERAS_BACKEND chooses torch (default), jax or tensorflow; numpy and openvino load and sample.
     """
+    if modules:
+        import_modules(modules)
+
+
+def import_modules(modules):
+    """Import modules of the user's, of the folder that we are in or installed."""
+    from kae import common
+
+    common.start_backend()
+    sys.path.insert(0, "")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the user's code raises
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise click.BadParameter(
+                f"{module} cannot be imported ({why})", param_hint="--import"
+            ) from error
 
 
 def open_streams():

@@ -28,7 +28,7 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
         images = common.load_files(network, files, labels, crop, invert)
     else:
         images = common.load_test(network, checkpoint, dataset, data_dir, number)
-    rebuilt = network.reconstruct(common.inputs_of(network, images))
+    rebuilt = network.reconstruct(network.inputs_of(images))
     picture = pictures.pairs(images.images, rebuilt, names=common.names_of(images))
     common.write(target, picture.save)
     common.echo(target)

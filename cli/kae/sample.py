@@ -42,9 +42,8 @@ def command(model, label, number, seed, prior, out, force, as_json):
     import numpy as np
 
     from keras_ae import pictures
-    from keras_ae.models import VAE
 
-    if not isinstance(network, VAE):
+    if not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
     labels = None
     if network.num_classes:

@@ -31,7 +31,7 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     from keras_ae import latents, pictures
 
     test = common.load_test(network, checkpoint, dataset, data_dir, limit)
-    codes = network.encode(common.inputs_of(network, test))
+    codes = network.encode(network.inputs_of(test))
     points, axes = latents.embed(codes, method, seed)
     figure = pictures.scatter(points, test.labels, test.class_names, axes=axes)
     form = target.suffix[1:]

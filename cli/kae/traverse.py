@@ -44,7 +44,7 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
     )
     codes, label, _ = place[0]
     test = common.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
-    inputs = common.inputs_of(network, test)
+    inputs = network.inputs_of(test)
     order, carried = latents.latent_order(network, inputs)
     order, carried = order[:number], carried[:number]
     images = latents.traversals(network, codes[0], order, network.encode(inputs), steps, label)

@@ -1,7 +1,7 @@
 """What callbacks and steps tell each other: between two calls of the callbacks lie one step or several."""
 
 
-class Execution:
+class InnerSteps:
     """The steps that `fit` makes between two calls of its callbacks: `compile(steps_per_execution=...)`.
 
     Keras calls the callbacks, makes Python numbers of the logs and draws the progress bar once for all

@@ -2,13 +2,15 @@
 
 import keras
 
+from keras_ae import fast
+
 if keras.backend.backend() == "torch":
     import torch
 else:
     torch = None
 
 
-class Means:
+class RunningMeans:
     """The metrics of a model, of which its trackers are the running means of the loss and its terms.
 
     On torch the variables of each `keras.metrics.Mean` are looked up here once. For four of them,
@@ -20,7 +22,7 @@ class Means:
         self._variables = {
             mean: (mean.total.value, mean.count.value)
             for mean in metrics
-            if torch is not None and type(mean) is keras.metrics.Mean
+            if torch is not None and fast.ON and type(mean) is keras.metrics.Mean
         }
 
     def add(self, values, n):
@@ -39,9 +41,9 @@ class Means:
             torch._foreach_add_(counts, n)
 
     def results(self):
-        """`{metric.name: metric.result()}` after an update."""
+        """`{metric.name: metric.result()}` after an update; None where some of them are other metrics."""
         if not self._variables or len(self._variables) < len(self.metrics):
-            return {metric.name: metric.result() for metric in self.metrics}
+            return None
         totals, counts = zip(*self._variables.values())
         means = torch._foreach_div(totals, counts)
         return {metric.name: mean for metric, mean in zip(self.metrics, means)}

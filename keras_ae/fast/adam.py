@@ -6,11 +6,13 @@ import types
 
 import keras
 
-if keras.backend.backend() == "torch":
+from keras_ae import fast
+
+if fast.ON and keras.backend.backend() == "torch":
     import torch
 else:
     torch = None
-if keras.backend.backend() == "tensorflow":
+if fast.ON and keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 else:
     tf = None
@@ -51,7 +53,8 @@ class Adam(keras.optimizers.Adam):
         Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv:1412.6980.
     """
 
-    _host_step = _known = None
+    _looked_up = None
+    _counted = None  # the counter's tensor, its version, and the steps that it counted then
 
     def apply(self, grads, trainable_variables=None):
         """As Keras' own; on torch, without options, only the kernel: 0.1 of 13 ms a step of the mlp."""
@@ -85,14 +88,24 @@ class Adam(keras.optimizers.Adam):
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
         self._step(grads, self._look_up(trainable_variables), learning_rate)
 
+    def _steps_done(self):
+        """`int(iterations)`, which is read back only when somebody else assigned it: a GPU would be waited for."""
+        if self.gradient_accumulation_steps:
+            return int(self.iterations)
+        counter, kept = self.iterations.value, self._counted
+        # Torch counts the writes to a tensor, of which each step makes one.
+        if kept and kept[0] is counter and kept[1] + 1 == counter._version:
+            done = kept[2] + 1
+        else:
+            done = int(counter)
+        self._counted = counter, counter._version, done
+        return done
+
     def _step(self, gradients, known, rate):
-        # The step is counted here, so that a GPU is not asked for it (and waited for) at every step.
-        if self._host_step is None:
-            self._host_step = int(self.iterations)
+        done = self._steps_done()
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            rate = rate_at(rate, self._host_step)
-        self._host_step += 1
-        step = torch.full((), self._host_step, dtype=torch.float32, device=known.weights[0].device)
+            rate = rate_at(rate, done)
+        step = torch.full((), done + 1, dtype=torch.float32, device=known.weights[0].device)
         torch._fused_adam_(
             known.weights,
             # The kernel walks the memory of weight and gradient side by side: a gradient that comes as a
@@ -106,7 +119,7 @@ class Adam(keras.optimizers.Adam):
             beta1=self.beta_1,
             beta2=self.beta_2,
             weight_decay=0.0,
-            eps=self.epsilon / math.sqrt(1.0 - self.beta_2**self._host_step),
+            eps=self.epsilon / math.sqrt(1.0 - self.beta_2 ** (done + 1)),
             amsgrad=False,
             maximize=False,
         )
@@ -116,7 +129,7 @@ class Adam(keras.optimizers.Adam):
 
         `plain` is whether no variable asks for more than the step itself.
         """
-        known = self._known
+        known = self._looked_up
         if (
             known is None
             or len(known.variables) != len(variables)
@@ -125,7 +138,7 @@ class Adam(keras.optimizers.Adam):
         ):
             which = [self._get_variable_index(variable) for variable in variables]
             moments = [(self._momentums[i], self._velocities[i]) for i in which]
-            self._known = known = types.SimpleNamespace(
+            self._looked_up = known = types.SimpleNamespace(
                 variables=tuple(variables),
                 plain=not any(v.constraint or v.overwrite_with_gradient for v in variables),
                 weights=[v.value for v in variables],
@@ -154,7 +167,3 @@ class Adam(keras.optimizers.Adam):
             epsilon=tf.cast(self.epsilon, dtype),
             grad=tf.cast(gradient, dtype),
         )
-
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self._host_step = None

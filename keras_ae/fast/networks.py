@@ -1,0 +1,249 @@
+"""A Functional network of layers that are known here, as torch's own functions on torch.
+
+`Layer.__call__` looks at masks, dtypes, shapes and scopes anew each time, for every layer, and Keras
+computes convolutions and normalisations on torch through its own general code. Here each layer is the one
+torch function that does it, to the same result. A layer that is not known here, or that is more than it was
+built as (a hook, an adapter, another dtype, a `call` of its own), leaves the whole network to Keras.
+"""
+
+import keras
+
+from keras_ae import distributed, fast
+
+if keras.backend.backend() == "torch":
+    import torch
+    from torch.nn import functional
+else:
+    torch = None
+
+
+def call_network(network, inputs, training=False):
+    """`network(inputs, training=training)`, for a list of tensors."""
+    if torch is not None and fast.ON and isinstance(inputs[0], torch.Tensor):
+        program = program_of(network)
+        functions = program and inputs[0].device.type != "meta" and program.bind(training)
+        if functions:
+            return program.run(functions, inputs)
+    return network(inputs, training=training)
+
+
+def program_of(network):
+    """The `Program` of a network, made at the first call; None for one with a layer that is not known."""
+    kept = vars(network).get("_program", network)  # no program, and none that was sought
+    if kept is network:
+        try:
+            kept = Program(network)
+        except Unknown:
+            kept = None
+        network._program = kept
+    return kept
+
+
+class Unknown(Exception):
+    """A layer that `Program` does not know."""
+
+
+class Program:
+    """The layers of a Functional network in order, with where each takes its inputs and puts its output."""
+
+    def __init__(self, network):
+        if not isinstance(network, keras.Model) or not hasattr(network, "operations"):
+            raise Unknown
+        outputs = network.output
+        self._inputs = [id(tensor) for tensor in network.inputs]
+        self._outputs = (
+            {name: id(tensor) for name, tensor in outputs.items()}
+            if isinstance(outputs, dict)
+            else id(outputs)
+        )
+        self._network, self._steps = network, []
+        for layer in network.operations:
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
+            nodes = layer._inbound_nodes
+            if (
+                type(layer) not in FUNCTIONS
+                or len(nodes) != 1
+                or any(x is not None for x in nodes[0].arguments.kwargs.values())
+            ):
+                raise Unknown
+            sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
+            self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
+        self._bound = {}
+
+    def bind(self, training):
+        """The functions of the layers on the weights that they have now; None where Keras must do it."""
+        if _hooked(self._network):
+            return None
+        functions = []
+        for layer, policy, sources, target in self._steps:
+            if (
+                _hooked(layer)
+                or layer.dtype_policy is not policy
+                or layer.compute_dtype != "float32"
+                or layer.activity_regularizer is not None
+                or getattr(layer, "lora_enabled", False)
+                or getattr(layer, "quantization_mode", None)
+                or (function := FUNCTIONS[type(layer)](layer, training)) is None
+            ):
+                return None
+            functions.append((function, sources, target))
+        return functions
+
+    def run(self, functions, inputs):
+        """The outputs of the network, for a list of tensors."""
+        tensors = dict(zip(self._inputs, inputs))
+        for function, sources, target in functions:
+            tensors[target] = function(*[tensors[source] for source in sources])
+        if isinstance(self._outputs, dict):
+            return {name: tensors[target] for name, target in self._outputs.items()}
+        return tensors[self._outputs]
+
+
+def _hooked(layer):
+    """Whether somebody wants to be called when the layer is, or has put something in its place."""
+    return (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "call" in vars(layer)
+    )
+
+
+def _to_torch(x):
+    """(N, H, W, C) -> a (N, C, H, W) view of the same memory, which torch calls channels_last."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _to_keras(x):
+    return x.permute(0, 2, 3, 1)
+
+
+def _activation(layer):
+    """The activation that a layer has now, by torch's own function where it has one; None for none."""
+    activations = keras.activations
+    of_torch = {
+        activations.linear: None,
+        activations.silu: functional.silu,
+        activations.relu: functional.relu,
+        activations.sigmoid: torch.sigmoid,
+    }
+    return of_torch.get(layer.activation, layer.activation)
+
+
+def _activated(function, layer):
+    activation = _activation(layer)
+    return function if activation is None else lambda x: activation(function(x))
+
+
+def _dense(layer, training):
+    kernel, bias = layer.kernel.value, layer.bias.value if layer.use_bias else None
+
+    def dense(x):
+        if x.ndim == 2 and bias is not None:
+            return torch.addmm(bias, x, kernel)
+        outputs = x @ kernel
+        return outputs if bias is None else outputs + bias
+
+    return _activated(dense, layer)
+
+
+def _convolution(layer, training):
+    if layer.data_format != "channels_last":
+        return None
+    kernel = layer.kernel.value.permute(3, 2, 0, 1)
+    bias = layer.bias.value if layer.use_bias else None
+    strides, dilation = layer.strides, layer.dilation_rate
+
+    def convolution(x):
+        x, padding = _to_torch(x), 0
+        if layer.padding == "same":
+            pads = [
+                max(0, (-(-side // stride) - 1) * stride + (size - 1) * rate + 1 - side)
+                for side, stride, size, rate in zip(
+                    x.shape[2:], strides, kernel.shape[2:], dilation
+                )
+            ]
+            if all(pad % 2 == 0 for pad in pads):
+                padding = [pad // 2 for pad in pads]
+            else:  # the odd row and column go to the bottom and the right, as everywhere in Keras
+                top, left = (pad // 2 for pad in pads)
+                x = functional.pad(x, (left, pads[1] - left, top, pads[0] - top))
+        return _to_keras(
+            functional.conv2d(x, kernel, bias, strides, padding, dilation, layer.groups)
+        )
+
+    return _activated(convolution, layer)
+
+
+def _transposed_convolution(layer, training):
+    crops = [size - stride for size, stride in zip(layer.kernel_size, layer.strides)]
+    if (
+        layer.padding != "same"
+        or layer.data_format != "channels_last"
+        or layer.output_padding is not None
+        or tuple(layer.dilation_rate) != (1, 1)
+        or any(crop < 0 or crop % 2 for crop in crops)
+    ):
+        return None
+    kernel, padding = layer.kernel.value.permute(3, 2, 0, 1), [crop // 2 for crop in crops]
+    bias = layer.bias.value if layer.use_bias else None
+
+    def convolution(x):
+        x = functional.conv_transpose2d(_to_torch(x), kernel, bias, layer.strides, padding)
+        return _to_keras(x)
+
+    return _activated(convolution, layer)
+
+
+def _normalisation(layer, training):
+    last = layer.axis in (-1, len(layer.output.shape) - 1)
+    if not (last and layer.scale and layer.center) or getattr(layer, "renorm", False):
+        return None
+    gamma, beta = layer.gamma.value, layer.beta.value
+    mean, variance = layer.moving_mean.value, layer.moving_variance.value
+    if training and layer.trainable and distributed.size() > 1:
+        return lambda x: layer.call(x, training=True)
+
+    def normalise(x):
+        y = _to_torch(x) if x.ndim == 4 else x
+        y, batch_mean, inverse_deviation = torch.native_batch_norm(
+            y, gamma, beta, None, None, True, 0.0, layer.epsilon
+        )
+        with torch.no_grad():
+            mean.lerp_(batch_mean, 1.0 - layer.momentum)
+            batch_variance = inverse_deviation.pow(-2).sub_(layer.epsilon)
+            variance.lerp_(batch_variance, 1.0 - layer.momentum)
+        return _to_keras(y) if x.ndim == 4 else y
+
+    def normalise_by_averages(x):
+        scale = gamma * (variance + layer.epsilon).rsqrt()
+        return torch.addcmul(beta - mean * scale, x, scale)
+
+    return normalise if training and layer.trainable else normalise_by_averages
+
+
+def _cropping(layer, training):
+    if layer.data_format != "channels_last":
+        return None
+    (top, bottom), (left, right) = layer.cropping
+    return lambda x: x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+
+
+# What a layer computes, by its exact class: (layer, training) -> a function of tensors, None where Keras must do it.
+FUNCTIONS = {
+    keras.layers.Dense: _dense,
+    keras.layers.Conv2D: _convolution,
+    keras.layers.Conv2DTranspose: _transposed_convolution,
+    keras.layers.BatchNormalization: _normalisation,
+    distributed.BatchNormalization: _normalisation,
+    keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
+    keras.layers.Concatenate: lambda layer, training: lambda *x: torch.cat(x, layer.axis),
+    keras.layers.Add: lambda layer, training: lambda *x: sum(x[1:], x[0]),
+    keras.layers.Reshape: lambda layer, training: (
+        lambda x: x.reshape(x.shape[0], *layer.target_shape)
+    ),
+    keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(x.shape[0], -1),
+    keras.layers.Cropping2D: _cropping,
+}

@@ -1,0 +1,65 @@
+"""A forward pass without gradients, and on jax without writing back what it does not change."""
+
+import keras
+
+from keras_ae import fast
+from keras_ae.fast.networks import call_network
+
+if keras.backend.backend() == "jax":
+    import jax
+if keras.backend.backend() == "torch":
+    import torch
+
+
+def predictor(network):
+    """A function from a list of arrays, of a batch, to the outputs of a network.
+
+    Keras' own, where it compiles one. On jax 0.5 of 7.6 ms for 64 images would go into variables that
+    stay as they are.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return lambda arrays: _without_gradients(network, arrays)
+    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Under a
+    # strategy of tensorflow, predict would have each device take the whole batch.
+    strategy = getattr(network, "distribute_strategy", None)
+    if backend == "openvino" or (strategy is not None and strategy.num_replicas_in_sync > 1):
+        return network
+    if (
+        backend != "jax"
+        or not fast.ON
+        or network.run_eagerly
+        or not network.jit_compile
+        or keras.distribution.distribution()
+        or keras.config.is_nnx_enabled()
+    ):
+        return network.predict_on_batch
+    network.make_predict_function()  # which Keras makes anew when the network was changed
+    kept = vars(network).get("_forward")
+    if kept is None or kept[0] is not network.predict_function:
+
+        @jax.jit
+        def call(values, inputs):
+            variables = network.variables
+            with keras.StatelessScope(list(zip(variables, values))) as scope:
+                before = [scope.get_current_value(v) for v in variables]
+                outputs = network(inputs, training=False)
+            after = [scope.get_current_value(v) for v in variables]
+            changed = {i: new for i, new in enumerate(after) if new is not before[i]}
+            return outputs, changed
+
+        def forward(inputs):
+            variables = network.variables
+            outputs, changed = call([variable.value for variable in variables], inputs)
+            for i, value in changed.items():
+                variables[i].assign(value)
+            return outputs
+
+        network._forward = kept = (network.predict_function, forward)
+    return kept[1]
+
+
+def _without_gradients(network, arrays):
+    with torch.no_grad():
+        tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
+        return call_network(network, tensors)

@@ -1,0 +1,328 @@
+"""A Keras model whose loss is the sum of its named terms.
+
+loss = sum over the terms of [ weight * mean over the batch of the term ] + sum of `self.losses`
+"""
+
+import keras
+from keras import ops
+
+from keras_ae.fast.inner_steps import InnerSteps
+from keras_ae.inputs import check_range, check_shape, first_batch, is_array, unit_range
+from keras_ae.train_step import StepMixin
+
+
+class Objective(StepMixin, keras.Model):
+    """What is minimised, and what `compile`, `fit` and `evaluate` make of what they are given.
+
+    A subclass names its `terms`, computes them in `loss_terms` from what `forward` returns, and may weigh
+    them in `term_weights`. Each is trained, tracked, shown in the progress bar and kept in the history.
+
+    Attributes:
+        terms: names of the terms of the loss, in the order of the progress bar.
+    """
+
+    terms: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "call" in vars(cls) and cls.__module__ != __name__:
+            raise TypeError(
+                f"{cls.__name__} overrides call, which is not asked in training: override "
+                "forward(inputs, training, sample) instead, which everything goes through."
+            )
+
+    def __init__(self, **kwargs):
+        # The networks cast what they are given; images and targets stay float32.
+        super().__init__(autocast=False, **kwargs)
+        self.inner_steps = InnerSteps()
+        for name in self.terms:
+            setattr(self, f"{name}_tracker", keras.metrics.Mean(name=name))
+
+    # What a subclass says
+
+    def forward(self, inputs, training=False, sample=False):
+        """All that the model computes of its inputs, a dict: the one path that everything goes through.
+
+        Args:
+            inputs: what `fit` takes as x, of one batch.
+            training: whether this is a training step.
+            sample: whether what is random is drawn; else it is at its mean.
+
+        Returns:
+            {"latent": (N, D), "reconstruction": (N, H, W, C) in [0, 1], …}
+        """
+        raise NotImplementedError
+
+    def loss_terms(self, target, outputs):
+        """The terms of the loss of each image: {name: (N,)}, in pixel units or nats per image.
+
+        Args:
+            target: (N, H, W, C) float32 in [0, 1].
+            outputs: what `forward` returned.
+        """
+        return {}
+
+    def term_weights(self):
+        """The weights of the terms: {name: scalar}; what is not named weighs 1."""
+        return {}
+
+    # The loss
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The scalar that a step minimises; updates the trackers of the terms.
+
+        Args:
+            x: inputs of a batch.
+            y: images to reconstruct; None for those of x.
+            y_pred: what `forward` returned for x; None to ask it.
+            sample_weight: (N,) or (N, 1), how much each image counts.
+            training: whether this is a training step.
+
+        Raises:
+            ValueError: the terms are not those that the class names, or of another shape.
+        """
+        outputs = self.outputs_of(x, training) if y_pred is None else y_pred
+        if not isinstance(outputs, dict):
+            raise ValueError("y_pred must be what forward returns, a dict, or None.")
+        target = self.target(x, y)
+        terms, weights = self.loss_terms(target, outputs), self.term_weights()
+        self._check_terms(terms, weights)
+        if sample_weight is not None:
+            sample_weight = _rows_of(sample_weight)
+            terms = {name: term * sample_weight for name, term in terms.items()}
+        means = {name: ops.mean(terms[name]) for name in self.terms}
+        self.track(
+            {getattr(self, f"{name}_tracker"): mean for name, mean in means.items()},
+            ops.shape(target)[0],
+        )
+        weighted = [weights[k] * mean if k in weights else mean for k, mean in means.items()]
+        weighted += self.additional_losses()
+        return sum(weighted[1:], weighted[0])
+
+    def _check_terms(self, terms, weights):
+        name = type(self).__name__
+        if terms.keys() != set(self.terms):
+            raise ValueError(
+                f"loss_terms of {name} returned {', '.join(terms) or 'nothing'}; its `terms` are "
+                f"{', '.join(self.terms)}: the two must name the same."
+            )
+        if odd := weights.keys() - set(self.terms):
+            raise ValueError(
+                f"term_weights of {name} has {min(odd)!r}, which is none of its terms."
+            )
+        for term, values in terms.items():
+            if len(values.shape) != 1:
+                raise ValueError(
+                    f"The term {term!r} must be (N,), a number an image; got {tuple(values.shape)}."
+                )
+
+    def step_loss(self, data, training):
+        """The loss of a batch as `fit` hands it to a step; updates all trackers and metrics."""
+        x, y, sample_weight = self.unpack(data)
+        outputs = self.outputs_of(x, training)
+        loss = self.compute_loss(x, y, outputs, sample_weight, training=training)
+        if self._loss_tracker is not None:  # made by compile()
+            self.track({self._loss_tracker: loss}, ops.shape(outputs["reconstruction"])[0])
+        own_metrics = type(self).compute_metrics is not Objective.compute_metrics
+        if self._compile_metrics is not None or own_metrics:
+            self.compute_metrics(x, y, outputs, sample_weight)
+        return loss
+
+    def outputs_of(self, x, training):
+        """`forward` of a step, in training and in evaluation alike with latents drawn."""
+        return self(x, training=training, sample=True, return_outputs=True)
+
+    def call(self, inputs, training=False, sample=None, return_outputs=False):
+        """The reconstruction; with `return_outputs` all that `forward` returns."""
+        outputs = self.forward(
+            inputs, training=training, sample=training if sample is None else sample
+        )
+        return outputs if return_outputs else outputs["reconstruction"]
+
+    def target(self, x, y=None):
+        """What a batch is to be reconstructed as: (N, H, W, C) float32 in [0, 1]."""
+        if y is None:
+            return unit_range(self.images_of(x))
+        check_shape(y, self.image_shape, f"Targets of {self._an()}")
+        return unit_range(y)
+
+    def images_of(self, x):
+        """The images among the inputs."""
+        return x
+
+    def unpack(self, data):
+        """A batch of `fit` as (x, y, sample_weight)."""
+        return keras.utils.unpack_x_y_sample_weight(data)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics of `compile(metrics=…)`, which see (target, reconstruction)."""
+        if isinstance(y_pred, dict):
+            y_pred = y_pred["reconstruction"]
+        if sample_weight is not None:
+            sample_weight = _rows_of(sample_weight)
+        return super().compute_metrics(x, self.target(x, y), y_pred, sample_weight)
+
+    # What the levers of `keras_ae.fast` do otherwise
+
+    def track(self, values, n):
+        """Update running means, {tracker: value}, with the mean of n images."""
+        for tracker, value in values.items():
+            tracker.update_state(value, sample_weight=n)
+
+    def trained_variables(self):
+        """The variables that a step moves."""
+        return self.trainable_variables
+
+    def additional_losses(self):
+        """`self.losses`: of `add_loss` and of regularizers, each a scalar."""
+        return [ops.sum(loss) for loss in self.losses]
+
+    # What Keras' methods are given
+
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, **kwargs):
+        """`keras.Model.compile`, without `loss` and `loss_weights`.
+
+        Raises:
+            ValueError: a loss or loss weights are given.
+        """
+        if loss is not None:
+            raise ValueError(
+                f"The loss of {self._an()} is the sum of its terms: give reconstruction= to its "
+                f"constructor in place of loss={loss!r} to compile, or override loss_terms."
+            )
+        if loss_weights is not None:
+            raise ValueError("loss_weights are not used: override term_weights to weigh the terms.")
+        super().compile(optimizer, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compile as a saved model was: as Keras' own, for a `compile` that it takes for another one."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        **kwargs,
+    ):
+        """`keras.Model.fit` on images that are their own target, or on images and targets.
+
+        Args:
+            x: images, or something that yields batches of them.
+            y: images to reconstruct, of the shape of x, such as x without its noise; None for x itself.
+            sample_weight: (N,), how much each image counts.
+            **kwargs: this and the other arguments are those of Keras.
+
+        Raises:
+            ValueError: for images of another shape or scale than the model's.
+        """
+        if class_weight is not None:
+            x, y = self._classes_as_y(x, y)
+        x, y, sample_weight = self._checked(x, y, sample_weight)
+        if validation_data is not None and isinstance(validation_data, (tuple, list)):
+            validation_data = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
+            validation_data = self._checked(*validation_data)
+        elif validation_data is not None:
+            self._checked(validation_data)
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
+            shuffle, class_weight, sample_weight, **kwargs,
+        )  # fmt: skip
+
+    def evaluate(
+        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
+    ):
+        """`keras.Model.evaluate`, of what `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has looked already
+            x, y, sample_weight = self._checked(x, y, sample_weight)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """`keras.Model.predict`: the reconstructions, (N, H, W, C) float32 in [0, 1]."""
+        self._checked(x, own_target=False)
+        return super().predict(x, *args, **kwargs)
+
+    def predict_step(self, *arguments):
+        """Keras' own, of a batch in any form that `fit` takes."""
+        *state, data = arguments
+        return super().predict_step(*state, (self.unpack(data)[0],))
+
+    def _checked(self, x, y=None, sample_weight=None, own_target=True):
+        """(x, y, sample_weight) for Keras. Raises ValueError for what a model cannot take.
+
+        Of what yields batches, the first one is looked at, where that takes nothing away from it.
+        """
+        if not is_array(x) and not isinstance(x, (tuple, list)):
+            if (batch := first_batch(x)) is not None:
+                first, target, _ = self.unpack(batch)
+                self._check_inputs(first, own_target and target is None)
+                if target is not None and own_target:
+                    self._check_target(target)
+            return x, y, sample_weight
+        if y is None and sample_weight is not None:  # which Keras would drop without a y
+            x, y = self._with_y(x)
+        first, target, _ = self.unpack((x, y))
+        self._check_inputs(first, own_target and target is None)
+        if target is not None:
+            self._check_target(target)
+        return x, y, sample_weight
+
+    def _check_inputs(self, x, own_target):
+        images = self.images_of(x)
+        if is_array(images):
+            check_shape(images, self.image_shape, f"Images of {self._an()}")
+            check_range(images, strict=own_target)
+
+    def _check_target(self, y):
+        if not is_array(y):
+            return
+        if len(y.shape) < 3:
+            raise ValueError(
+                f"y is what {self._an()} is to reconstruct, images {self.image_shape}; got "
+                f"{tuple(y.shape)}. Leave labels out: fit(images), or dataset.map(lambda x, y: x)."
+            )
+        check_shape(y, self.image_shape, f"Targets of {self._an()}")
+        check_range(y, "Targets")
+
+    def _with_y(self, x):
+        return x, x
+
+    def _classes_as_y(self, x, y):
+        raise ValueError(
+            f"{self._an(capital=True)} has no classes to weigh: give sample_weight, a number an image."
+        )
+
+    def _an(self, capital=False):
+        name = type(self).__name__
+        article = "an" if name[0] in "AEIOU" else "a"
+        return f"{article.title() if capital else article} {name}"
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        # Keras looks at the first batch; here in any form that `fit` takes.
+        if data_batch is None and self._compile_metrics is not None:
+            for _, _, batch in iterator or ():
+                data_batch = batch[0] if isinstance(batch, (list, tuple)) else next(batch)
+                break
+        if data_batch is not None:
+            data_batch = self.unpack(data_batch)
+        super()._symbolic_build(iterator, data_batch)
+
+
+def _rows_of(sample_weight):
+    """Weights (N,) or (N, 1) -> (N,) float32."""
+    shape = tuple(sample_weight.shape)
+    if len(shape) == 2 and shape[1] == 1:
+        sample_weight, shape = sample_weight[:, 0], shape[:1]
+    if len(shape) != 1:
+        raise ValueError(f"sample_weight must be (N,), a number an image; got {shape}.")
+    return ops.cast(sample_weight, "float32")
