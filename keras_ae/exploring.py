@@ -6,6 +6,7 @@ model. Nothing is loaded from elsewhere, and the page's Content-Security-Policy 
 """
 
 import base64
+import dataclasses
 import hashlib
 import html
 import io
@@ -128,7 +129,7 @@ def _data(model, test, seed):
     rows.sort()
     images = np.asarray(test.images[rows])
     labels = None if test.labels is None else np.asarray(test.labels)[rows]
-    inputs = (images, labels) if model.num_classes else images
+    inputs = model.inputs_of(dataclasses.replace(test, images=images, labels=labels))
     variational = hasattr(model, "posterior")
     mean, log_var = model.posterior(inputs) if variational else (model.encode(inputs), None)
     rebuilt = model.decode(mean, labels if model.num_classes else None)
@@ -218,7 +219,7 @@ def _thumbnails(images):
 def _prior(model):
     """The fitted prior: its arrays, the name of one that the page cannot draw from, None for none."""
     prior = getattr(model, "prior", None)
-    if prior is None or isinstance(prior, StandardNormal):
+    if prior is None or type(prior) is StandardNormal:
         return None
     if type(prior) is not ClassMixture:
         return {"unknown": type(prior).__name__}

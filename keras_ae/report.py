@@ -23,7 +23,7 @@ td { padding: .15rem 1.5rem .15rem 0; vertical-align: top } td.n { text-align: r
 """
 
 
-def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: None):
+def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: None, explore=None):
     """The page of a model.
 
     Args:
@@ -34,6 +34,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
         figures: what `evaluation.evaluate` returned, to be shown in full; by default only what test
             images alone give is measured.
         progress: called with one line when there is something to tell.
+        explore: the address of the page of `keras_ae.explore` to link to, where there is one.
 
     Returns:
         The HTML, a string.
@@ -133,12 +134,17 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     title = f"{kind} of {_text(test.name)}"
     links = " · ".join(f'<a href="#{t.lower()}">{t}</a>' for t, _ in sections)
     body = "\n".join(f'<h2 id="{t.lower()}">{t}</h2>\n{content}' for t, content in sections)
+    play = (
+        f'<a href="{_text(explore)}">Play with this model.</a>'
+        if explore
+        else "<code>kae explore</code> writes a page in which to play with this model."
+    )
     whence = "" if checkpoint.origin == "path" else f" ({_text(checkpoint.origin)})"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{_text(checkpoint.path)}{whence}, seed {seed}.</p>\n"
+        f"<p>{_text(checkpoint.path)}{whence}, seed {seed}. {play}</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 

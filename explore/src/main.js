@@ -1,5 +1,6 @@
 /** The page: reads its data, shows a code's image and keeps everything else in step with it. */
 
+import { apart } from "./check.js";
 import { bytesOf, unpacked } from "./codec.js";
 import { classesView } from "./classes.js";
 import { button, byId, make } from "./dom.js";
@@ -37,7 +38,7 @@ async function start() {
       failed,
     );
     const page = await build(data, run);
-    await check(page, data.tests, failed);
+    await check(page, failed);
   } catch (error) {
     failed(String(error));
     throw error;
@@ -326,27 +327,9 @@ function links({ store }, limits, problems) {
   });
 }
 
-/** Decode the codes and encode the images that Keras did, and say on the page how far apart they are. */
-async function check({ data, decode, encode }, tests, failed) {
-  const values = {};
-  for (const name of ["codes", "shares", "pixels", "encoded"]) {
-    values[name] = tests[name] && (await unpacked(tests[name]));
-  }
-  const images = bytesOf(tests.images);
-  const count = values.codes.length / data.latents;
-  const rowOf = (array, i) =>
-    array?.slice((i * array.length) / count, ((i + 1) * array.length) / count);
-  let [pixelError, codeError] = [0, 0];
-  for (let i = 0; i < count; i++) {
-    const pixels = await decode("check", 1, rowOf(values.codes, i), rowOf(values.shares, i));
-    const expected = rowOf(values.pixels, i);
-    pixelError = Math.max(pixelError, ...differences(pixels, expected));
-    const image = Float32Array.from(rowOf(images, i), (byte) => byte / 255);
-    const label = data.classes ? oneHot(tests.labels[i], data.classes) : null;
-    const { mean } = await encode("check", 1, image, label);
-    const apart = differences(mean, rowOf(values.encoded, i));
-    codeError = Math.max(codeError, ...apart.map((difference, d) => difference / data.sigma[d]));
-  }
+/** Compare with Keras, and say on the page how far apart they are. */
+async function check(page, failed) {
+  const { pixelError, codeError } = await apart(page);
   const root = document.documentElement;
   root.dataset.maxError = pixelError.toPrecision(3);
   root.dataset.maxCodeError = codeError.toPrecision(3);
@@ -363,8 +346,6 @@ async function check({ data, decode, encode }, tests, failed) {
   byId("check").textContent =
     `Checked against Keras: the largest difference of a pixel is ${pixelError.toPrecision(2)} of 1.`;
 }
-
-const differences = (a, b) => Array.from(a, (value, i) => Math.abs(value - b[i]));
 
 // The same program is the page's and, without a document, its worker's.
 if (typeof document === "undefined") serve(self);

@@ -60,7 +60,7 @@ export function fromHash(hash, { latents, classes, labels, tabs }) {
     const numbers = (value ?? "").split(",").map((part) => (part === "" ? NaN : Number(part)));
     const whole = Number.isInteger(numbers[0]) && numbers.length === 1;
     const refuse = (why) => problems.push(`The link's ${key} was left out: ${why}.`);
-    if (key in LISTS) {
+    if (Object.hasOwn(LISTS, key)) {
       const label = /^c(\d+)$/.exec(value ?? "")?.[1];
       const length = key.startsWith("y") ? classes : latents;
       if (key.startsWith("y") && label !== undefined && Number(label) < classes) {
