@@ -174,7 +174,10 @@ function showNow(page) {
     paint(canvas, pixels, data.image);
     canvas.dataset.drawn = ++count;
     root.dataset.firstPicture ??= Math.round(performance.now());
-    const index = space.nearest(code);
+    // The code of a CVAE has no class in it: of the class that is shown.
+    const label = shares ? shares.indexOf(1) : -1;
+    const alike = space.nearest(code, (i) => label < 0 || data.labels[i] === label);
+    const index = alike < 0 ? space.nearest(code) : alike;
     page.thumbnails.draw(thumbnail, index);
     name.textContent = data.labels ? ` ${page.nameOf(index)}` : "";
     describe(index);

@@ -252,7 +252,8 @@ export function mapView(page) {
       ? "The two latents are the two directions of the map. "
       : `Of ${data.latents} latents it shows the two directions in which the codes vary most` +
         ` (${Math.round(data.plane.share * 100)}\u202f% of their variance). `;
-  const behind = page.prior && !flat ? "The shade behind is the prior's density. " : "";
+  const of = page.prior?.weights.length > 1 ? "prior of the class" : "prior";
+  const behind = page.prior && !flat ? `The shade behind is the density of the ${of}. ` : "";
   byId("map-help").textContent =
     `Each dot is a test image. Press one to see it decoded; drag anywhere to move. ${what}${behind}` +
     "With the keyboard: arrow keys move (with Shift further), Enter takes the nearest test image.";

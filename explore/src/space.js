@@ -50,14 +50,18 @@ export class Space {
    * @param shown - which test images count: `(index) => boolean`.
    */
   typical(place, shown) {
+    // The nearest in order of distance, one more than are taken.
     const near = [];
     for (let i = 0; i < this.count; i++) {
-      if (!shown(i)) continue;
       const [dx, dy] = [this.points[2 * i] - place[0], this.points[2 * i + 1] - place[1]];
-      near.push([dx * dx + dy * dy, i]);
+      const distance = dx * dx + dy * dy;
+      if ((near.length > NEIGHBOURS && distance >= near.at(-1)[0]) || !shown(i)) continue;
+      let at = near.length;
+      while (at > 0 && near[at - 1][0] > distance) at -= 1;
+      near.splice(at, 0, [distance, i]);
+      if (near.length > NEIGHBOURS + 1) near.pop();
     }
     if (!near.length) return this.moved(Float32Array.from(this.plane.origin), place);
-    near.sort((a, b) => a[0] - b[0]);
     const reach = (near[NEIGHBOURS] ?? [near.at(-1)[0] * 1.1])[0] + 1e-9;
     const mean = new Float64Array(this.latents);
     let total = 0;
