@@ -97,16 +97,15 @@ class Objective(StepMixin, keras.Model):
         Args:
             x: inputs of a batch.
             y: images to reconstruct; None for those of x.
-            y_pred: what `forward` returned for x; None to ask it.
+            y_pred: what `forward` returned for x; it is asked again where this is no dict.
             sample_weight: (N,) or (N, 1), how much each image counts.
             training: whether this is a training step.
 
         Raises:
             ValueError: the terms are not those that the class names, or of another shape.
         """
-        outputs = self.outputs_of(x, training) if y_pred is None else y_pred
-        if not isinstance(outputs, dict):
-            raise ValueError("y_pred must be what forward returns, a dict, or None.")
+        # A step of Keras' own, or of the user's, has only the reconstruction.
+        outputs = y_pred if isinstance(y_pred, dict) else self.outputs_of(x, training)
         target = self.target(x, y)
         terms, weights = self.loss_terms(target, outputs), self.term_weights()
         self._check_terms(terms, weights)

@@ -390,6 +390,7 @@ def test_a_full_disk_at_export(saved, tmp_path, format):
         ("torch", "sample run"),
         ("torch", "reconstruct run"),
         ("torch", "encode run --limit 5"),
+        ("torch", "explore run"),
         ("torch", "info"),
         ("torch", "data list"),
         ("torch", "export run --format openvino"),

@@ -42,4 +42,4 @@ def command(model, dataset, data_dir, seed, out, force, as_json):
             {"model": model, "dataset": test.name, "out": str(target), "bytes": size, "seed": seed}
         )
     else:
-        click.echo(target)
+        common.echo(target)
