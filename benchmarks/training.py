@@ -44,9 +44,10 @@ def ours(kind, backbone, batch, images, labels):
     import keras
 
     import keras_ae
-    from keras_ae import train_step
     from keras_ae.callbacks import StartEpoch
     from keras_ae.checkpoints import Progress
+    from keras_ae.fast.gathering import batches
+    from keras_ae.fast.memory import keep_memory
     from keras_ae.feed import Feed
     from keras_ae.fitting import steps_per_execution
 
@@ -56,14 +57,15 @@ def ours(kind, backbone, batch, images, labels):
     )
     model.compile(keras_ae.Adam(RATE), steps_per_execution=steps_per_execution(batch))
     feed = Feed(images, labels if conditional else None, batch, 0)
-    batches = train_step.batches(feed)
+    source = batches(feed)
+    keep_memory()
     callbacks = [StartEpoch(feed, 0, Progress([]))] + (
         [keras_ae.KLAnnealing()] if kind != "ae" else []
     )
 
     def epoch():
         with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, not shown
-            model.fit(batches, shuffle=False, verbose=1, callbacks=callbacks)
+            model.fit(source, shuffle=False, verbose=1, callbacks=callbacks)
 
     epoch.model, epoch.keras = model, keras
     return epoch
@@ -380,8 +382,8 @@ def profile(epoch):
     """Shares of one epoch on torch: what -> seconds. The parts are timed where they are called."""
     import torch
 
+    from keras_ae.fast.means import RunningMeans
     from keras_ae.feed import Feed
-    from keras_ae.tracking import Means
 
     spent, within = {}, [0.0]  # of each call that is under way, the seconds of the parts within it
 
@@ -407,8 +409,8 @@ def profile(epoch):
         timed(torch.autograd, "grad", "backwards"),
         timed(model.optimizer, "apply", "optimizer"),
         timed(Feed, "__getitem__", "data"),
-        timed(Means, "add", "metrics"),
-        timed(Means, "results", "metrics"),
+        timed(RunningMeans, "add", "metrics"),
+        timed(RunningMeans, "results", "metrics"),
         timed(callbacks, "on_train_batch_begin", "callbacks and progress"),
         timed(callbacks, "_on_train_batch_end", "callbacks and progress"),
     ]

@@ -28,6 +28,11 @@ if "keras" not in sys.modules and "KERAS_BACKEND" not in os.environ:
     _installed = (name for name, needs in _NEEDS.items() if importlib.util.find_spec(needs))
     os.environ["KERAS_BACKEND"] = next(_installed, "torch")
 
+if os.environ.get("KERAS_BACKEND") == "openvino" and "openvino" not in sys.modules:
+    from keras_ae import telemetry
+
+    telemetry.off()
+
 _HOME = {
     "AE": "models",
     "VAE": "models",
@@ -39,6 +44,7 @@ _HOME = {
     "Settings": "fitting",
     "fit": "fitting",
     "load_model": "checkpoints",
+    "explore": "exploring",
 }
 _MODULES = (
     "annealing",

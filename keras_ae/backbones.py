@@ -253,7 +253,7 @@ def find_backbone(backbone):
     if isinstance(backbone, str) and backbone in BACKBONES:
         return BACKBONES[backbone]
     raise ValueError(
-        f"backbone must be one of {', '.join(BACKBONES)}, or a Backbone; got {backbone!r}."
+        f"backbone must be a Backbone, or one of {', '.join(BACKBONES)}; got {backbone!r}."
     )
 
 
@@ -365,10 +365,27 @@ def _with_inputs(network, inputs, outputs, role):
     return keras.Model(inputs, outputs, name=role)
 
 
-def logits_of(decoder):
-    """A decoder that ends in a sigmoid, without it; None for any other. Both share their layers."""
+def ends_in_sigmoid(decoder):
+    """Whether a decoder is a Functional model that ends in a sigmoid, which nobody listens to.
+
+    A forward hook of torch on either would not be called, were the sigmoid computed beside them.
+    """
     last = getattr(getattr(decoder, "output", None), "_keras_history", None)
     last = last and last.operation
-    if type(last) is not layers.Activation or last.activation is not keras.activations.sigmoid:
+    return (
+        type(last) is layers.Activation
+        and last.activation is keras.activations.sigmoid
+        and type(decoder).__module__.startswith("keras.")  # no `call` of the user's
+        and not any(
+            getattr(layer, hooks, None)
+            for layer in (decoder, last)
+            for hooks in ("_forward_hooks", "_forward_pre_hooks")
+        )
+    )
+
+
+def logits_of(decoder):
+    """A decoder that ends in a sigmoid, without it; None for any other. Both share their layers."""
+    if not ends_in_sigmoid(decoder):
         return None
-    return keras.Model(decoder.inputs, last.input, name="logits")
+    return keras.Model(decoder.inputs, decoder.output._keras_history.operation.input, name="logits")

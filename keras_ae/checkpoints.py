@@ -81,6 +81,8 @@ def load_model(path, trusted=False):
     Raises:
         CheckpointError: if the file is not there, not whole, or not one of ours.
     """
+    if Path(path).suffix == ".keras" and not Path(path).is_file():
+        raise CheckpointError(f"There is no file {path}.")
     path = find_checkpoint(path).path
     try:
         cls, config, weights = model_file.read(path, trusted)

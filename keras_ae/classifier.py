@@ -9,15 +9,20 @@ the package, made by `python -m keras_ae.classifier`.
 
 import hashlib
 import sys
+import tempfile
+import warnings
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
+from keras_ae import model_file
 from keras_ae.checkpoints import released
 from keras_ae.data import load_splits
-from keras_ae.data.cache import cache_dir
+from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
 from keras_ae.files import atomic
@@ -86,8 +91,13 @@ def evaluation_classifier(train, test, progress=None) -> Classifier:
     if train.num_classes < 2:
         raise UserError(f"{train.name} has one class, and a classifier needs two")
     name = f"classifier-{train.name}".replace("/", "-")
-    cached = cache_dir() / "classifiers" / f"{name}-{train.version}-{_fingerprint(train)}.keras"
-    places = {"released with keras-ae": released(name) / "model.keras", "trained earlier": cached}
+    places = {"released with keras-ae": released(name) / "model.keras"}
+    why = None
+    try:
+        cached = own_folder("classifiers") / f"{name}-{train.version}-{_fingerprint(train)}.keras"
+        places["trained earlier"] = cached
+    except OSError as error:
+        why = error
     for origin, path in places.items():
         network = _load(path, train)
         if network is not None:
@@ -100,10 +110,13 @@ def evaluation_classifier(train, test, progress=None) -> Classifier:
         )
     progress(f"training the evaluation classifier of {train.name}: once, a few minutes …")
     network = train_classifier(train, progress=progress)
-    try:
-        save(network, cached)
-    except OSError as error:
-        progress(f"not kept ({error}): set KAE_CACHE to a folder that can be written")
+    if why is None:
+        try:
+            save(network, cached)
+        except OSError as error:
+            why = error
+    if why is not None:
+        progress(f"not kept ({why}): set KAE_CACHE to a folder that can be written")
     return Classifier(network, accuracy(network, test), "trained now")
 
 
@@ -220,15 +233,37 @@ def _fingerprint(data):
 
 
 def _load(path, data):
-    """The network in a file, or None if there is none that fits the dataset."""
+    """The network in a file, or None if there is none that fits the dataset.
+
+    Of the file, which anybody may have made, the weights alone are read: the network is ours.
+    """
     if not path.is_file():
         return None
+    network = build_classifier(data.images.shape[1:], data.num_classes)
     try:
-        network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception:  # damaged, or of another version of Keras: it is made anew
+        weights = _weights(path, network.count_params())
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+            copy = Path(folder, "classifier.weights.h5")
+            copy.write_bytes(weights)
+            network.load_weights(copy)
+        if not all(np.isfinite(w).all() for w in network.get_weights()):
+            raise ValueError("it has weights that are no numbers")
+    except Exception:  # damaged, or of another network: it is made anew
         return None
-    shapes = network.input.shape[1:], network.output["logits"].shape[1:]
-    return network if shapes == (data.images.shape[1:], (data.num_classes,)) else None
+    return network
+
+
+def _weights(path, count):
+    """The HDF5 file in a .keras file, checked as that of any model file."""
+    size = path.stat().st_size
+    if size > 4 * count + model_file.OVERHEAD:
+        raise ValueError(f"it has {size:,} bytes for {count:,} weights")
+    with zipfile.ZipFile(path) as archive:
+        model_file._check_members(archive.infolist(), size)
+        weights = archive.read(model_file.WEIGHTS)
+    model_file._check_hdf5(weights)
+    return weights
 
 
 if __name__ == "__main__":

@@ -18,11 +18,15 @@ The same as a dict, in JSON, goes into the file: see `describe`.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
+import io
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,11 +37,13 @@ from pathlib import Path
 import keras
 from keras import ops
 
-from keras_ae import __version__, checkpoints
+from keras_ae import __version__, checkpoints, telemetry
+from keras_ae.data import cache
 from keras_ae.errors import UserError
 from keras_ae.inputs import one_hot
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
+OLD = "replaced"  # what a folder is called that makes room
 METADATA = "keras_ae"  # the key of the metadata; its file is called keras_ae.json
 
 
@@ -96,16 +102,35 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         )
     # Made beside the target, and moved when whole: a reader or a kill never meets half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        made = Path(temporary) / "new" / path.name
+    sweep(path)
+    with temporary_folder(path) as temporary:
+        made = temporary / "new" / path.name
         made.parent.mkdir()
         if keras.backend.backend() == writer.backend and on_cpu(model):
-            with quiet():
-                WRITERS[format](build_part(model, part), describe(model, part), made)
+            try:
+                with quiet():
+                    WRITERS[format](build_part(model, part), describe(model, part), made)
+            except (OSError, MemoryError, ExportError):
+                raise
+            except Exception as error:  # what a full disk makes of each of these packages
+                why = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part)
         return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
+
+
+@contextlib.contextmanager
+def temporary_folder(path):
+    """A hidden folder beside a path, locked as long as somebody works in it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            cache.lock(handle)
+            yield Path(folder)
+        finally:
+            os.close(handle)
 
 
 def check(path, format, part, force):
@@ -206,6 +231,7 @@ def hand_over(model, path, format, part):
         "KERAS_BACKEND": FORMATS[format].backend,
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -219,10 +245,39 @@ def move(new, target):
     if new.is_file():
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
-    elif target.exists():  # a folder cannot be replaced in one step: first move the old one away
-        os.replace(target, new.with_name(f"{new.name}.old"))
+    elif target.exists():
+        if exchange(new, target):  # what was there goes with the temporary folder
+            return target
+        # Not in one step here: `sweep` puts the old one back, should this process end in between.
+        os.replace(target, new.with_name(OLD))
     os.replace(new, target)
     return target
+
+
+def exchange(a, b):
+    """Have two folders change places in one step. Returns whether the system can."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not on Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), swap) == 0
+
+
+def sweep(path):
+    """Remove what an export to a path left that was killed, and put back what it had moved away."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}")
+    for left in path.parent.iterdir():
+        if not name.fullmatch(left.name) or not (left / "new").is_dir():
+            continue
+        handle = os.open(left, os.O_RDONLY)
+        try:
+            if cache.lock(handle):
+                if (left / "new" / OLD).exists() and not path.exists():
+                    os.replace(left / "new" / OLD, path)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -248,8 +303,9 @@ def write_torch(net, about, path):
     """An ExportedProgram: `torch.export.load(path).module()(*inputs)`."""
     import torch
 
-    program = exported_program(net)
-    torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(about)})
+    program, file = exported_program(net), io.BytesIO()
+    torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(about)})
+    path.write_bytes(file.getvalue())  # torch itself ends the process where the disk is full
 
 
 def write_onnx(net, about, path):
@@ -269,6 +325,7 @@ def write_onnx(net, about, path):
 
 def write_openvino(net, about, path):
     """An OpenVINO IR: path and, beside it, the weights as .bin."""
+    telemetry.off()
     import openvino
 
     program = openvino.convert_model(exported_program(net))
@@ -296,7 +353,11 @@ def exported_program(net):
     example = tuple(ops.ones((3, *t.shape[1:]), dtype=t.dtype) for t in net.inputs)
     shapes = tuple({0: batch} for _ in example)
     with torch.no_grad():
-        return torch.export.export(Part().eval(), example, dynamic_shapes=(shapes,))
+        program = torch.export.export(Part().eval(), example, dynamic_shapes=(shapes,))
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # the paths of this machine's files
+    return program
 
 
 def write_saved_model(net, about, path):
@@ -324,7 +385,7 @@ def write_litert(net, about, path):
         converter = tf.lite.TFLiteConverter.from_saved_model(str(Path(folder) / "model"))
         path.write_bytes(converter.convert())
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(f"{METADATA}.json", json.dumps(about))
+        archive.writestr(zipfile.ZipInfo(f"{METADATA}.json"), json.dumps(about))
 
 
 WRITERS = {

@@ -115,6 +115,7 @@ class Run:
         self.settings, self.folder = settings, Path(folder)
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         self.user_callbacks = list(callbacks)
+        settled(settings)  # says now what is wrong with them
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
         self.writes = distributed.rank() == 0  # of several processes, the first one
@@ -352,12 +353,16 @@ def settings_of(settings, model):
 
 
 def settled(settings):
-    """Settings in which what follows from others is filled in."""
+    """Settings in which what follows from others is filled in.
+
+    Raises:
+        ValueError: the backbone does not take these widths.
+    """
+    backbone = find_backbone(settings.backbone)
+    backbone.widths(settings.hidden)
     if settings.learning_rate is not None:
         return settings
-    return dataclasses.replace(
-        settings, learning_rate=find_backbone(settings.backbone).learning_rate
-    )
+    return dataclasses.replace(settings, learning_rate=backbone.learning_rate)
 
 
 def build_model(settings, train):

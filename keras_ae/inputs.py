@@ -1,6 +1,6 @@
 """What a model is given: images, labels, targets and weights, checked and put on one scale."""
 
-import math
+import types
 
 import keras
 import numpy as np
@@ -30,14 +30,15 @@ def one_hot(labels, num_classes):
     if len(labels.shape) == 2 and labels.shape[1] == num_classes > 1:
         return ops.cast(labels, "float32")
     if len(labels.shape) == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+        labels = labels[..., 0]
     if len(labels.shape) != 1:
         raise ValueError(
             f"Labels must be (N,) class indices, or (N, {num_classes}) one-hot; got {labels.shape}."
         )
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
-    ones = ops.cast(labels, "int32")[:, None] == ops.arange(num_classes, dtype="int32")
-    return ops.where(ops.any(ones, axis=-1, keepdims=True), ops.cast(ones, "float32"), math.nan)
+    classes = ops.arange(num_classes, dtype="int32")
+    ones = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
+    return ones / ops.max(ones, axis=-1, keepdims=True)  # 0 / 0 where there is no such class
 
 
 def check_shape(images, image_shape, what="Images"):
@@ -86,11 +87,23 @@ def is_array(x):
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def first_batch(source):
-    """The first batch of a `PyDataset`, `tf.data.Dataset` or `DataLoader`; None where asking costs it one.
+def peek(source):
+    """The first batch of what yields batches, None where asking costs it one; and what to go on with.
 
     Where the source draws random numbers, it draws them as if it had not been asked.
     """
+    if isinstance(source, types.GeneratorType):
+        for first in source:
+            return first, _again(first, source)
+    return _first_batch(source), source
+
+
+def _again(first, rest):
+    yield first
+    yield from rest
+
+
+def _first_batch(source):
     if isinstance(source, keras.utils.PyDataset):
         return source[0]
     kind = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(source).__mro__}
@@ -120,7 +133,13 @@ def batches_of(inputs, batch_size):
             rows = [part[i : i + batch_size] for part in parts]
             yield (rows[0] if len(rows) == 1 else tuple(rows),)
     else:
-        yield from inputs
+        for batch in inputs:
+            yield keras.tree.map_structure(_of_this_backend, batch)
+
+
+def _of_this_backend(part):
+    """An array, or a tensor of the running backend, of one of any framework."""
+    return part if ops.is_tensor(part) or isinstance(part, np.ndarray) else np.asarray(part)
 
 
 def _parts(inputs):

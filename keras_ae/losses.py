@@ -119,7 +119,7 @@ def find_reconstruction(reconstruction):
         return Reconstruction(reconstruction)
     names = ", ".join(RECONSTRUCTIONS)
     raise ValueError(
-        f"reconstruction must be one of {names}, or a function; got {reconstruction!r}."
+        f"reconstruction must be a function, or one of {names}; got {reconstruction!r}."
     )
 
 

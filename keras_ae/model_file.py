@@ -173,6 +173,10 @@ def _check_config(whole, trusted):
             f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae: import the module that defines it"
         )
     config = whole["config"]
+    if "quantization" in config:
+        raise ValueError(
+            "it is quantized, and is not checked here: keras.saving.load_model reads it in Python"
+        )
     if NETWORKS & config.keys() and not trusted:
         raise ValueError(
             "it has networks of its maker's own, which are not checked here: if you trust the maker, "

@@ -13,10 +13,11 @@ from keras_ae.backbones import (
     BACKBONES,
     check_decoder,
     check_encoder,
+    ends_in_sigmoid,
     find_backbone,
     logits_of,
 )
-from keras_ae.errors import UserError
+from keras_ae.errors import RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
@@ -58,9 +59,12 @@ class AE(Steps, Objective):
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
-    terms = ("reconstruction",)
+    terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
+    quantization = (
+        None  # the `keras.quantizers.QuantizationConfig` that the layers were quantized by
+    )
 
     def __init__(
         self,
@@ -101,11 +105,13 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
-        logits = logits_of(self.decoder) if self._term.of_logits else None
-        # In a dict that Keras does not look into: the layers are the decoder's, and saved with it.
-        self._views = _Untracked({"logits": logits} if logits else {})
+        # What Keras must not look into: their layers are the decoder's, and saved with it.
+        self._views = _Untracked()
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
+        self._called = (
+            True  # there is nothing that a call would settle; on jax `predict` makes none
+        )
 
     def build(self, input_shape=None):
         """All layers are built by the constructor."""
@@ -148,18 +154,34 @@ class AE(Steps, Objective):
         return {"latent": latent, **self.decoded(latent, condition, training)}
 
     def decoded(self, latent, condition, training=False):
-        """What the decoder makes of latents (N, D): `reconstruction`, and its `logits` where they are used."""
+        """What the decoder makes of latents (N, D): `reconstruction`, and where they are used its `logits`.
+
+        These are a pair, (the reconstruction that they are of, logits): a `forward` that puts another
+        reconstruction in its place has the loss of that one.
+        """
         inputs = [latent, *condition]
-        if network := self._views.get("logits"):
+        if network := self._logits_network():
             logits = call_network(network, inputs, training)
-            return {"reconstruction": ops.sigmoid(ops.cast(logits, "float32")), "logits": logits}
+            reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
+            return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
         return {"reconstruction": call_network(self.decoder, inputs, training)}
+
+    def _logits_network(self):
+        """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
+        if self._term.of_logits is None:
+            return None
+        if "logits" not in self._views or self._views["logits"][0] is not self.decoder:
+            self._views["logits"] = self.decoder, logits_of(self.decoder)
+        network = self._views["logits"][1]
+        return network if network is not None and ends_in_sigmoid(self.decoder) else None
 
     def loss_terms(self, target, outputs):
         """`reconstruction` of each image, a sum over pixels: (N,)."""
-        if self._term.of_logits and "logits" in outputs:
-            return {"reconstruction": self._term.of_logits(target, outputs["logits"])}
-        return {"reconstruction": self._term(target, outputs["reconstruction"])}
+        reconstruction = outputs["reconstruction"]
+        of, logits = outputs.get("logits", (None, None))
+        if self._term.of_logits and of is reconstruction:
+            return {"reconstruction": self._term.of_logits(target, logits)}
+        return {"reconstruction": self._term(target, reconstruction)}
 
     # Arrays in, arrays out
 
@@ -204,7 +226,7 @@ class AE(Steps, Objective):
         """Arguments of the constructor that follow from a dataset.
 
         Raises:
-            UserError: the model needs what the dataset has not.
+            RunError: the model needs what the dataset has not.
         """
         return {"image_shape": data.images.shape[1:]}
 
@@ -224,9 +246,29 @@ class AE(Steps, Objective):
                 f"This model takes images of {tuple(self.image_shape)}; those of {data.name} are {shape}."
             )
 
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self._forget_compiled()
+
+    def _forget_compiled(self):
+        """Have what jax and tensorflow have compiled for `encode` and its like compiled anew, as `fit` is."""
+        self._views.networks.clear()
+        self.encoder.predict_function = self.decoder.predict_function = None
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        self._forget_compiled()
+        if filters is None and mode in ("int8", "int4", "float8"):
+            self.quantization = config
+
     def get_config(self):
+        quantized = {}
+        if self.quantization is not None:
+            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
         return {
             **super().get_config(),
+            **quantized,
             "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
@@ -242,7 +284,7 @@ class AE(Steps, Objective):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("encoder", "decoder", "reconstruction"):
+        for name in ("encoder", "decoder", "reconstruction", "quantization"):
             if isinstance(config.get(name), dict):
                 found = keras.saving.deserialize_keras_object(config[name], custom_objects)
                 config[name] = found
@@ -251,7 +293,11 @@ class AE(Steps, Objective):
             raise ValueError(
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
-        return cls(**config)
+        quantization = config.pop("quantization", None)
+        model = cls(**config)
+        if quantization is not None:
+            model.quantize(config=quantization)
+        return model
 
     def get_compile_config(self):
         # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
@@ -266,11 +312,8 @@ class AE(Steps, Objective):
 class _Untracked:
     """A dict of networks whose layers belong to others: Keras neither saves nor counts them again."""
 
-    def __init__(self, networks):
-        self.networks = networks
-
-    def get(self, name):
-        return self.networks.get(name)
+    def __init__(self):
+        self.networks = {}
 
     def __contains__(self, name):
         return name in self.networks
@@ -546,8 +589,8 @@ class CVAE(VAE):
     def _check_inputs(self, x, own_target):
         super()._check_inputs(x, own_target)
         labels = x[1]
-        if is_array(labels) and len(labels.shape) == 1:
-            self._check_labels(ops.convert_to_numpy(labels), len(labels))
+        if is_array(labels) and tuple(labels.shape[1:]) in ((), (1,)):
+            self._check_labels(_indices(ops.convert_to_numpy(labels)), len(labels))
 
     def _with_y(self, x):
         return x if isinstance(x, (tuple, list)) and len(x) == 2 else (x, None)
@@ -597,7 +640,7 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
+        if labels.dtype.kind not in "biuf" or (labels % 1).any():
             raise ValueError(
                 f"Labels are the numbers of classes, 0 to {self.num_classes - 1}; got {labels.ravel()[0]!r}."
             )
@@ -610,7 +653,7 @@ class CVAE(VAE):
     @classmethod
     def arguments_for(cls, data):
         if data.labels is None:
-            raise UserError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
+            raise RunError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
         names = {"num_classes": data.num_classes, "class_names": data.class_names}
         return super().arguments_for(data) | names
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_ae.fast.inner_steps import InnerSteps
-from keras_ae.inputs import check_range, check_shape, first_batch, is_array, unit_range
+from keras_ae.inputs import check_range, check_shape, is_array, peek, unit_range
 from keras_ae.train_step import StepMixin
 
 
@@ -194,6 +194,12 @@ class Objective(StepMixin, keras.Model):
             raise ValueError("loss_weights are not used: override term_weights to weigh the terms.")
         super().compile(optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compile as a saved model was: as Keras' own, for a `compile` that it takes for another one."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
     def fit(
         self,
         x=None,
@@ -227,7 +233,7 @@ class Objective(StepMixin, keras.Model):
             validation_data = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
             validation_data = self._checked(*validation_data)
         elif validation_data is not None:
-            self._checked(validation_data)
+            validation_data = self._checked(validation_data)[0]
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
             shuffle, class_weight, sample_weight, **kwargs,
@@ -243,7 +249,7 @@ class Objective(StepMixin, keras.Model):
 
     def predict(self, x, *args, **kwargs):
         """`keras.Model.predict`: the reconstructions, (N, H, W, C) float32 in [0, 1]."""
-        self._checked(x, own_target=False)
+        x = self._checked(x, own_target=False)[0]
         return super().predict(x, *args, **kwargs)
 
     def predict_step(self, *arguments):
@@ -257,7 +263,8 @@ class Objective(StepMixin, keras.Model):
         Of what yields batches, the first one is looked at, where that takes nothing away from it.
         """
         if not is_array(x) and not isinstance(x, (tuple, list)):
-            if (batch := first_batch(x)) is not None:
+            batch, x = peek(x)
+            if batch is not None:
                 first, target, _ = self.unpack(batch)
                 self._check_inputs(first, own_target and target is None)
                 if target is not None and own_target:

@@ -5,19 +5,34 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, printable
 
 INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
 LONG = 40  # epochs, beyond which curves have no dots
+LETTERS = 60  # of a name that are drawn
 
 
 def to_uint8(images):
-    """Images (..., H, W, C), float in [0, 1] or uint8 -> uint8 in 0..255."""
+    """Images (..., H, W, C), float in [0, 1] or uint8 -> uint8 in 0..255.
+
+    Raises:
+        UserError: there are pixels that are no number, which would become black.
+    """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
+    if not np.isfinite(images).all():
+        raise UserError(
+            "The images have pixels that are no number: the weights or the prior of the model are broken"
+        )
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def short(name):
+    """A name as it is drawn: a line of text, of so many letters at most."""
+    name = str(name)
+    return printable(name if len(name) <= LETTERS else name[: LETTERS - 1] + "…")
 
 
 def to_float(images):
@@ -94,7 +109,7 @@ def class_rows(images, labels, names, size=14):
     for row, y in zip(cells, classes):
         row[: (labels == y).sum()] = images[labels == y]
     picture = grid(cells.reshape(-1, *images.shape[1:]), columns)
-    font, names = ImageFont.load_default(size), [str(names[y]) for y in classes]
+    font, names = ImageFont.load_default(size), [short(names[y]) for y in classes]
     margin = math.ceil(max(map(font.getlength, names))) + 12
     mode, height = picture.mode, picture.height / len(names)
     sheet = Image.new(mode, (margin + picture.width, picture.height), _grey(mode))
@@ -114,7 +129,7 @@ def _names_across(names, width, columns, mode, size=10):
     """A strip of names, each in the middle of its column; smaller letters where one is too long."""
     strip = Image.new(mode, (width, size + 8), _grey(mode))
     draw, column = ImageDraw.Draw(strip), width / columns
-    for i, name in enumerate(names):
+    for i, name in enumerate(map(short, names)):
         fits = min(1.0, (column - 2) / max(1.0, ImageFont.load_default(size).getlength(name)))
         place = ((i + 0.5) * column, strip.height / 2)
         font = ImageFont.load_default(size * fits)
@@ -168,18 +183,18 @@ def scatter(points, labels=None, names=None, title="", axes=("", "")):
     if labels is None:
         plot.scatter(*points.T, s=5, alpha=0.6, linewidths=0, rasterized=True)
     else:
-        classes = np.unique(labels)
+        classes, shown = np.unique(labels), []
         colours = _matplotlib().colormaps["tab10" if len(classes) <= 10 else "turbo"]
         for i, y in enumerate(classes):
             colour = colours(i) if len(classes) <= 10 else colours(i / (len(classes) - 1))
-            name = str(names[y] if names else y)
             mine = points[labels == y].T
+            shown.append(str(names[y] if names else y))
             plot.scatter(
-                *mine, s=5, alpha=0.6, linewidths=0, color=colour, label=name, rasterized=True
+                *mine, s=5, alpha=0.6, linewidths=0, color=colour, label=shown[-1], rasterized=True
             )
-        plot.legend(
-            loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False,
-            ncols=1 + (len(classes) - 1) // 26,
+        _legend(
+            plot, plot.collections, shown,
+            loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, ncols=1 + (len(classes) - 1) // 26,
         )  # fmt: skip
     plot.set(xlabel=axes[0], ylabel=axes[1])
     return figure
@@ -197,6 +212,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     rows = [row for history in histories.values() for row in history]
     shown = [name for name in figures if any(name in row for row in rows)]
     figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
+    lines = {}  # of the first panel, by what they are called
     for name, plot in zip(shown, plots):
         later = []
         for i, (run, history) in enumerate(histories.items()):
@@ -207,7 +223,9 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
                 label = what if len(histories) == 1 else run if style == "-" else None
                 if points:
                     marker = None if long else "."
-                    plot.plot(*zip(*points), style, color=f"C{i}", label=label, marker=marker)
+                    (line,) = plot.plot(*zip(*points), style, color=f"C{i}", marker=marker)
+                    if label is not None and plot is plots[0]:
+                        lines[label] = line
                 if long and name != "kl_weight":
                     later += [value for epoch, value in points if epoch > len(history) / 20]
         if later:
@@ -216,7 +234,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
         plot.set_title(name)
         plot.set_xlabel("epoch")
         plot.xaxis.get_major_locator().set_params(integer=True)
-    plots[0].legend(frameon=False)
+    _legend(plots[0], lines.values(), lines)
     return figure
 
 
@@ -226,6 +244,16 @@ def bars(values, names, axes=("", "")):
     plot.bar(list(map(str, names)), values)
     plot.set(xlabel=axes[0], ylabel=axes[1])
     return figure
+
+
+def _legend(plot, handles, names, **kwargs):
+    """A legend of names that may be anything: matplotlib reads formulas between dollars, and leaves out
+    what begins with _."""
+    handles = list(handles)
+    legend = plot.legend(handles, list(map(str, range(len(handles)))), frameon=False, **kwargs)
+    for text, name in zip(legend.get_texts(), names):
+        text.set_parse_math(False)
+        text.set_text(short(name))
 
 
 def save_plot(figure, path, form="png"):

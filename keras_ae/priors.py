@@ -20,6 +20,7 @@ from keras import ops
 REGULARISATION = (
     1e-2  # variance added to each latent of a component, whose codes are of the order of 1
 )
+FACTORS = 1 << 24  # numbers of Cholesky factors that `draw` gathers at a time, 64 MiB
 CANDIDATES = (1, 10, 20, 40, 100, 200)
 
 
@@ -167,8 +168,13 @@ class ClassMixture(Prior):
         # In float32, as an exported sampler does it: the same component to the last bit.
         threshold = rng.random(n).astype("float32") * cumulative[labels, -1]
         component = (cumulative[labels] < threshold[:, None]).sum(-1)
-        scaled = np.einsum("nij,nj->ni", cholesky[labels, component], noise)
-        return (means[labels, component] + scaled).astype("float32", copy=False)
+        codes = np.empty((n, self.latent_dim), "float32")
+        step = max(1, FACTORS // self.latent_dim**2)
+        for start in range(0, n, step):  # a factor for each code would be n times their size
+            rows = slice(start, start + step)
+            chosen = labels[rows], component[rows]
+            codes[rows] = means[chosen] + np.einsum("nij,nj->ni", cholesky[chosen], noise[rows])
+        return codes
 
     def log_prob(self, codes, labels=None):
         """log p(z | y) in nats: codes (N, D), labels (N,) -> (N,) float64."""

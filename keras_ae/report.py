@@ -8,6 +8,7 @@ import json
 import numpy as np
 
 from keras_ae import checkpoints, evaluation, latents, pictures
+from keras_ae.errors import printable
 
 SHOWN = 20  # test images beside their reconstructions
 PLOTTED = 2_000  # codes in a plot of codes
@@ -23,7 +24,7 @@ td { padding: .15rem 1.5rem .15rem 0; vertical-align: top } td.n { text-align: r
 """
 
 
-def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: None):
+def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: None, explore=None):
     """The page of a model.
 
     Args:
@@ -34,6 +35,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
         figures: what `evaluation.evaluate` returned, to be shown in full; by default only what test
             images alone give is measured.
         progress: called with one line when there is something to tell.
+        explore: the address of the page of `keras_ae.explore` to link to, where there is one.
 
     Returns:
         The HTML, a string.
@@ -56,6 +58,8 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     progress("measuring …")
     settings = checkpoint.settings or {"latent_dim": model.latent_dim, "backbone": model.backbone}
     environment = checkpoint.run.get("environment", {})
+    # Of the dataset its name, not where it lies: the page is sent to others.
+    settings = {**settings, "dataset": test.name} if "dataset" in settings else settings
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
     measured = figures or _measured(model, _first(inputs, MEASURED), seed)
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
@@ -133,12 +137,17 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     title = f"{kind} of {_text(test.name)}"
     links = " · ".join(f'<a href="#{t.lower()}">{t}</a>' for t, _ in sections)
     body = "\n".join(f'<h2 id="{t.lower()}">{t}</h2>\n{content}' for t, content in sections)
+    play = (
+        f'<a href="{_text(explore)}">Play with this model.</a>'
+        if explore
+        else "<code>kae explore</code> writes a page in which to play with this model."
+    )
     whence = "" if checkpoint.origin == "path" else f" ({_text(checkpoint.origin)})"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{_text(checkpoint.path)}{whence}, seed {seed}.</p>\n"
+        f"<p>{_text('/'.join(checkpoint.path.parts[-2:]))}{whence}, seed {seed}. {play}</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 
@@ -166,7 +175,7 @@ def _measured(model, inputs, seed):
 
 
 def _text(value):
-    return html.escape(str(value))
+    return html.escape(printable(value))
 
 
 def _setting(value):

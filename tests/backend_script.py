@@ -15,7 +15,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, data, fitting, train_step
+from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, data, fitting
+from keras_ae.fast.gathering import batches
 from keras_ae.feed import Feed
 from keras_ae.settings import Settings
 
@@ -122,14 +123,14 @@ def executions(images):
         model, recorder = kind((28, 28, 1), 3, "mlp", (16, 8)), Recorder()
         model.compile(Adam(2e-3), steps_per_execution=steps)
         feed = Feed(images, None, 2, seed=3)
-        source = feed if name == "keras" else train_step.batches(feed)
+        source = feed if name == "keras" else batches(feed)
         history = model.fit(
             source, epochs=2, shuffle=False, verbose=0, callbacks=[KLAnnealing(), recorder],
             validation_data=(images[:50],), validation_batch_size=16,
         ).history  # fmt: skip
         facts[name] = {
             "history": {key: [float(v) for v in values] for key, values in history.items()},
-            "losses": [float(loss) for loss in model.execution.losses],
+            "losses": [float(loss) for loss in model.inner_steps.losses],
             "weights": [w.ravel().tolist() for w in arrays(model)],
             "calls": len(recorder.means),
             "predicted": model.predict(images[:50], batch_size=16, verbose=0)

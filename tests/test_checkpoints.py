@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ae import AE, CVAE, VAE, Adam, checkpoints
+from keras_ae import AE, CVAE, VAE, Adam, checkpoints, files
 from keras_ae.checkpoints import CheckpointError, Progress
 
 
@@ -47,7 +47,7 @@ class TestAtomic:
     def test_until_the_end_readers_see_the_old_file(self, tmp_path):
         path = tmp_path / "a.txt"
         path.write_text("old")
-        with checkpoints.atomic(path) as temporary:
+        with files.atomic(path) as temporary:
             Path(temporary).write_text("new")
             assert path.read_text() == "old"
         assert path.read_text() == "new"
@@ -56,7 +56,7 @@ class TestAtomic:
     def test_a_failing_write_leaves_the_old_file_and_nothing_else(self, tmp_path, error):
         path = tmp_path / "a.txt"
         path.write_text("old")
-        with pytest.raises(type(error)), checkpoints.atomic(path) as temporary:
+        with pytest.raises(type(error)), files.atomic(path) as temporary:
             Path(temporary).write_text("half of the n")
             raise error
         assert path.read_text() == "old"

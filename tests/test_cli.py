@@ -429,7 +429,9 @@ class TestOwnImages:
         refused(kae("sample", own / "run", "two"), 2, "0 to 2 (ONE, Zero, one)", "'two'")
         rows = kae("sample", own / "run", "-n", 4, "--out", own / "rows.png", "--force")
         assert rows.returncode == 0, rows.stderr
-        done = kae("reconstruct", own / "run", "--out", own / "pairs.png", "--force")
+        pairs = ["reconstruct", own / "run", "--out", own / "pairs.png", "--force"]
+        refused(kae(*pairs), 2, "which is a folder: say --dataset")
+        done = kae(*pairs, "--dataset", name)
         assert done.returncode == 0, done.stderr
 
     def test_options_that_make_no_sense(self, kae, own):

@@ -170,7 +170,7 @@ def test_figures_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
         yield list(evaluation.reconstruction_error(images, images[::-1]).values())
 
     whole = list(figures())
-    monkeypatch.setattr(evaluation, "VALUES", 40)
+    monkeypatch.setattr(evaluation, "CHUNK_VALUES", 40)
     for one, other in zip(whole, figures(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 

@@ -55,7 +55,7 @@ def resume(folder):
 def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
     """One write after the other fails, as on a full disk; there is a backup a step."""
     monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
-    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: 1)
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 1)
     with monkeypatch.context() as patch:
         left, sync = [write], os.fsync
 

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 import keras_ae
-from keras_ae import callbacks, checkpoints, distributed, fitting
+from keras_ae import callbacks, checkpoints, distributed, fitting, models
 from keras_ae.data import DataError
 from keras_ae.errors import RunError, UserError
 from keras_ae.feed import Feed
 from keras_ae.fitting import steps_per_execution
-from keras_ae.settings import MODELS, Settings
+from keras_ae.models import MODELS
+from keras_ae.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("mnist_env")
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("mnist_env")
 @pytest.fixture(autouse=True)
 def callbacks_at_every_step(monkeypatch):
     """The epochs here are shorter than an execution of the default."""
-    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: 1)
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 1)
 
 
 def small(model="vae", **kwargs):
@@ -81,7 +82,7 @@ class TestRunFolder:
         name, folder, result = run
         facts = json.loads((folder / "run.json").read_text())
         assert facts["finished"] is True and facts["format"] == checkpoints.FORMAT
-        assert Settings.from_dict(facts["settings"]) == small(name)
+        assert Settings.from_dict(facts["settings"]) == fitting.settled(small(name))
         about = facts["data"]
         assert (about["name"], about["version"]) == ("mnist", "3.0.1")
         assert (about["train_images"], about["test_images"]) == (50, 50)
@@ -110,7 +111,7 @@ class TestRunFolder:
     def test_the_model_loads_and_is_that_of_the_last_epoch(self, run, digits):
         name, folder, result = run
         model = checkpoints.load_model(folder / "model.keras")
-        assert type(model) is fitting.MODEL_CLASSES[name] and not hasattr(model, "optimizer")
+        assert type(model) is models.MODELS[name] and not hasattr(model, "optimizer")
         if name == "ae":
             model.compile()
             images = fitting.data.load_splits("mnist", limit=50)[1].images
@@ -388,7 +389,7 @@ def poison(monkeypatch, epoch, batch):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(
     steps, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: steps)
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: steps)
     poison(monkeypatch, epoch=1, batch=1)
     with pytest.raises(RunError, match=r"became nan at step 7 \(epoch 2, batch 3\).*learning-rate"):
         fit(small("vae"), tmp_path)
@@ -401,7 +402,7 @@ def test_steps_between_two_calls_of_the_callbacks_change_nothing(
     steps, tmp_path, whole_run, monkeypatch
 ):
     settings, whole = whole_run("cvae")
-    monkeypatch.setattr(fitting, "steps_per_execution", lambda batch_size: steps)
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: steps)
     fit(settings, tmp_path)
     assert_same_run(whole, tmp_path)
 
@@ -411,8 +412,11 @@ def test_steps_an_execution():
 
 
 def test_keras_own_loop_over_devices_takes_single_steps(monkeypatch):
-    monkeypatch.setattr(distributed, "_replicas", 1)
-    assert distributed.devices() == 1 and steps_per_execution(128) == 1
+    token = distributed._replicas.set(1)
+    try:
+        assert distributed.devices() == 1 and steps_per_execution(128) == 1
+    finally:
+        distributed._replicas.reset(token)
 
 
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch):
@@ -466,7 +470,6 @@ class TestStreaming:
         posterior = cvae.posterior
         monkeypatch.setattr(cvae, "posterior", lambda x: seen.append(x) or posterior(x))
         monkeypatch.setattr(models, "PRIOR_IMAGES", 120)
-        monkeypatch.setattr(models, "AT_ONCE", 50)
         cvae.fit_prior((images, labels))
         rows, marks = seen[0]
         assert len(rows) == len(marks) == 120 and len(np.unique(rows.rows)) == 120

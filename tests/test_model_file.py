@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from keras_ae import AE, CVAE, VAE, checkpoints, model_file
+from keras_ae.backbones import count_weights
 from keras_ae.checkpoints import CheckpointError
-from keras_ae.networks import count_weights
 
 
 @pytest.fixture(scope="module")

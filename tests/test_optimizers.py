@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_ae
-from keras_ae.optimizers import rate_at
+from keras_ae.fast.adam import rate_at
 
 torch = pytest.importorskip("torch")
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the kernel of torch")

@@ -6,7 +6,6 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 from keras_ae import ClassMixture, StandardNormal
-from keras_ae.priors import ARRAYS
 
 
 def clusters(n, count, dimensions=2, seed=0):
@@ -117,7 +116,7 @@ def test_the_number_of_components_is_found_by_held_out_likelihood(count, candida
 def test_the_same_seed_fits_the_same_mixture():
     fits = [ClassMixture.fit(clusters(300, 3), components=(3,), seed=5) for _ in range(2)]
     unfitted = ClassMixture(2, components=3)
-    for name in ARRAYS:
+    for name in ClassMixture.arrays:
         np.testing.assert_array_equal(*(getattr(fit, name) for fit in fits))
         assert np.abs(getattr(fits[0], name) - getattr(unfitted, name)).max() > 0
 

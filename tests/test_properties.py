@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from keras_ae import CVAE, VAE, KLAnnealing, pictures
 from keras_ae.annealing import SCHEDULES, kl_weight_at
-from keras_ae.networks import count_weights, one_hot
+from keras_ae.backbones import count_weights
+from keras_ae.inputs import one_hot
 from keras_ae.priors import ClassMixture
 
 schedules = st.sampled_from(sorted(SCHEDULES))

@@ -36,7 +36,8 @@ def page(request, digits, tmp_path_factory):
         "mnist", "3.0.1", "test", digits[0][:80], digits[1][:80], tuple("0123456789")
     )
     found = checkpoints.Checkpoint(folder / "model.keras", run, "path")
-    return kind, report.report(found, model, images)
+    beside = {"explore": 'a "page".html'} if kind is CVAE else {}
+    return kind, report.report(found, model, images, **beside)
 
 
 class Reader(HTMLParser):
@@ -68,7 +69,10 @@ def test_it_has_every_section_and_needs_nothing_else(page):
     expected = [s.lower() for s in SECTIONS if kind is not AE or s != "Samples"]
     assert reader.headings == expected
     assert all(source.startswith("data:image/") for source in reader.sources)
-    assert re.findall(r'href="(?!#)', text) == []
+    links = re.findall(r'href="(?!#)([^"]*)', text)
+    # The page to play with is the one other file, where it is there.
+    assert links == (["a &quot;page&quot;.html"] if kind is CVAE else [])
+    assert ("<code>kae explore</code>" in text) == (kind is not CVAE)
     assert "&lt;script&gt;" in text
 
 

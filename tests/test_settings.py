@@ -5,15 +5,19 @@ import json
 import keras
 import pytest
 
-from keras_ae import annealing, fitting, losses, networks, settings
+from keras_ae import annealing, backbones, fitting, losses, models, settings
 from keras_ae.settings import Settings
 
 
 def test_names_are_those_of_the_library():
     assert set(settings.KL_SCHEDULES) == set(annealing.SCHEDULES)
-    assert set(settings.RECONSTRUCTIONS) == set(losses.RECONSTRUCTIONS)
-    assert set(settings.BACKBONES) == set(networks.BACKBONES) == set(settings.LEARNING_RATES)
-    assert set(settings.MODELS) == set(fitting.MODEL_CLASSES)
+    for names, module, registry in (
+        (settings.reconstructions, "losses", losses.RECONSTRUCTIONS),
+        (settings.backbones, "backbones", backbones.BACKBONES),
+        (settings.models, "models", models.MODELS),
+    ):
+        assert names() == tuple(registry)
+        assert settings._names_in_source(module, names.__name__.upper()) == tuple(registry)
 
 
 @pytest.mark.parametrize("name", settings.OPTIMIZERS)
@@ -49,7 +53,7 @@ def test_onecycle_rises_for_a_tenth_then_falls_to_zero():
 
 def test_a_run_of_one_step_has_a_schedule():
     for name in settings.LR_SCHEDULES:
-        fitting.build_optimizer(Settings("ae", lr_schedule=name), 1)
+        fitting.build_optimizer(fitting.settled(Settings("ae", lr_schedule=name)), 1)
 
 
 def test_settings_survive_json():
@@ -62,9 +66,11 @@ def test_unknown_keys_are_left_out():
 
 
 def test_the_learning_rate_is_that_of_the_backbone_unless_given():
-    for backbone, rate in settings.LEARNING_RATES.items():
-        assert Settings("ae", backbone=backbone).learning_rate == rate
-        assert Settings("ae", backbone=backbone, learning_rate=0.5).learning_rate == 0.5
+    for name, backbone in backbones.BACKBONES.items():
+        settled = fitting.settled(Settings("ae", backbone=name))
+        assert settled.learning_rate == backbone.learning_rate
+        given = fitting.settled(Settings("ae", backbone=name, learning_rate=0.5))
+        assert given.learning_rate == 0.5
 
 
 @pytest.mark.parametrize(
@@ -88,9 +94,26 @@ def test_the_learning_rate_is_that_of_the_backbone_unless_given():
         ({"seed": -1}, "seed must be 0 to 4294967295"),
         ({"hidden": ()}, "widths of 1 or more"),
         ({"hidden": (8, 0)}, "widths of 1 or more"),
-        ({"hidden": (8,)}, "two numbers or more"),
     ],
 )
 def test_checks(arguments, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"model": "vae", **arguments})
+
+
+def test_widths_are_checked_by_the_backbone():
+    with pytest.raises(ValueError, match="hidden must be 2 widths or more"):
+        fitting.settled(Settings("ae", hidden=(8,)))
+    assert fitting.settled(Settings("ae", backbone="mlp", hidden=(8,))).hidden == (8,)
+
+
+@pytest.mark.parametrize("field", ["kl_weight", "kl_warmup"])
+def test_an_ae_has_no_kl_divergence(field):
+    with pytest.raises(ValueError, match=f"An ae has no KL divergence: {field} is for"):
+        Settings("ae", **{field: 0.25})
+
+
+def test_arrays_are_no_name_and_are_not_printed():
+    with pytest.raises(ValueError, match="got a list. Arrays are given to") as error:
+        Settings("vae", dataset=[0] * 1000)
+    assert len(str(error.value)) < 150

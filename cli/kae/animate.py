@@ -29,4 +29,4 @@ def command(model, seconds, out, force):
     if not frames:
         raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
     common.write(target, lambda path: pictures.animation(frames, path, seconds))
-    click.echo(target)
+    common.echo(target)

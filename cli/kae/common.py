@@ -8,12 +8,14 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
 from keras_ae import settings
+from keras_ae.errors import printable
 
 # What each backend needs beside Keras, and what to install for it.
 BACKENDS = {
@@ -102,9 +104,14 @@ def out_option(suffixes, default):
     )
 
 
+def echo(message, nl=True, err=False):
+    """Print what may hold a name or a path of anybody's making, which a terminal must not obey."""
+    click.echo(printable(message, keep="\n\t"), nl=nl, err=err)
+
+
 def say(message):
     """A message for the person who waits, on stderr."""
-    click.echo(message, err=True)
+    echo(message, err=True)
 
 
 def start_backend(training=False):
@@ -139,6 +146,15 @@ def start_backend(training=False):
         finally:
             if enabled:
                 gc.enable()
+
+
+def check_clock():
+    """Refuse to train or export for nothing: a zip, which a model file is, knows these years only."""
+    year = time.localtime().tm_year
+    if not 1980 <= year <= 2107:
+        raise click.ClickException(
+            f"The clock of this machine says {year}, and model files know the years 1980 to 2107: set it."
+        )
 
 
 @contextlib.contextmanager
@@ -237,7 +253,7 @@ def print_json(value):
             return None
         return v
 
-    click.echo(json.dumps(plain(value)))
+    echo(json.dumps(plain(value)))
 
 
 def stdout_to_stderr(function):
@@ -299,11 +315,27 @@ def load_files(network, files, labels, crop, invert):
     )
 
 
+def dataset_of(checkpoint, data_dir):
+    """The name of the dataset that a model was trained on, where it is prepared here.
+
+    A run may be anybody's: no folder that it names is read unasked, and nothing is downloaded.
+    """
+    from keras_ae import data
+
+    name = checkpoint.settings.get("dataset", "mnist")
+    if name != "mnist" and not data.is_prepared(name, data_dir):
+        where = "a folder" if "/" in name and Path(name).is_dir() else "not prepared here"
+        raise click.UsageError(
+            f"The run names {name} as its dataset, which is {where}: say --dataset {name}, if you want it."
+        )
+    return name
+
+
 def load_test(network, checkpoint, dataset, data_dir, limit=None):
     """The test images of a dataset, of the model's own by default, as an `ImageData`."""
     from keras_ae import data
 
-    dataset = dataset or checkpoint.settings.get("dataset", "mnist")
+    dataset = dataset or dataset_of(checkpoint, data_dir)
     _, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
     network.check_data(test)
     return test

@@ -3,6 +3,7 @@
 import click
 
 from kae import common
+from keras_ae.errors import printable
 
 FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight")
 
@@ -54,11 +55,12 @@ def command(runs, everything, out, force, as_json):
             }
         )  # fmt: skip
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
-    rows = [["", *runs]]
+    rows = [["", *map(printable, runs)]]
     for name in names:
         values = [settings[run].get(name) for run in runs]
         if everything or any(value != values[0] for value in values):
-            rows.append([name, *("-" if value is None else str(value) for value in values)])
+            cells = ("-" if value is None else printable(value) for value in values)
+            rows.append([printable(name), *cells])
     for name in FIGURES:
         values = [figures[run].get(name) for run in runs]
         if any(value is not None for value in values):
@@ -67,7 +69,7 @@ def command(runs, everything, out, force, as_json):
     widths = [max(map(len, column)) for column in zip(*rows)]
     for head, *cells in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))
-        click.echo("  ".join([f"{head:{widths[0]}}", *cells]).rstrip())
+        common.echo("  ".join([f"{head:{widths[0]}}", *cells]).rstrip())
     return None
 
 

@@ -38,7 +38,7 @@ def list_(data_dir, as_json):
         )
     for row in rows:
         splits = ", ".join(f"{name} {count}" for name, count in row.splits.items())
-        click.echo(f"{row.name} {row.version}  {splits}  {row.path}")
+        common.echo(f"{row.name} {row.version}  {splits}  {row.path}")
     if not rows:
         common.say(f"Nothing is prepared in {data.resolve_data_dir(data_dir)}.")
     return None
@@ -53,7 +53,7 @@ def prepare(name, data_dir, source):
     from keras_ae import data
 
     prepared = data.prepare(name, data_dir, source, progress=common.say)
-    click.echo(prepared.path)
+    common.echo(prepared.path)
 
 
 class Size(click.ParamType):
@@ -117,7 +117,7 @@ def import_(name, folder, data_dir, **options):
     prepared = data.import_folder(name, folder, data_dir, progress=common.say, **options)
     splits = ", ".join(f"{split} {count}" for split, count in prepared.splits.items())
     common.say(f"{prepared.name} {prepared.version}: {splits}; next: kae fit cvae --dataset {name}")
-    click.echo(prepared.path)
+    common.echo(prepared.path)
 
 
 @command.command(short_help="Read a whole dataset again and check it.")
@@ -131,11 +131,11 @@ def verify(name, data_dir, as_json):
     report = data.verify(name, data_dir)
     if as_json:
         return common.print_json(report)
-    click.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
+    common.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
     for split, facts in report["splits"].items():
         shape = "x".join(map(str, facts["shape"]))
         known = {True: "genuine, ", False: "not the known content, ", None: ""}
-        click.echo(
+        common.echo(
             f"  {split}: {facts['images']} images of {shape}, {known[facts['genuine']]}"
             f"sha256 {facts['sha256']}"
         )

@@ -37,7 +37,7 @@ def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, f
     codes = network.encode(network.inputs_of(images))
     if target and target.suffix == ".npy":
         common.write(target, lambda path: np.save(path, codes))
-        return click.echo(target)
+        return common.echo(target)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     names = common.names_of(images)
@@ -47,11 +47,11 @@ def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, f
     for i, code in enumerate(codes):
         rows.writerow([files[i] if files else i, *([names[i]] if names else []), *code])
     if target is None:
-        return click.echo(text.getvalue(), nl=False)
+        return common.echo(text.getvalue(), nl=False)
 
     def save(path):
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text.getvalue())
 
     common.write(target, save)
-    return click.echo(target)
+    return common.echo(target)

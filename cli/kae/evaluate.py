@@ -61,7 +61,7 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
     from keras_ae import data
     from keras_ae.evaluation import evaluate
 
-    dataset = dataset or checkpoint.settings.get("dataset", "mnist")
+    dataset = dataset or common.dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=common.say)
     network.check_data(test)
     figures = common.stdout_to_stderr(evaluate)(
@@ -78,7 +78,7 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
     if as_json:
         common.print_json({"path": str(checkpoint.path)} | figures)
     else:
-        click.echo("\n".join(table(figures)))
+        common.echo("\n".join(table(figures)))
 
 
 def table(figures):

@@ -37,6 +37,7 @@ def command(model, form, part, out, force, as_json):
     the backend in use cannot write the format, a process of one that can does it.
     """
     path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[form]}"
+    common.check_clock()
     common.start_backend()
     from keras_ae import export
 
@@ -61,4 +62,4 @@ def command(model, form, part, out, force, as_json):
             }
         )
     else:
-        click.echo(path)
+        common.echo(path)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import time
 import tomllib
@@ -42,7 +43,7 @@ def read_config(context, parameter, path):
         values = {name.replace("-", "_"): value for name, value in values.items()}
     except OSError as error:
         raise click.UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise click.UsageError(f"{path} is no {kind} file of settings: {error}") from error
     for name, value in values.items():
@@ -50,7 +51,8 @@ def read_config(context, parameter, path):
             close = difflib.get_close_matches(name, DEFAULTS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
-        if not isinstance(value, str | int | float | list | None):
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if not isinstance(value, str | int | float | list | None) or endless:
             raise click.UsageError(f"{path}: {name} must be a word, a number or a list of numbers.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
 
@@ -134,6 +136,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         raise click.UsageError(
             "--resume goes on with a run, --force replaces it: give one of them."
         )
+    common.check_clock()
     common.start_backend(training=True)
     from keras_ae import distributed, fitting
     from keras_ae.callbacks import TensorBoard

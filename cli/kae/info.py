@@ -1,8 +1,11 @@
 """kae info: what a checkpoint is, or what this installation has."""
 
+import math
+
 import click
 
 from kae import common
+from keras_ae.errors import printable
 
 
 @click.command("info")
@@ -15,7 +18,7 @@ def command(model, as_json):
         return common.print_json(facts)
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:{width}}  {words(value)}")
+        common.echo(f"{name:{width}}  {printable(words(value))}")
     return None
 
 
@@ -64,8 +67,7 @@ def checkpoint(model):
         "latent_dim": network.latent_dim,
         "backbone": f"{network.backbone}, own {' and '.join(network.custom_networks)}" if network.custom_networks else network.backbone,
         "reconstruction": getattr(network.reconstruction, "__name__", network.reconstruction),
-        "parameters": sum(int(w.value.numel() if hasattr(w.value, "numel") else w.value.size)
-                          for w in network.trainable_weights),
+        "parameters": sum(math.prod(w.shape) for w in network.trainable_weights),
     }  # fmt: skip
     if network.num_classes:
         facts["classes"] = network.num_classes

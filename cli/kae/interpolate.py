@@ -85,7 +85,7 @@ def command(model, ends, steps, number, course, seed, out, force, **options):
         return pictures.grid(np.concatenate([c for c, _, _ in sheets]), sheets[0][1])
 
     common.save_images(target, np.concatenate(images), picture)
-    click.echo(target)
+    common.echo(target)
 
 
 def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels, crop, invert):

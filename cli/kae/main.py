@@ -1,13 +1,15 @@
 """The group of commands. A command's module is imported when it runs or is asked for help."""
 
 import importlib
+import os
 import sys
 import time
+import warnings
 
 import click
 
 from keras_ae import __version__
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, printable
 
 STARTED = time.perf_counter()
 
@@ -21,6 +23,7 @@ COMMANDS = {
     "encode": "Write the codes of images.",
     "scatter": "Plot the codes of test images by class.",
     "animate": "Make a GIF of the epochs of a run.",
+    "explore": "Write a page in which to play with a model, in any browser.",
     "report": "Write a page with all that there is to see of a model.",
     "evaluate": "Measure reconstruction, likelihood and samples.",
     "compare": "Show settings and figures of runs side by side.",
@@ -48,7 +51,8 @@ class Commands(click.Group):
     def invoke(self, context):
         try:
             return self.invoke_or_explain(context)
-        except click.ClickException:
+        except click.ClickException as error:
+            error.message = printable(error.message)
             # Of several processes that train one model, one says why they end.
             distributed = sys.modules.get("keras_ae.distributed")
             if distributed is None or distributed.first_to_speak():
@@ -66,10 +70,17 @@ class Commands(click.Group):
             raise click.ClickException(
                 "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
             ) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "kae", "keras_ae"):
+                raise
+            raise click.ClickException(
+                f"This needs {package}, which the full installation brings: pip install keras-ae"
+            ) from error
         except BrokenPipeError:
             raise
         except OSError as error:  # a path too long, a folder that may not be read, a broken disk
-            raise click.ClickException(str(error).replace("\n", " ")) from error
+            raise click.ClickException(str(error)) from error
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,8 +122,21 @@ def import_modules(modules):
             ) from error
 
 
+def open_streams():
+    """Have streams that were closed (`>&-`) lead nowhere: no file is to get their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+
+
 def main():
     """Run the command line; a reader that closes the pipe early is no error."""
+    open_streams()
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # those of other packages are nothing to end by
     try:
         cli(prog_name="kae")
     except BrokenPipeError:

@@ -45,7 +45,7 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         common.save_images(
             target, images, lambda: pictures.class_rows(images, labels, network.names)
         )
-        return click.echo(target)
+        return common.echo(target)
     codes = None
     if not hasattr(network, "prior"):
         test = common.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
@@ -58,4 +58,4 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         return sheet if y is None else pictures.with_title(sheet, network.names[y])
 
     common.save_images(target, images, picture)
-    return click.echo(target)
+    return common.echo(target)

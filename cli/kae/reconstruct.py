@@ -31,4 +31,4 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
     rebuilt = network.reconstruct(network.inputs_of(images))
     picture = pictures.pairs(images.images, rebuilt, names=common.names_of(images))
     common.write(target, picture.save)
-    click.echo(target)
+    common.echo(target)

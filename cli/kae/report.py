@@ -18,7 +18,8 @@ from kae import common
 def command(model, dataset, data_dir, evaluate, seed, out, force):
     """Write a page about MODEL: figures, curves, reconstructions, samples, and its latent space.
 
-    It is one HTML file, pictures included, to open in any browser or to send on.
+    It is one HTML file, pictures included, to open in any browser or to send on. Where the page of `kae
+    explore` lies beside it, as REPORT-explore.html, it links to that.
     """
     target = common.target_of(out, f"samples/{common.stem_of(model)}.html", (".html",), force)
     network, checkpoint = common.load(model)
@@ -37,11 +38,20 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
             binarize=checkpoint.settings.get("binarize", False),
             progress=common.say,
         )
-    page = report.report(checkpoint, network, test, seed, figures, common.say)
+    beside = target.with_name(f"{target.stem}-explore.html")
+    page = report.report(
+        checkpoint,
+        network,
+        test,
+        seed,
+        figures,
+        common.say,
+        explore=beside.name if beside.is_file() else None,
+    )
 
     def save(path):
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 
     common.write(target, save)
-    click.echo(target)
+    common.echo(target)

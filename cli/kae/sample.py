@@ -79,4 +79,4 @@ def command(model, label, number, seed, prior, out, force, as_json):
             | ({"labels": labels.tolist()} if labels is not None else {})
         )
     else:
-        click.echo(target)
+        common.echo(target)

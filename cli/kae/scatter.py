@@ -36,4 +36,4 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     figure = pictures.scatter(points, test.labels, test.class_names, axes=axes)
     form = target.suffix[1:]
     common.write(target, lambda path: pictures.save_plot(figure, path, form))
-    click.echo(target)
+    common.echo(target)

@@ -56,4 +56,4 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
         return sheet if label is None else pictures.with_title(sheet, network.names[label])
 
     common.save_images(target, images, picture)
-    click.echo(target)
+    common.echo(target)

@@ -4,7 +4,7 @@
     train.images.shape, train.labels[:3], train.class_names
 
 The first call prepares the dataset (mnist from files in this package), decodes it and keeps the
-arrays in a cache; later calls map those, and import nothing but NumPy. Whatever goes wrong is a
+arrays in a cache; later calls read those, and import nothing but NumPy. Whatever goes wrong is a
 DataError, whose text is one line that says what to do.
 """
 
@@ -26,6 +26,7 @@ __all__ = [
     "StoredImages",
     "available",
     "import_folder",
+    "is_prepared",
     "lasting_name",
     "load",
     "load_splits",
@@ -44,6 +45,11 @@ GENUINE = {
     "fashion_mnist/3.0.1/train": "1fc8802f422a8de6f04d0f4f78a3712fc03fb8474221d84707982f873bd60239",
     "fashion_mnist/3.0.1/test": "1c706ad5aa51c27f729eade5e233f3a7464291b1294967130c0fe6b9a7406fcd",
 }
+
+
+def is_prepared(name, data_dir=None) -> bool:
+    """Whether a dataset is in the data directory under its name."""
+    return disk.find(name, resolve_data_dir(data_dir), by_path=False) is not None
 
 
 def import_folder(name, folder, *args, **kwargs) -> Prepared:
@@ -130,21 +136,24 @@ def verify(name, data_dir=None) -> dict:
     if prepared is None:
         raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}`")
     splits = {}
-    for split in prepared.splits:
-        digest = hashlib.sha256()
-        with cache.room() as allocate:
-            data = reading.read(prepared, split, allocate)
-            for start in range(0, len(data.images), 10_000):
-                digest.update(data.images[start : start + 10_000])
-        if data.labels is not None:
-            digest.update(data.labels.astype("<i4"))
+    for split, count in prepared.splits.items():
+        digest, labels, shape = hashlib.sha256(), [], ()
+        with reading.explained(prepared, split):
+            features = reading.read_features(prepared)
+            for block, marks in reading.blocks(prepared, split, features):
+                digest.update(np.ascontiguousarray(block))
+                labels.append(marks)
+                shape = block.shape[1:]
+            known, _ = reading.labelled(features, labels)
+        if known is not None:
+            digest.update(known.astype("<i4"))
         expected = GENUINE.get(f"{prepared.name}/{prepared.version}/{split}")
         if expected not in (None, digest.hexdigest()):
             why = f"{split}: the images and labels are not those of {prepared.name}"
             raise disk.damaged(prepared.path, prepared.name, why)
         splits[split] = {
-            "images": len(data.images),
-            "shape": list(data.images.shape[1:]),
+            "images": count,
+            "shape": list(shape),
             "sha256": digest.hexdigest(),
             "genuine": True if expected else None,
         }

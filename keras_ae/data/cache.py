@@ -1,8 +1,11 @@
-"""Decoded arrays on disk: reading MNIST from its records takes seconds, mapping an array no time.
+"""Decoded arrays on disk: reading MNIST from its records takes seconds, reading an array no time.
 
 An entry is three files, `KEY.images.npy`, `KEY.labels.npy` (not for a dataset without classes) and
 `KEY.json`, in KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. Not in the data
 directory, which may be read-only or shared. Any of them can be deleted at any time.
+
+What is in the cache is trained on, so it has folders of its own, to which nobody else may write, and
+each entry says which files it was made from.
 """
 
 import contextlib
@@ -10,43 +13,79 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 import numpy as np
 
-from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.reading import ImageData
+from keras_ae.data.disk import DataError, Prepared, expanded, read_json
+from keras_ae.data.reading import CHUNK, ImageData
 from keras_ae.data.stored import StoredImages, memory_bound
 
-LAYOUT = 1  # to be raised when the meaning of an entry changes
+LAYOUT = 2  # to be raised when the meaning of an entry changes
+UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
 
 
 def cache_dir() -> Path:
     if chosen := os.environ.get("KAE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keras-ae"
+        return expanded(chosen, "KAE_CACHE")
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "KAE_CACHE") / "keras-ae"
+
+
+def own_folder(name) -> Path:
+    """A folder of ours in the cache, made if need be.
+
+    Raises:
+        OSError: it cannot be made, or somebody else may have written what is in it.
+    """
+    folder = cache_dir() / name
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    for made in (folder.parent, folder):
+        made.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "geteuid"):
+        link, status = folder.lstat(), folder.stat()
+        if not {link.st_uid, status.st_uid} <= {os.geteuid(), 0}:
+            raise PermissionError(None, f"{folder} belongs to somebody else")
+        if status.st_mode & 0o022:
+            raise PermissionError(None, f"others may write to {folder}")
+    return folder
 
 
 def load(prepared: Prepared, split: str) -> ImageData | None:
-    """The arrays of a split, mapped from their files; None if they are not there or not intact.
+    """The arrays of a split; None if they are not there or not intact.
 
-    Images beyond `memory_bound` are not mapped but `StoredImages`, of which only the size is checked:
-    the checksum would take as long as an epoch's reading.
+    Images beyond `memory_bound` are `StoredImages`, of which only the size is checked: the checksum
+    would take as long as an epoch's reading.
     """
     try:
-        stem = _stem(prepared, split)
-        entry = json.loads(stem.with_suffix(".json").read_text())
-        path = stem.with_suffix(".images.npy")
-        large = path.stat().st_size > memory_bound()
-        images = StoredImages(path) if large else _map(path, entry["images_crc32"])
-        labels = None
-        if entry["class_names"] is not None:
-            labels = _map(stem.with_suffix(".labels.npy"), entry["labels_crc32"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        key, stem = _entry(prepared, split)
+        entry = read_json(stem.with_suffix(".json"))
+        if entry["made_from"] != key:
+            raise ValueError("it was made from something else")
+        stored = StoredImages(stem.with_suffix(".images.npy"))
+        kind = stored.dtype.str, len(stored.shape), len(stored)
+        if kind != ("|u1", 4, prepared.splits[split]):
+            raise ValueError("it holds other images")
+        large = stored.nbytes > memory_bound()
+        images = stored if large else _checked(stored, entry["images_crc32"])
+        labels, names = None, entry["class_names"]
+        if names is not None:
+            labels = _checked(StoredImages(stem.with_suffix(".labels.npy")), entry["labels_crc32"])
+            if type(names) is not list:
+                raise ValueError("its classes are no list")
+            names = tuple(names)
+            if labels.dtype != np.int32 or labels.shape != (len(images),) or labels.min() < 0:
+                raise ValueError("it holds other labels")
+            if any(type(name) is not str for name in names) or labels.max() >= len(names):
+                raise ValueError("it holds other classes")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, DataError):
         return None
-    names = entry["class_names"]
-    names = None if names is None else tuple(names)
     return ImageData(prepared.name, prepared.version, split, images, labels, names)
 
 
@@ -56,9 +95,12 @@ def store(prepared: Prepared, data: ImageData):
     Raises:
         OSError: it cannot be written. Nothing is lost, only the next start is slower.
     """
-    stem = _stem(prepared, data.split)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"class_names": data.class_names, "images_crc32": _crc32(data.images)}
+    key, stem = _entry(prepared, data.split)
+    entry = {
+        "made_from": key,
+        "class_names": data.class_names,
+        "images_crc32": _crc32(data.images),
+    }
     if isinstance(data.images, StoredImages):  # where `room` put it
         os.replace(data.images.path, stem.with_suffix(".images.npy"))
         data.images.path = stem.with_suffix(".images.npy")
@@ -75,74 +117,104 @@ def store(prepared: Prepared, data: ImageData):
 def room():
     """A function for `reading.read` that takes arrays from memory, and beyond its bound from the disk.
 
-    What is on disk and was not handed to `store` by the end of the context is removed.
+    What is on disk and was not handed to `store` by the end of the context is removed, as is what a
+    process that was killed left.
     """
-    files = []
+    with contextlib.suppress(OSError):  # such as that nobody may write there
+        sweep(own_folder("arrays"))
+    with contextlib.ExitStack() as stack:
 
-    def allocate(shape, dtype):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if size <= memory_bound():
-            return np.empty(shape, dtype)
-        folder = cache_dir() / "arrays"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, path = tempfile.mkstemp(prefix=".decoding.", suffix=".npy", dir=folder)
-            os.close(handle)
-            files.append(path)
-            return StoredImages.create(path, shape, dtype)
-        except OSError as error:
-            raise DataError(
-                f"{size / 2**30:.1f} GiB of images are more than memory should hold (KAE_MEMORY), and "
-                f"{folder} cannot be written ({error.strerror}): set KAE_CACHE to a folder that can"
-            ) from error
+        def allocate(shape, dtype):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if size <= memory_bound():
+                return np.empty(shape, dtype)
+            try:
+                folder = own_folder("arrays")
+                _, path = stack.enter_context(_unfinished(folder))
+                return StoredImages.create(path, shape, dtype)
+            except OSError as error:
+                raise DataError(
+                    f"{size / 2**30:.1f} GiB of images are more than memory should hold (KAE_MEMORY), and "
+                    f"{cache_dir()} cannot be written ({error.strerror}): set KAE_CACHE to a folder that can"
+                ) from error
 
-    try:
         yield allocate
+
+
+def sweep(folder):
+    """Removes the files that processes left which were killed as they wrote them."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDWR)
+            try:  # a minute, for one that was made this moment, and is not locked yet
+                if lock(handle) and os.fstat(handle).st_mtime < time.time() - 60:
+                    os.unlink(path)
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _unfinished(folder):
+    """A new file, open and locked, which is removed at the end where it still has its name."""
+    handle, path = tempfile.mkstemp(prefix=UNFINISHED, suffix=".npy", dir=folder)
+    try:
+        lock(handle)
+        yield handle, path
     finally:
-        for path in files:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        os.close(handle)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
-def _stem(prepared, split) -> Path:
-    """The path of an entry without its suffixes; it changes whenever a file of the dataset does."""
+def lock(handle) -> bool:
+    """Whether nobody else has a file locked, which this process has from now on."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has, or there are no locks here
+        return False
+    return True
+
+
+def _entry(prepared, split) -> tuple[str, Path]:
+    """What an entry is made from, and its path without suffixes; both change whenever a file of the
+    dataset does."""
     files = sorted(
-        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for entry in os.scandir(prepared.path)
         if entry.is_file()
+        for status in [entry.stat()]
     )
     info = (prepared.path / "dataset_info.json").read_text()
-    key = repr((LAYOUT, prepared.name, prepared.version, split, info, files))
+    made_from = repr((LAYOUT, prepared.name, prepared.version, split, info, files))
+    key = hashlib.sha256(made_from.encode()).hexdigest()
     name = f"{prepared.name}-{prepared.version}-{split}".replace("/", "-").replace(".", "_")
-    return cache_dir() / "arrays" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return key, own_folder("arrays") / f"{name[:100]}-{key[:16]}"
 
 
-def _map(path, crc32):
-    # "c": copy on write. Torch warns about arrays that cannot be written, and the file stays as it
-    # is.
-    array = np.load(path, mmap_mode="c").view(np.ndarray)
+def _checked(stored, crc32) -> np.ndarray:
+    """The array in a file. It is read, not mapped: a mapped file that is cut ends the process."""
+    array = stored[:]
     if _crc32(array) != crc32:
-        raise ValueError(f"{path} is damaged")
+        raise ValueError(f"{stored.path} is damaged")
     return array
 
 
 def _crc32(array) -> int:
     """Of the bytes and of what they mean; half a gigabyte a second at the very least."""
     crc = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
-    for start in range(0, len(array), 10_000):
-        crc = zlib.crc32(np.ascontiguousarray(array[start : start + 10_000]), crc)
+    step = max(1, CHUNK * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        crc = zlib.crc32(np.ascontiguousarray(array[start : start + step]), crc)
     return crc
 
 
 def _write(path, write):
     """A reader sees the old file or the new one, complete and on the disk, never a half of it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with _unfinished(path.parent) as (handle, temporary):
+        with os.fdopen(handle, "wb", closefd=False) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -3,16 +3,21 @@
 TFDS keeps a dataset in `DATA_DIR/name[/config]/version/`, and writes `dataset_info.json` there.
 Reading that file ourselves answers "is it prepared?" in a millisecond; importing TFDS takes half a
 second.
+
+
+A folder may come from anybody: its files are read as data, and every value is checked.
 """
 
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, printable
 
+BYTES = 16 << 20  # of a file of metadata; honest ones have some thousands
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -40,7 +45,52 @@ class Prepared:
 def resolve_data_dir(data_dir=None) -> Path:
     """The argument, else KAE_DATA_DIR, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     chosen = data_dir or os.environ.get("KAE_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(chosen or "~/tensorflow_datasets").expanduser().absolute()
+    return expanded(chosen or "~/tensorflow_datasets", "KAE_DATA_DIR").absolute()
+
+
+def expanded(path, variable) -> Path:
+    """A path with its ~ replaced; where there is no home, the variable is what to set."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} is nowhere: this user has no home directory; set {variable} to a folder"
+        ) from error
+
+
+def open_file(path):
+    """Opens a file for reading its bytes. What is no file is an OSError: a pipe would be waited for."""
+    binary = getattr(os, "O_BINARY", 0)
+    handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no file")
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path) -> str:
+    """The text of a file of metadata.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text, or too much of it.
+    """
+    with open_file(path) as file:
+        content = file.read(BYTES + 1)
+    if len(content) > BYTES:
+        raise ValueError(f"{Path(path).name} has more than {BYTES:,} bytes")
+    return content.decode()
+
+
+def read_json(path) -> dict:
+    """The object in a JSON file; raises as `read_text` does."""
+    try:
+        value = json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
@@ -49,11 +99,12 @@ def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
     return match and (match["name"], match["config"], match["version"])
 
 
-def find(name: str, data_dir: Path) -> Prepared | None:
+def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
     """Looks a dataset up on disk: the newest version, unless `name` asks for one ("mnist:3.0.1").
 
     A name without a config means the default config, as it does for TFDS. A name with a / that is not
-    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0".
+    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0", unless
+    `by_path` is false.
 
     Returns:
         None if it is not there.
@@ -62,34 +113,34 @@ def find(name: str, data_dir: Path) -> Prepared | None:
         DataError: it is there, but its metadata cannot be read.
     """
     parts = parse_name(name)
-    if parts is None:
-        return _find_folder(name)
-    dataset, config, version = parts
-    root = data_dir / dataset
+    root = None
     try:
-        if config is None and not _versions(root):
-            config = _default_config(root)
-        if config is not None:
-            root = root / config
-        versions = [v for v in _versions(root) if version in (None, v)]
+        if parts is not None:
+            dataset, config, version = parts
+            root = data_dir / dataset
+            if config is None and not _versions(root):
+                config = _default_config(root)
+            if config is not None:
+                root = root / config
+            if versions := [v for v in _versions(root) if version in (None, v)]:
+                return _read_info(root / versions[-1])
+        if "/" not in name or not by_path:
+            return None
+        root = expanded(name, "HOME")
+        if not root.is_dir():
+            return None
+        root = root.absolute()
+        if (root / "dataset_info.json").exists():
+            return _read_info(root)
+        versions = _versions(root)
+        return _read_info(root / versions[-1]) if versions else None
     except OSError as error:
         raise DataError(
             f"{root} cannot be read ({error.strerror}): name another data directory (--data-dir or "
             f"KAE_DATA_DIR)"
         ) from error
-    return _read_info(root / versions[-1]) if versions else _find_folder(name)
-
-
-def _find_folder(name: str) -> Prepared | None:
-    """The dataset in a folder, by the folder's path, which has a / in it."""
-    path = Path(name).expanduser()
-    if "/" not in name or not path.is_dir():
+    except ValueError:  # a path that is none: with a NUL in it
         return None
-    path = path.absolute()
-    if (path / "dataset_info.json").is_file():
-        return _read_info(path)
-    versions = _versions(path)
-    return _read_info(path / versions[-1]) if versions else None
 
 
 def lasting_name(name: str, data_dir=None) -> str:
@@ -115,12 +166,60 @@ def available(data_dir=None) -> list[Prepared]:
     return sorted(found, key=lambda p: (p.name, _as_numbers(p.version)))
 
 
-def damaged(path: Path, name: str, why: str) -> DataError:
+def damaged(path: Path, name: str, why) -> DataError:
     """The one answer to every broken dataset: what is wrong, and how to start over."""
     return DataError(
-        f"{name} in {path} is damaged ({why}): delete that folder and run `kae data prepare {name}` "
+        f"{name} in {path} is damaged ({why}): move that folder away and run `kae data prepare {name}` "
         f"(of your own images, `kae data import {name}`)"
     )
+
+
+def unreadable(path: Path, name: str, error: OSError) -> DataError:
+    """The answer to a dataset that may well be whole: its disk, or its rights, are in the way."""
+    return DataError(
+        f"{name} in {path} cannot be read ({error.strerror or error}): see to that, or name another data "
+        "directory (--data-dir or KAE_DATA_DIR)"
+    )
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether it is the fault of the files, and not of the system that reads them."""
+    system = isinstance(error, OSError) and error.errno is not None
+    return not system or isinstance(error, FileNotFoundError)
+
+
+def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
+    """The files of a split, with the number of records that each is said to have.
+
+    Raises:
+        ValueError: they are not in the folder of the dataset.
+    """
+    splits = read_json(prepared.path / "dataset_info.json")["splits"]
+    info = next(s for s in splits if s["name"] == split)
+    template = info.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    lengths = info.get("shardLengths", [])
+    found = []
+    for i, length in enumerate(lengths):
+        index, total = f"{i:05d}", f"{len(lengths):05d}"
+        name = template
+        for key, value in (
+            ("DATASET", prepared.name.partition("/")[0]),
+            ("SPLIT", split),
+            ("FILEFORMAT", prepared.format),
+            ("SHARD_INDEX", index),
+            ("NUM_SHARDS", total),
+            ("SHARD_X_OF_Y", f"{index}-of-{total}"),
+        ):
+            name = name.replace("{" + key + "}", value)
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise ValueError(f"its file {name} is outside of its folder")
+        found.append((prepared.path / name, int(length)))
+    return found
+
+
+def next_version(version: str) -> str:
+    major, minor, patch = _as_numbers(version)
+    return f"{major}.{minor}.{patch + 1}"
 
 
 def _as_numbers(version: str) -> tuple[int, ...]:
@@ -131,25 +230,41 @@ def _versions(root: Path) -> list[str]:
     """The version folders in `root` that hold a dataset, oldest first."""
     if not root.is_dir():
         return []
-    names = [d.name for d in root.iterdir() if (d / "dataset_info.json").is_file()]
+    names = [d.name for d in root.iterdir() if (d / "dataset_info.json").exists()]
     return sorted(filter(VERSION.fullmatch, names), key=_as_numbers)
 
 
 def _default_config(root: Path) -> str | None:
     """What TFDS wrote down as the default config when it prepared one of them."""
     try:
-        return json.loads((root / ".config" / "metadata.json").read_text())["default_config_name"]
+        config = read_json(root / ".config" / "metadata.json")["default_config_name"]
+        return config if type(config) is str and parse_name(f"{root.name}/{config}") else None
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _read_info(path: Path) -> Prepared:
     try:
-        info = json.loads((path / "dataset_info.json").read_text())
+        info = read_json(path / "dataset_info.json")
         name = "/".join(filter(None, (info["name"], info.get("configName"))))
+        version, form = info["version"], info.get("fileFormat", "tfrecord")
         # Protocol buffers as JSON: int64 comes as a string, and what is empty is left out.
-        splits = {s["name"]: sum(map(int, s.get("shardLengths", []))) for s in info["splits"]}
-        return Prepared(name, info["version"], info.get("fileFormat", "tfrecord"), splits, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        splits = {s["name"]: sum(map(_count, s.get("shardLengths", []))) for s in info["splits"]}
+        if not VERSION.fullmatch(version):
+            raise ValueError("its version is no version")
+        names = (name, form, *splits)
+        if any(not 0 < len(text) < 256 or printable(text) != text for text in names):
+            raise ValueError("its names are no names")
+        return Prepared(name, version, form, splits, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise unreadable(path, path.parent.name, error) from error
         why = f"dataset_info.json cannot be read: {type(error).__name__}"
         raise damaged(path, path.parent.name, why) from error
+
+
+def _count(value) -> int:
+    count = int(value)
+    if not 0 <= count < 1 << 62:
+        raise ValueError("a number of records is no number")
+    return count

@@ -10,6 +10,7 @@ the names of the classes, and the stock `tfds` reads it without this package.
 import io
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
 from keras_ae.data.disk import DataError, Prepared
 from keras_ae.data.images import MODES, opened, read_image, upright_size
-from keras_ae.data.preparing import generate, quiet_tfds
+from keras_ae.data.preparing import generate, quiet_tfds, reason
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
@@ -61,7 +62,7 @@ def import_folder(
             for a folder without train and test folders.
         seed: of the split.
         skip_unreadable: leave out files that cannot be read, and say how many.
-        force: replace a dataset of this name that was imported before.
+        force: replace a dataset of this name that was imported before, by a version after it.
         progress: called with one line when there is something to tell.
 
     Raises:
@@ -70,10 +71,12 @@ def import_folder(
             images of several sizes without `resize`.
     """
     progress = progress or (lambda line: None)
-    folder, data_dir = Path(folder).expanduser(), disk.resolve_data_dir(data_dir)
+    folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
     if crop and resize is None:
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     old = _check_name(name, data_dir, force)
+    # A new version lies beside the old one until it is whole, and readers take the newest.
+    version = "1.0.0" if old is None else disk.next_version(old.version)
     try:
         splits, classes = _find_images(folder, test_fraction, seed)
     except OSError as error:
@@ -92,29 +95,23 @@ def import_folder(
         return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))
 
     try:
-        builder = _make_builder(name, data_dir, shape, classes, splits, encoded)
-        aside = None
-        if old is not None:
-            aside = old.with_name(f"incomplete.replaced_{old.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            old.rename(aside)
-        try:
-            generate(builder, data_dir, progress)
-        except BaseException:
-            if old is not None and aside is not None:
-                old.parent.mkdir(exist_ok=True)
-                aside.rename(old)
-            raise
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise DataError(f"{name} cannot be written to {data_dir}: {error}") from error
+        builder = _make_builder(name, data_dir, version, shape, classes, splits, encoded)
+        generate(builder, data_dir, progress, ours=True)
+    except DataError:
+        raise
+    except Exception as error:  # TFDS and array_record raise what they like on a full disk
+        raise DataError(f"{name} cannot be written to {data_dir}: {reason(error)}") from error
     prepared = disk.find(name, data_dir)
     assert prepared is not None
+    if old is not None:
+        # In one step no version any more, so that a kill amid the removal leaves no part of one.
+        aside = old.path.with_name(f"incomplete.replaced_{old.version}")
+        old.path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
     return prepared
 
 
-def _check_name(name, data_dir, force) -> Path | None:
+def _check_name(name, data_dir, force) -> Prepared | None:
     """Raises DataError for a name that is none or is taken; returns what is to be replaced."""
     import tensorflow_datasets as tfds
 
@@ -128,7 +125,7 @@ def _check_name(name, data_dir, force) -> Path | None:
     found = disk.find(name, data_dir)
     if found is not None and not force:
         raise DataError(f"{name} exists in {found.path}; --force replaces it")
-    return found.path if found is not None else None
+    return found
 
 
 def _visible(folder):
@@ -182,8 +179,11 @@ def _of_classes(folder, may_be_empty=False):
         folders.sort(key=lambda f: int(f.name))
     images = {}
     for f in folders:
-        if "\n" in f.name:
-            raise DataError(f"{str(f)!r} cannot be a class: there is a line break in its name")
+        # TFDS strips names, and drops blank ones.
+        if not f.name.strip() or f.name != f.name.strip():
+            raise DataError(f"{str(f)!r} cannot be a class: its name begins or ends with a space")
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in f.name):
+            raise DataError(f"{str(f)!r} cannot be a class: its name is no line of text")
         entries = _visible(f)
         if inner := next((e for e in entries if e.is_dir()), None):
             raise DataError(f"{inner} is a folder in a class folder, which holds files only")
@@ -262,7 +262,7 @@ def _encode(image):
     return buffer.getvalue()
 
 
-def _make_builder(name, data_dir, shape, classes, splits, encoded):
+def _make_builder(name, data_dir, version, shape, classes, splits, encoded):
     """A TFDS builder of the images in `splits`."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -287,7 +287,7 @@ def _make_builder(name, data_dir, shape, classes, splits, encoded):
 
     members = {
         "__doc__": "Images imported from a folder of class folders.",
-        "VERSION": tfds.core.Version("1.0.0"),
+        "VERSION": tfds.core.Version(version),
         "name": name,
         # What `generate` asks: a folder is not downloaded.
         "source": True,

@@ -1,6 +1,7 @@
 """Image files of any kind as arrays of one shape, and one line for what is wrong with one."""
 
 import contextlib
+import os
 import warnings
 
 import numpy as np
@@ -16,6 +17,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
 def opened(path, advice="mend or remove it"):
     """A file as a Pillow image; DataError, which ends in the advice, for whatever is wrong with it."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
+            raise DataError(f"{path} is no file: {advice}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Pillow warns from here on, and raises the error at twice as many.

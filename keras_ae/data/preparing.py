@@ -4,17 +4,26 @@ import contextlib
 import difflib
 import importlib.util
 import io
+import os
+import shutil
 import socket
 import tempfile
 import threading
+import time
 import urllib.parse
 import warnings
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
 
 CONNECT_SECONDS = 4
+LEFT = 24 * 3600  # seconds after which an unfinished folder is nobody's
 
 
 def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
@@ -57,7 +66,11 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
     return prepared
 
 
-def generate(builder, data_dir, progress):
+def generate(builder, data_dir, progress, ours=False):
+    """Has a builder write its dataset, in a folder that gets its name when it is whole.
+
+    `ours` says that no other program writes a dataset of this name.
+    """
     import tensorflow_datasets as tfds
 
     name = "/".join(filter(None, (builder.name, builder.builder_config_name)))
@@ -73,7 +86,7 @@ def generate(builder, data_dir, progress):
         progress(f"downloading {name} from {urllib.parse.urlsplit(url).hostname} …")
     progress(f"preparing {name} {builder.version} in {data_dir} …")
     try:
-        with quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
+        with building(target.parent, ours), quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
             builder.download_and_prepare(
                 # A local source downloads nothing, and leaves no empty downloads/ behind.
                 download_dir=scratch if local else None,
@@ -89,13 +102,38 @@ def generate(builder, data_dir, progress):
         raise
 
 
+@contextlib.contextmanager
+def building(folder, ours):
+    """Locks a folder for those who put a dataset there, at once or one after the other.
+
+    Whoever is alone first removes what processes that were killed left; where other programs write as well,
+    who know no lock, a day after.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # somebody else is there, or there are no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in folder.glob("incomplete.*"):
+                if ours or part.stat().st_mtime < time.time() - LEFT:
+                    shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _find_builder(name, data_dir, source):
     """The builder of a dataset that is not on disk: ours where there is one, else the stock one."""
     import tensorflow_datasets as tfds
 
     from keras_ae.data.builders import BUILDERS, EMBEDDED_MNIST
 
-    if "/" in name and Path(name).expanduser().is_dir():
+    if "/" in name and disk.expanded(name, "HOME").is_dir():
         raise DataError(
             f"there is no TFDS dataset in {name}: `kae data import NAME {name}` makes one of a folder of "
             "class folders"
@@ -188,7 +226,7 @@ def _explain(error, name, data_dir) -> DataError:
 
     from keras_ae.data.builders import BUILDERS
 
-    why = str(error).strip().partition("\n")[0] or type(error).__name__
+    why = reason(error)
     if isinstance(error, download_manager.NonMatchingChecksumError):
         return DataError(f"{name}: a download has the wrong checksum; try again ({why})")
     # Before OSError: the errors of requests are OSErrors as well.
@@ -207,6 +245,11 @@ def _explain(error, name, data_dir) -> DataError:
             f"written (--data-dir or KAE_DATA_DIR)"
         )
     return DataError(f"{name} cannot be prepared: {type(error).__name__}: {why}")
+
+
+def reason(error) -> str:
+    """What an error says, in its first line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ae.data.disk import DataError
+from keras_ae.data.disk import DataError, open_file
 
 
 def memory_bound() -> int:
@@ -35,18 +35,19 @@ class StoredImages:
 
     `images[rows]` is an array, for a slice, a mask or integers; `images.select(rows)` is another
     `StoredImages`, of these rows. Nothing is mapped: pages of a mapped file count as memory of the
-    process until the system takes them back.
+    process until the system takes them back, and a file that is cut meanwhile would end it.
     """
 
     def __init__(self, path, rows=None):
         self.path, self._rows = Path(path), rows
-        self._file = open(path, "rb")  # noqa: SIM115 - open as long as the array lives
+        self._file = open_file(path)  # as long as the array lives
         if np.lib.format.read_magic(self._file) != (1, 0):
             raise ValueError(f"{path} is not of version 1.0")
         shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(self._file)
         self._offset, self._shape = self._file.tell(), shape
         size = os.fstat(self._file.fileno()).st_size
-        if fortran or size != self._offset + math.prod(shape) * self.dtype.itemsize:
+        whole = size == self._offset + math.prod(shape) * self.dtype.itemsize
+        if fortran or not whole or self.dtype.kind not in "ui" or not shape:
             raise ValueError(f"{path} is damaged")
 
     @classmethod
@@ -117,7 +118,9 @@ class StoredImages:
         while view:
             done = os.preadv(self._file.fileno(), [view], offset)
             if not done:
-                raise OSError(f"{self.path} was cut short")
+                raise DataError(
+                    f"{self.path} was cut short meanwhile: start again, and it is made anew"
+                )
             view, offset = view[done:], offset + done
 
     def __array__(self, dtype=None, copy=None):

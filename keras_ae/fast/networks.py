@@ -61,7 +61,11 @@ class Program:
             if isinstance(layer, keras.layers.InputLayer):
                 continue
             nodes = layer._inbound_nodes
-            if type(layer) not in FUNCTIONS or len(nodes) != 1 or nodes[0].arguments.kwargs:
+            if (
+                type(layer) not in FUNCTIONS
+                or len(nodes) != 1
+                or any(x is not None for x in nodes[0].arguments.kwargs.values())
+            ):
                 raise Unknown
             sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
@@ -79,6 +83,7 @@ class Program:
                 or layer.compute_dtype != "float32"
                 or layer.activity_regularizer is not None
                 or getattr(layer, "lora_enabled", False)
+                or getattr(layer, "quantization_mode", None)
                 or (function := FUNCTIONS[type(layer)](layer, training)) is None
             ):
                 return None
@@ -236,7 +241,9 @@ FUNCTIONS = {
     keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
     keras.layers.Concatenate: lambda layer, training: lambda *x: torch.cat(x, layer.axis),
     keras.layers.Add: lambda layer, training: lambda *x: sum(x[1:], x[0]),
-    keras.layers.Reshape: lambda layer, training: lambda x: x.reshape(len(x), *layer.target_shape),
-    keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(len(x), -1),
+    keras.layers.Reshape: lambda layer, training: (
+        lambda x: x.reshape(x.shape[0], *layer.target_shape)
+    ),
+    keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(x.shape[0], -1),
     keras.layers.Cropping2D: _cropping,
 }

@@ -52,4 +52,6 @@ def _called_by_torch(forward):
             return keras.layers.Layer.forward(self, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
+    # Torch's exporter fills in defaults by this signature, of arguments that `call` does not take so.
+    del wrapped.__wrapped__
     return wrapped

@@ -161,3 +161,120 @@ def test_nothing_of_it_is_in_the_data_directory(cached, tmp_path):
     assert not {n for n in names if n.endswith(".npy")} and os.listdir(tmp_path / "data") == [
         "plain"
     ]
+
+
+# Who may write to it
+
+
+def test_its_folders_are_its_owner_s(cached):
+    assert [oct(f.stat().st_mode & 0o777) for f in (cached, cached.parent)] == ["0o700"] * 2
+
+
+def test_a_folder_that_others_may_write_to_is_not_believed(cached, reads):
+    """Images of the same kind, with a checksum that fits."""
+    (path,) = cached.glob("*.images.npy")
+    entry = json.loads(next(cached.glob("*.json")).read_text())
+    np.save(path, X[::-1])
+    entry["images_crc32"] = cache._crc32(np.ascontiguousarray(X[::-1]))
+    next(cached.glob("*.json")).write_text(json.dumps(entry))
+    for mode in (0o777, 0o770, 0o702):
+        cached.chmod(mode)
+        lines = []
+        assert same(data.load("plain", "train", progress=lines.append))
+        assert len(lines) == 2 and "others may write to" in lines[1] and "set KAE_CACHE" in lines[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_a_folder_of_somebody_else_is_not_believed(cached, reads, tmp_path):
+    os.chown(cached, 12345, 12345)
+    lines = []
+    assert same(data.load("plain", "train", progress=lines.append)) and len(reads) == 1
+    assert "belongs to somebody else" in lines[1]
+    os.chown(cached, 0, 0)
+    cached.rename(tmp_path / "away")
+    cached.symlink_to(tmp_path / "away")
+    assert same(data.load("plain", "train")) and len(reads) == 1  # a link of one's own
+    os.lchown(cached, 12345, 12345)
+    assert same(data.load("plain", "train")) and len(reads) == 2
+
+
+def test_an_entry_of_another_dataset_is_not_believed(cached, reads, make_dataset):
+    make_dataset({"train": (X[::-1], Y), "test": (X[:5], None)}, name="other")
+    data.load("other", "train")
+    reads.clear()
+    for theirs in cached.glob("other-*"):
+        (mine,) = cached.glob(f"plain-*-train-*.{theirs.name.partition('.')[2]}")
+        theirs.replace(mine)
+    assert same(data.load("plain", "train")) and len(reads) == 1
+
+
+def test_a_file_of_the_dataset_with_its_time_put_back(cached, reads, tmp_path):
+    (path,) = (tmp_path / "data" / "plain" / "3.0.1").glob("*train*")
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(data.DataError, match="is damaged"):
+        data.load("plain", "train")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"class_names": 5}, {"class_names": ["a"]}, {"class_names": [1, 2, 3]}, {"class_names": []},
+        {"class_names": {"a": 1}}, {"class_names": "abc"}, {"images_crc32": "a"}, {"images_crc32": None},
+        {"labels_crc32": [1]}, {"made_from": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_of_wrong_kinds(cached, reads, values):
+    (path,) = cached.glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    assert same(data.load("plain", "train")) and len(reads) == 1
+
+
+@pytest.mark.parametrize("suffix", ["json", "images.npy", "labels.npy"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "other shape", "floats"])
+def test_files_of_wrong_kinds(cached, reads, suffix, kind):
+    (path,) = cached.glob(f"*.{suffix}")
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "deep":
+        path.write_text("[" * 100_000)
+    else:
+        with open(path, "wb") as file:
+            np.save(file, X[:3] if kind == "other shape" else X / np.float32(255))
+    assert same(data.load("plain", "train")) and len(reads) == 1
+
+
+def test_a_file_that_is_cut_while_it_is_read(cached, monkeypatch):
+    """Nothing is mapped: a process that reads beyond the end of a mapped file is killed."""
+    loaded = data.load("plain", "train")
+    monkeypatch.setenv("KAE_MEMORY", "1e-9")
+    large = data.load("plain", "train")
+    (path,) = cached.glob("*.images.npy")
+    os.truncate(path, 200)
+    assert same(loaded)
+    with pytest.raises(data.DataError, match="was cut short meanwhile"):
+        large.images[20:]
+
+
+def test_what_a_kill_left_is_swept(make_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    make_dataset({"train": (X, Y)}, name="plain")
+    folder = cache.own_folder("arrays")
+    with (
+        cache._unfinished(folder) as (_, live),
+        open(folder / ".unfinished-dead.npy", "wb") as dead,
+    ):
+        new = folder / ".unfinished-new.npy"
+        new.touch()
+        for path in (live, dead.name):
+            os.utime(path, (0, 0))
+        data.load("plain", "train")
+        left = {p.name for p in folder.glob(".unfinished-*")}
+        assert left == {os.path.basename(live), new.name}

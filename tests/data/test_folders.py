@@ -1,14 +1,19 @@
 """Folders of images become datasets: what comes out, and what every odd file does."""
 
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_ae import data
-from keras_ae.data import folders
+from keras_ae.data import disk, folders, preparing
 
 
 @pytest.fixture
@@ -192,8 +197,109 @@ def test_a_failed_replacement_leaves_the_old_one(digits):
         data.import_folder("mine", folder, force=True)
     assert contents("train") == before and len(data.available()) == 1
     data.import_folder("mine", folder, force=True, skip_unreadable=True)
-    assert [p.name for p in data.available()[0].path.parent.iterdir()] == ["1.0.0"]
+    assert [p.name for p in data.available()[0].path.parent.iterdir()] == ["1.0.1"]
     assert sum(data.available()[0].splits.values()) == 59
+
+
+KILLED = """
+import os, sys, time
+from keras_ae import data
+from keras_ae.data import disk, folders, preparing
+from pathlib import Path
+encode, moments = folders._encode, iter(range(10**6))
+def killed(image):
+    if next(moments) == 5:
+        os.write(1, b"amid\\n")  # TFDS is kept from printing
+        time.sleep(60)
+    return encode(image)
+folders._encode = killed
+data.import_folder("mine", sys.argv[1], force=True, progress=lambda line: None)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_replacement_leaves_the_old_one(digits, how):
+    """Readers find it at every moment, and the next import removes what is left."""
+    _, folder = digits
+    root = data.import_folder("mine", folder).path.parent
+    before = contents("train")
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "amid\n"
+    assert contents("train") == before and list(root.glob("incomplete.*"))
+    os.kill(process.pid, how)
+    process.communicate(timeout=60)
+    assert contents("train") == before and list(root.glob("incomplete.*"))
+    data.import_folder("mine", folder, seed=3, force=True)
+    assert [p.name for p in root.iterdir()] == ["1.0.1"] and contents("train") != before
+
+
+def test_a_reader_never_finds_none(digits):
+    _, folder = digits
+    data.import_folder("mine", folder)
+    stop, seen, failed = threading.Event(), set(), []
+
+    def read():
+        while not stop.is_set():
+            try:
+                seen.add(disk.find("mine", data.resolve_data_dir()).version)
+            except Exception as error:
+                failed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(3):
+        data.import_folder("mine", folder, force=True)
+    stop.set()
+    reader.join()
+    assert not failed and seen >= {"1.0.0", "1.0.3"}
+
+
+def test_what_another_import_is_writing_is_left_alone(tmp_path):
+    part = tmp_path / "incomplete.ABC_1.0.0"
+    part.mkdir()
+    with preparing.building(tmp_path, True):
+        assert not part.exists()
+        part.mkdir()
+        with preparing.building(tmp_path, True):
+            assert part.exists()
+    with preparing.building(tmp_path, False):
+        assert part.exists()  # it may be that of another program
+        os.utime(part, (0, 0))
+    with preparing.building(tmp_path, False):
+        assert not part.exists()
+
+
+def test_a_full_disk(digits, small_disk):
+    place = small_disk("200k")
+    for seed in range(3):
+        with pytest.raises(data.DataError, match="No space left on device") as error:
+            rng = np.random.default_rng(seed)
+            put(digits[1] / "one" / "0.png", rng.integers(0, 256, (600, 600), np.uint8))
+            data.import_folder("mine", digits[1], place, resize=(600, 600))
+        assert "\n" not in str(error.value) and not list(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", [" ", " a", "a ", "a\nb", "a\rb", "\x1b[31mred", "a\u2028b", b"\xff"]
+)
+def test_names_that_cannot_be_classes(folder, name):
+    inner = os.fsencode(folder) + b"/" + os.fsencode(name)
+    os.mkdir(inner)
+    put(folder / "b" / "0.png", np.zeros((4, 4), np.uint8))
+    shutil.copy(folder / "b" / "0.png", inner + b"/0.png")
+    refused("cannot be a class: its name", folder)
+    assert data.available() == []
+
+
+def test_names_that_can_be_classes(folder):
+    """TFDS keeps them in a file of lines."""
+    names = sorted(["$\\frac{$", "👨‍👩‍👧", "_a", "a b", "<b>", "%s", "x" * 200])
+    for name in names:
+        for i in range(2):
+            put(folder / name / f"{i}.png", np.full((4, 4), i, np.uint8))
+    data.import_folder("mine", folder)
+    assert list(data.load("mine", "train").class_names) == names
 
 
 # Sizes

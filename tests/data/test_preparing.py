@@ -415,7 +415,7 @@ def test_a_full_disk(idx, tmp_path, monkeypatch):
 def test_an_empty_folder_in_place_of_the_dataset(idx, tmp_path):
     """TFDS would say "Reusing dataset"."""
     (tmp_path / "data" / "mnist" / "3.0.1").mkdir(parents=True)
-    with pytest.raises(data.DataError, match="is damaged .*delete that folder and run"):
+    with pytest.raises(data.DataError, match="is damaged .*move that folder away and run"):
         data.load("mnist", "train")
 
 

@@ -37,7 +37,7 @@ def test_beyond_the_end(images):
     with pytest.raises(IndexError):
         images[[2500]]
     images.path.write_bytes(images.path.read_bytes()[:-10])
-    with pytest.raises(OSError, match="was cut short"):
+    with pytest.raises(data.DataError, match="was cut short"):
         images[2499]
     with pytest.raises(ValueError, match="is damaged"):
         stored.StoredImages(images.path)

@@ -1,0 +1,583 @@
+"""What others made, or what lies about: files, names, streams and settings that nothing may trip over."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kae.main import cli
+
+from keras_ae import CVAE, VAE, ClassMixture, checkpoints, data, export, pictures, priors
+from keras_ae import classifier as classifiers
+from keras_ae.data.images import opened
+from keras_ae.errors import UserError, printable
+from keras_ae.settings import EXPORT_SUFFIXES
+
+BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parents[1]
+HOSTILE = [
+    "\x1b[31mred\x1b]0;title\x07",
+    "$\\frac{$",
+    " ",
+    "_hidden",
+    "x" * 300,
+    "a\nb\u202e",
+    "\udcff",
+]
+
+# Every address that a process or its children ask for, a line each, in the file RECORD.
+RECORDER = """
+import os, sys
+def hook(event, args):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        asked = args[1] if event in ("socket.connect", "socket.sendto") else args[0]
+        if not isinstance(asked, (str, bytes)) or event.startswith("socket.get"):
+            with open(os.environ["RECORD"], "a") as file:
+                print(event, asked, sys.argv, file=file)
+sys.addaudithook(hook)
+"""
+
+
+def run(*arguments, cwd=None, **options):
+    """`kae` in a process of its own: no traceback, one line for an error, nothing that steers a terminal."""
+    environment = {**os.environ, "KERAS_BACKEND": BACKEND, **options.pop("env", {})}
+    command = [sys.executable, "-m", "kae", *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, timeout=300, **options
+    )
+    done.out, done.err = (part.decode(errors="replace") for part in (done.stdout, done.stderr))
+    assert "Traceback" not in done.err, done.err
+    assert "\x1b" not in done.out + done.err
+    if done.returncode:
+        assert len(re.findall("^Error: ", done.err, re.M)) == 1, done.err
+        assert done.err.splitlines()[-1].startswith("Error: "), done.err
+    return done
+
+
+@pytest.fixture
+def kae(tmp_path, monkeypatch):
+    """`kae` in this process and in a folder of its own, where a second a command would be much."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        done = CliRunner().invoke(cli, arguments, prog_name="kae")
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+        assert not {c for c in done.output if not c.isprintable()} - set("\n\t\u200d")
+        if done.exit_code:
+            assert len(re.findall("^Error: ", done.stderr, re.M)) == 1, done.stderr
+            assert done.stderr.splitlines()[-1].startswith("Error: "), done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves a small untrained model as a run."""
+
+    def save(folder="run", model=None, **settings):
+        model = model or VAE((28, 28, 1), 2, "mlp", (4,))
+        (tmp_path / folder).mkdir()
+        checkpoints.save_model(model, tmp_path / folder / "model.keras")
+        checkpoints.write_run(tmp_path / folder, {"settings": {"model": "vae", **settings}})
+        return tmp_path / folder
+
+    return save
+
+
+# Names
+
+
+def test_printable():
+    assert printable("kä 👨‍👩‍👧 ü") == "kä 👨‍👩‍👧 ü"
+    assert printable("\x1b[31m\x9b\n\t\u202e\udcff\x00") == r"\x1b[31m\x9b\n\t\u202e\udcff\x00"
+    assert printable("a\nb\x07", keep="\n") == "a\nb\\x07"
+    assert str(UserError("a\x1b\nb")) == r"a\x1b\nb"
+
+
+def test_names_of_anybody_on_the_screen(saved, kae):
+    names = ["\x1b[31mred\x1b]0;title\x07", "a\nb\u202e"]
+    model = CVAE((28, 28, 1), 2, "mlp", (4,), num_classes=2, class_names=names)
+    folder = saved(model=model, dataset="\x1b[2Jx")
+    run_json = json.loads((folder / "run.json").read_text())
+    run_json["data"] = {"name": "\x1b[2J", "\x1b[1m": 3}
+    (folder / "run.json").write_text(json.dumps(run_json))
+    shutil.copytree(folder, "other")
+    text = (folder / "run.json").read_text().replace("[2Jx", "[3Jx")
+    Path("other", "run.json").write_text(text)
+    assert r"\x1b[2J" in kae("info", "run").stdout and r"\x1b[31mred" in kae("info", "run").stdout
+    assert r"\x1b[3J" in kae("compare", "run", "other").stdout
+    assert r"\x1b[31mred" in kae("sample", "run", "nobody").stderr
+    assert r"\x1b[2J" in kae("reconstruct", "run").stderr
+    assert kae("sample", "run").exit_code == 0
+
+
+def test_names_of_anybody_in_pictures(tmp_path):
+    """As text: no formula, no line break, no picture as wide as a book."""
+    images = np.zeros((len(HOSTILE), 28, 28, 1), np.uint8)
+    sheet = pictures.class_rows(images, np.arange(len(HOSTILE)), HOSTILE)
+    assert sheet.width < 900
+    pictures.pairs(images, images, names=HOSTILE)
+    pictures.with_title(sheet, "y" * 3_500_000)
+    pytest.importorskip("matplotlib")
+    points = np.random.default_rng(0).normal(size=(70, 2))
+    figure = pictures.scatter(points, np.arange(70) % len(HOSTILE), HOSTILE)
+    pictures.save_plot(figure, tmp_path / "a.svg", "svg")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == [pictures.short(name) for name in HOSTILE]
+    rows = [{"epoch": 1, "loss": 1.0, "val_loss": 2.0}]
+    figure = pictures.curves({"$\\frac{$": rows, "_run": rows})
+    pictures.save_plot(figure, tmp_path / "b.svg", "svg")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["$\\frac{$", "_run"]
+
+
+def test_a_path_that_is_no_text(saved, tmp_path):
+    folder = os.fsencode(saved())
+    os.rename(folder, folder + b"-\xff")
+    done = run("info", folder + b"-\xff")
+    assert done.returncode == 0 and r"run-\udcff" in done.out
+    done = run("sample", folder + b"-\xff", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "samples").is_dir()
+    assert run("info", folder + b"-\xfe").returncode == 1
+
+
+# Datasets that a run names
+
+
+@pytest.mark.parametrize("name", ["./evil/ds", "evil/ds", "kmnist", "no_such_set", "../evil/ds"])
+def test_a_dataset_that_a_run_names_is_not_followed_unasked(saved, tmp_path, name, mnist_env, kae):
+    saved(dataset=name)
+    (tmp_path / "evil" / "ds").mkdir(parents=True)
+    (tmp_path / "evil" / "ds" / "dataset_info.json").write_text("{}")
+    for command in ("reconstruct", "encode", "evaluate"):
+        done = kae(command, "run")
+        assert done.exit_code == 2 and f"--dataset {name}" in done.stderr
+        assert "damaged" not in done.stderr and "download" not in done.stderr
+    done = kae("reconstruct", "run", "--dataset", "./evil/ds")
+    assert done.exit_code == 1 and "damaged" in done.stderr
+    assert kae("reconstruct", "run", "--dataset", "mnist").exit_code == 0
+
+
+# Pixels that are no numbers
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_no_picture(value):
+    images = np.zeros((2, 4, 4, 1), "float32")
+    images[1, 0, 0, 0] = value
+    for make in (pictures.to_uint8, pictures.grid, lambda x: pictures.pairs(x, x)):
+        with pytest.raises(UserError, match="no number"):
+            make(images)
+
+
+def test_a_prior_of_no_numbers_is_told(saved, tmp_path, kae):
+    model = VAE((28, 28, 1), 2, "mlp", (4,))
+    prior = ClassMixture(2)
+    prior.cholesky[:] = np.inf
+    model.set_prior(prior)
+    saved(model=model)
+    for out in ("a.png", "a.npy"):
+        assert kae("sample", "run", "--out", out).exit_code == 1
+        assert not (tmp_path / out).exists()
+
+
+# Priors of many latents
+
+
+@pytest.mark.parametrize("latents", [1, 3, 16, 64])
+def test_codes_drawn_in_parts_are_those_drawn_at_once(latents, monkeypatch):
+    random = np.random.default_rng(0)
+    prior = ClassMixture(latents, 3, 4)
+    prior.means = random.normal(size=prior.means.shape).astype("float32")
+    prior.cholesky = np.tril(random.normal(size=prior.cholesky.shape)).astype("float32")
+    labels = random.integers(0, 3, 50)
+    whole = prior.draw(50, labels, 7)
+    for rows in (1, 2, 7, 49):
+        monkeypatch.setattr(priors, "FACTORS", rows * latents**2)
+        assert prior.draw(50, labels, 7).tobytes() == whole.tobytes()
+
+
+# The classifier in the cache
+
+
+@pytest.fixture
+def judged(monkeypatch, tmp_path):
+    """A toy dataset, the file of its classifier in the cache, and how often one was trained."""
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 1), np.uint8)
+    labels = (np.arange(60) % 3).astype("int32")
+    toy = data.ImageData("toy", "1.0.0", "train", images, labels, ("a", "b", "c"))
+    trained = []
+
+    def train(train, progress=None):
+        trained.append(train)
+        return classifiers.build_classifier(train.images.shape[1:], 3, seed=1)
+
+    monkeypatch.setattr(classifiers, "train_classifier", train)
+    classifiers.evaluation_classifier(toy, toy)
+    (path,) = (tmp_path / "cache" / "classifiers").iterdir()
+    return toy, path, trained
+
+
+def test_a_classifier_in_the_cache_runs_nothing(judged, tmp_path):
+    """Of the file the weights alone are read: what its config names is not built."""
+    toy, path, trained = judged
+
+    def rewritten(edit):
+        with zipfile.ZipFile(path) as archive:
+            parts = {m.filename: archive.read(m) for m in archive.infolist()}
+        edit(parts)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, content)
+
+    def config(parts):
+        code = {
+            "module": "os",
+            "class_name": "function",
+            "registered_name": "function",
+            "config": "system",
+        }
+        parts["config.json"] = json.dumps(
+            {"module": "keras", "class_name": "Lambda", "config": code}
+        ).encode()
+
+    rewritten(config)
+    found = classifiers.evaluation_classifier(toy, toy)
+    assert found.origin == "trained earlier" and len(trained) == 1
+    rewritten(lambda parts: parts.update(payload=b"import os"))
+    assert classifiers.evaluation_classifier(toy, toy).origin == "trained now"
+
+
+def test_a_classifier_that_does_not_fit_is_made_anew(judged):
+    toy, path, trained = judged
+    whole = path.read_bytes()
+    others = [
+        classifiers.build_classifier((12, 12, 1), 5),
+        classifiers.build_classifier((40, 12, 1), 3),
+        classifiers.build_classifier((12, 12, 3), 3),
+    ]
+    broken = classifiers.build_classifier((12, 12, 1), 3)
+    broken.set_weights([w * np.nan for w in broken.get_weights()])
+    for i, other in enumerate([*others, broken]):
+        classifiers.save(other, path)
+        assert classifiers.evaluation_classifier(toy, toy).origin == "trained now"
+        assert len(trained) == i + 2
+    path.write_bytes(whole)
+    assert classifiers.evaluation_classifier(toy, toy).origin == "trained earlier"
+
+
+def test_a_cache_of_classifiers_that_others_may_write_to_is_not_believed(judged):
+    toy, path, trained = judged
+    path.parent.chmod(0o777)
+    lines = []
+    found = classifiers.evaluation_classifier(toy, toy, lines.append)
+    assert found.origin == "trained now" and "others may write to" in lines[-1]
+
+
+# Exports
+
+
+def needs(format):
+    for package in export.FORMATS[format].packages:
+        pytest.importorskip(package)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return CVAE((8, 8, 1), 2, "mlp", (4,))
+
+
+@pytest.mark.parametrize("format", EXPORT_SUFFIXES)
+def test_exports_carry_no_paths_of_this_machine(small, tmp_path, format):
+    needs(format)
+    path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
+    export.export(small, path, format, report=lambda line: None)
+    known = [
+        sys.prefix,
+        str(ROOT),
+        str(tmp_path),
+        str(Path.home()),
+        str(Path(keras.__file__).parents[2]),
+    ]
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                content += b"".join(map(archive.read, archive.namelist()))
+        found = [place for place in known if len(place) > 5 and place.encode() in content]
+        assert not found and b".py\\" not in content and b'.py"' not in content, (file.name, found)
+
+
+def test_a_saved_model_is_there_at_every_moment(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+
+    def made(content):
+        new = tmp_path / f"t{content}" / "new" / "model"
+        new.mkdir(parents=True)
+        (new / "saved_model.pb").write_text(content)
+        return new
+
+    made("old").rename(target)
+    moments = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (moments.append(target.exists()), replace(a, b))
+    )
+    if export.exchange(made("x"), tmp_path / "tx"):
+        export.move(made("new"), target)
+        assert not moments and (target / "saved_model.pb").read_text() == "new"
+    monkeypatch.setattr(export, "exchange", lambda a, b: False)
+    export.move(made("newer"), target)
+    assert (target / "saved_model.pb").read_text() == "newer"
+
+
+def test_what_a_killed_export_left_is_put_back_and_swept(tmp_path):
+    path = tmp_path / "model"
+    dead = tmp_path / ".model.abcdefgh" / "new" / export.OLD
+    dead.mkdir(parents=True)
+    (dead / "saved_model.pb").write_text("old")
+    mine = tmp_path / ".model.backup_1" / "new"
+    mine.parent.mkdir()
+    other = tmp_path / ".other.abcdefgh" / "new"
+    other.mkdir(parents=True)
+    with export.temporary_folder(path) as live:
+        (live / "new").mkdir()
+        export.sweep(path)
+        assert live.exists()
+    export.sweep(path)
+    assert (path / "saved_model.pb").read_text() == "old" and not dead.parents[1].exists()
+    assert other.exists() and mine.parent.exists()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch writes it")
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_a_full_disk_at_export(saved, tmp_path, format):
+    """torch's own writer ends the process."""
+    needs(format)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        out = folder / f"a{EXPORT_SUFFIXES[format]}"
+        done = run("export", str(saved()), "--format", format, "--out", str(out))
+        assert done.returncode == 1 and "No space left" in done.err and not list(folder.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# Connections
+
+
+@pytest.mark.parametrize(
+    ("backend", "arguments"),
+    [
+        ("torch", "fit vae --backbone mlp --hidden 4 --latent-dim 2 --limit 60 --epochs 1 --out fitted"),
+        ("torch", "sample run"),
+        ("torch", "reconstruct run"),
+        ("torch", "encode run --limit 5"),
+        ("torch", "info"),
+        ("torch", "data list"),
+        ("torch", "export run --format openvino"),
+        ("torch", "export run --format onnx"),
+        ("torch", "export run --format litert"),
+        ("openvino", "sample run"),
+        ("openvino", "info run"),
+        ("jax", "sample run"),
+        ("tensorflow", "sample run"),
+    ],
+)  # fmt: skip
+def test_no_command_opens_a_connection(backend, arguments, saved, tmp_path, mnist_env):
+    packages = {"openvino": ["openvino"], "jax": ["jax"], "tensorflow": ["tensorflow"]}.get(
+        backend, ["torch"]
+    )
+    if "--format" in arguments:
+        form = export.FORMATS[arguments.split()[-1]]
+        packages = [*packages, *form.packages]
+    for package in packages:
+        pytest.importorskip(package)
+    saved(dataset="mnist")
+    home, site, record = tmp_path / "home", tmp_path / "site", tmp_path / "record"
+    home.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(RECORDER)
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {
+        "HOME": str(home), "RECORD": str(record), "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(paths),
+    }  # fmt: skip
+    done = run(*arguments.split(), cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.err
+    assert not record.exists(), record.read_text()
+    assert not (home / "intel").exists()
+
+
+def test_the_recorder_records(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(RECORDER)
+    script = (
+        "import socket\ntry: socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError: pass"
+    )
+    env = {**os.environ, "RECORD": str(tmp_path / "record"), "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+    assert "socket.connect ('127.0.0.1', 9)" in (tmp_path / "record").read_text()
+
+
+@pytest.mark.parametrize(("consent", "sends"), [(None, False), ("0", False), ("1", True)])
+def test_openvino_sends_where_a_person_turned_it_on(consent, sends, tmp_path):
+    if not [d for d in importlib.metadata.distributions(name="openvino_telemetry")]:
+        pytest.skip("openvino_telemetry is not installed")
+    if consent is not None:
+        (tmp_path / "intel").mkdir()
+        (tmp_path / "intel" / "openvino_telemetry").write_text(consent)
+    script = (
+        "from keras_ae import telemetry; telemetry.off()\n"
+        "try: import openvino_telemetry\nexcept ImportError: print('off')\nelse: print('on')"
+    )
+    env = {**os.environ, "HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout == ("on\n" if sends else "off\n"), done.stderr
+
+
+# Streams, homes, clocks and settings
+
+FIT = [
+    "fit",
+    "vae",
+    "--backbone",
+    "mlp",
+    "--hidden",
+    "4",
+    "--latent-dim",
+    "2",
+    "--limit",
+    "60",
+    "--epochs",
+    "1",
+    "--out",
+    "fitted",
+]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed, tmp_path, mnist_env):
+    env = {**os.environ, "KERAS_BACKEND": BACKEND}
+    command = ["sh", "-c", f'"$0" -m kae "$@" {closed}', sys.executable, *FIT]
+    assert subprocess.run(command, cwd=tmp_path, env=env, timeout=300).returncode == 0
+    assert json.loads((tmp_path / "fitted" / "run.json").read_text())["finished"]
+    assert len(checkpoints.read_history(tmp_path / "fitted")) == 1
+    if closed.startswith("<"):
+        command[4:] = ["sample", "fitted"]
+        assert subprocess.run(command, cwd=tmp_path, env=env, timeout=300).returncode == 0
+        with opened(tmp_path / "samples" / "fitted.png") as image:
+            image.load()
+
+
+def test_warnings_as_errors(tmp_path, mnist_env):
+    done = run(*FIT, cwd=tmp_path, env={"PYTHONWARNINGS": "error"})
+    assert done.returncode == 0, done.err
+    (tmp_path / "data").mkdir()
+    done = run(
+        "data",
+        "prepare",
+        "mnist",
+        "--data-dir",
+        "data",
+        cwd=tmp_path,
+        env={"PYTHONWARNINGS": "error"},
+    )
+    assert done.returncode == 0, done.err
+
+
+def test_a_user_without_a_home(tmp_path):
+    """As in a container that is run with a number for a user: no passwd entry, no HOME."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid"
+    )
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    gone = ("HOME", "KAE_DATA_DIR", "TFDS_DATA_DIR", "KAE_CACHE", "XDG_CACHE_HOME")
+    env = {k: v for k, v in os.environ.items() if k not in gone}
+    env |= {"KERAS_BACKEND": BACKEND, "PYTHONPATH": os.pathsep.join(paths)}
+    for arguments, code in ((["data", "list"], 1), (FIT, 1), (["info"], 0)):
+        command = [sys.executable, "-m", "kae", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        if code:
+            assert "no home directory; set KAE_DATA_DIR" in done.stderr.splitlines()[-1]
+
+
+SLIM = """
+import sys
+class Slim:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "tensorflow_datasets", "array_record", "sklearn", "requests"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Slim())
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", ["data verify mnist", "data prepare mnist --data-dir new", "evaluate run"]
+)
+def test_a_slim_installation_says_what_is_missing(arguments, saved, tmp_path, mnist_env):
+    pytest.importorskip("jax")
+    saved(dataset="mnist")
+    (tmp_path / "sitecustomize.py").write_text(SLIM)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "KERAS_BACKEND": "numpy",
+        "KAE_CACHE": str(tmp_path / "cache"),
+    }
+    done = run(*arguments.split(), cwd=tmp_path, env=env)
+    assert done.returncode == 1 and "install" in done.err
+
+
+@pytest.mark.parametrize("year", [1971, 2150])
+def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
+    """A zip knows the years 1980 to 2107: said before the work, not after it."""
+    saved()
+    now = time.struct_time((year, 1, 1, 0, 0, 0, 0, 1, 0))
+    monkeypatch.setattr(time, "localtime", lambda seconds=None: now)
+    for arguments in (FIT, ["export", "run", "--format", "torch"]):
+        done = kae(*arguments)
+        assert done.exit_code == 1 and f"clock of this machine says {year}" in done.stderr
+    assert kae("info", "run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "epochs = " + "[" * 100_000), ("a.json", "[" * 100_000), ("a.json", '{"a":' * 100_000),
+        ("a.json", '{"epochs": 1e400}'), ("a.toml", "epochs = inf"), ("a.toml", "latent_dim = nan"),
+        ("a.json", '{"epochs": NaN}'), ("a.json", '{"dataset": "\\ud800"}'), ("a.json", "[]"), ("a.json", "5"),
+        ("a.toml", 'x\x1b[31m = 1'), ("a.json", '{"\\u001b[31m": 1}'),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_settings_that_are_something_else(name, text, kae):
+    Path(name).write_text(text)
+    assert kae("fit", "vae", "--config", name).exit_code in (1, 2)
+
+
+def test_a_data_directory_of_many(tmp_path, kae):
+    """One that cannot be read does not hide the others."""
+    for name, version in (("good", "1.0.0"), ("bad", "\x1b[31m"), ("worse", 5)):
+        (tmp_path / name / "1.0.0").mkdir(parents=True)
+        info = {"name": name, "version": version, "splits": []}
+        (tmp_path / name / "1.0.0" / "dataset_info.json").write_text(json.dumps(info))
+    done = kae("data", "list", "--data-dir", str(tmp_path))
+    assert done.exit_code == 0 and re.fullmatch("good 1.0.0 .*\n", done.stdout)
