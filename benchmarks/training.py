@@ -382,7 +382,7 @@ def profile(epoch):
     """Shares of one epoch on torch: what -> seconds. The parts are timed where they are called."""
     import torch
 
-    from keras_ae.fast.means import RunningMeans
+    from keras_ae.fast.executions_torch import RunningMeans
     from keras_ae.feed import Feed
 
     spent, within = {}, [0.0]  # of each call that is under way, the seconds of the parts within it

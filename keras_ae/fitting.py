@@ -27,7 +27,7 @@ from keras_ae.callbacks import (
     WriteRun,
     check_there,
 )
-from keras_ae.data.arrays import first, splits_of_arrays
+from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
 from keras_ae.fast.adam import Adam
 from keras_ae.fast.gathering import batches
@@ -145,7 +145,7 @@ class Run:
             check_range(self.train.images, "Training images")
             check_range(self.test.images, "Test images")
             if self.settings.limit is not None:
-                self.train = first(self.train, self.settings.limit)
+                self.train = self.train.first(self.settings.limit)
         else:
             self.train, self.test = load_splits(self.settings, data_dir, self.report)
         self.facts = data_facts(self.train, self.test)
@@ -191,7 +191,7 @@ class Run:
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
         steps = steps_per_execution(settings.batch_size, self.user_callbacks)
         self.model.compile(optimizer, steps_per_execution=steps)
-        shown = first(self.test, PICTURED)
+        shown = self.test.first(PICTURED)
         drawn = binarized(shown.images, settings.seed) if settings.binarize else shown.images
         self.shown = dataclasses.replace(shown, images=drawn)
 

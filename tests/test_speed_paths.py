@@ -8,7 +8,6 @@ import pytest
 
 import keras_ae
 from keras_ae import distributed, fast
-from keras_ae.fast.means import RunningMeans
 from keras_ae.feed import Feed
 
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="levers of torch")
@@ -183,7 +182,10 @@ def test_every_layer_is_that_of_keras(name, training, images_of):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@torch_only
 def test_tracked_means_are_those_of_keras():
+    from keras_ae.fast.executions_torch import RunningMeans
+
     ours, theirs = ([keras.metrics.Mean(name=name) for name in "ab"] for _ in range(2))
     means = RunningMeans(ours)
     for *values, n in ((1.5, 3.0, 128), (-2.0, 0.5, 128), (7.25, -1.0, 3)):

@@ -1,7 +1,5 @@
 """Arrays of the user's own as the images of a dataset."""
 
-import dataclasses
-
 import numpy as np
 
 from keras_ae.data.reading import ImageData
@@ -50,9 +48,3 @@ def _arrays(images, what):
             f"got {labels.dtype} {labels.shape}."
         )
     return images, labels.astype("int32")
-
-
-def first(data, n):
-    """An `ImageData` of the first n images."""
-    labels = None if data.labels is None else data.labels[:n]
-    return dataclasses.replace(data, images=data.images[:n], labels=labels)

@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class ImageData:
     def num_classes(self) -> int:
         """0 for a dataset without classes."""
         return len(self.class_names or ())
+
+    def first(self, n) -> "ImageData":
+        """The first n images with their labels."""
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, images=self.images[:n], labels=labels)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ is in docs/speed.md.
 lever         module          what it does
 executions    executions_*    several steps between two calls of the callbacks, on every backend
 networks      networks        a Functional network as a list of torch's own functions
-means         means           the running means of an epoch in one kernel, on torch
+means         executions_*    the running means of an epoch in one kernel, on torch
 Adam          adam            the fused kernels of torch and tensorflow
 gathering     gathering       batches gathered within tensorflow's graph
 prediction    prediction      what a forward pass on jax does not change is not written back
