@@ -28,11 +28,16 @@ def one_hot(labels, num_classes):
     Raises:
         ValueError: for another shape.
     """
-    if len(labels.shape) == 2 and labels.shape[1] == num_classes > 1:
+    rank = rank_of(labels)
+    if rank is None and "int" in keras.backend.standardize_dtype(labels.dtype):
+        labels, rank = ops.reshape(labels, (-1,)), 1
+    if rank is None:
+        raise ValueError("Labels came as (N,) and as one-hot: compile the model anew in between.")
+    if rank == 2 and labels.shape[1] == num_classes > 1:
         return ops.cast(labels, "float32")
-    if len(labels.shape) == 2 and labels.shape[1] == 1:
-        labels = labels[..., 0]
-    if len(labels.shape) != 1:
+    if rank == 2 and labels.shape[1] == 1:
+        labels, rank = labels[..., 0], 1
+    if rank != 1:
         raise ValueError(
             f"Labels must be (N,) class indices, or (N, {num_classes}) one-hot; got {labels.shape}."
         )
@@ -40,6 +45,14 @@ def one_hot(labels, num_classes):
     classes = ops.arange(num_classes, dtype="int32")
     ones = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
     return ops.where(ops.any(ones > 0, axis=-1, keepdims=True), ones, math.nan)
+
+
+def rank_of(x):
+    """The number of axes; None on tensorflow, whose traces forget it, for what came with one and with two."""
+    try:
+        return len(x.shape)
+    except ValueError:
+        return None
 
 
 def check_shape(images, image_shape, what="Images"):

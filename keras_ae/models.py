@@ -21,7 +21,7 @@ from keras_ae.errors import RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
-from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, unit_range
+from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, find_reconstruction, gaussian_kl
 from keras_ae.objective import Objective
 from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
@@ -572,7 +572,7 @@ class CVAE(VAE):
     def unpack(self, data):
         """A batch of `fit` as (x, y, sample_weight): of (images, labels), x is both."""
         x, y, sample_weight = super().unpack(data)
-        if is_array(x) and y is not None and len(y.shape) < 3:
+        if is_array(x) and y is not None and (rank_of(y) or 1) < 3:
             x, y = (x, y), None
         return x, y, sample_weight
 

@@ -6,7 +6,7 @@ loss = sum over the terms of [ weight * mean over the batch of the term ] + sum 
 import keras
 from keras import ops
 
-from keras_ae.inputs import check_range, check_shape, is_array, peek, unit_range
+from keras_ae.inputs import check_range, check_shape, is_array, peek, rank_of, unit_range
 from keras_ae.train_step import StepMixin
 
 
@@ -292,6 +292,8 @@ class Objective(StepMixin, keras.Model):
                 if target is not None and own_target:
                     self._check_target(target)
             return x, y, sample_weight
+        if sample_weight is not None:
+            _check_rows(sample_weight)
         if y is None and sample_weight is not None:  # which Keras would drop without a y
             x, y = self._with_y(x)
         first, target, _ = self.unpack((x, y))
@@ -343,9 +345,12 @@ class Objective(StepMixin, keras.Model):
 
 def _rows_of(sample_weight):
     """Weights (N,) or (N, 1) -> (N,) float32."""
+    if rank_of(sample_weight) is not None:
+        _check_rows(sample_weight)
+    return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
+
+
+def _check_rows(sample_weight):
     shape = tuple(sample_weight.shape)
-    if len(shape) == 2 and shape[1] == 1:
-        sample_weight, shape = sample_weight[:, 0], shape[:1]
-    if len(shape) != 1:
+    if len(shape) != 1 and shape[1:] != (1,):
         raise ValueError(f"sample_weight must be (N,), a number an image; got {shape}.")
-    return ops.cast(sample_weight, "float32")

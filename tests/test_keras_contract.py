@@ -27,8 +27,9 @@ from keras_ae.priors import Prior, StandardNormal
 
 SHAPE, LATENTS, CLASSES = (28, 28, 1), 3, 10
 WIDTHS = {"conv": (4, 8, 16), "mlp": (16, 8)}
-N, BATCH = 20, 8  # images of a test, in batches of 8, 8 and 4
 TORCH = keras.backend.backend() == "torch"
+N, BATCH = 20 if TORCH else 16, 8  # images: batches of 8, 8 and 4; jax would compile for 4 as well
+STEPS = -(-N // BATCH)
 torch_only = pytest.mark.skipif(not TORCH, reason="torch calls forward hooks")
 
 
@@ -81,7 +82,7 @@ class Batches(keras.utils.PyDataset):
         self.parts = parts
 
     def __len__(self):
-        return -(-N // BATCH)
+        return STEPS
 
     def __getitem__(self, i):
         return rows_of(self.parts, slice(i * BATCH, (i + 1) * BATCH))
@@ -182,7 +183,7 @@ class Contract:
             assert type(other) is type(model)
             close([other.predict(x, verbose=0)], [model.predict(x, verbose=0)])
         loaded.fit(x, batch_size=BATCH, verbose=0)
-        assert int(loaded.optimizer.iterations) == 6
+        assert int(loaded.optimizer.iterations) == 2 * STEPS
 
     def test_mixed_precision(self, x, tmp_path):
         model = compiled(self.make(dtype="mixed_bfloat16"))
@@ -259,12 +260,12 @@ class Contract:
         else:
             tensorflow = pytest.importorskip("tensorflow")
             model.export(tmp_path / "model", verbose=False)
-            served = tensorflow.saved_model.load(tmp_path / "model").serve
+            artifact = tensorflow.saved_model.load(tmp_path / "model")
             floats = self.images(x).astype("float32") / np.float32(255)
             parts = self.with_images(x, floats)
             if isinstance(parts, tuple):
                 parts = [parts[0], parts[1].astype("float32")]
-            rebuilt = array(served(parts))
+            rebuilt = array(artifact.serve(parts))
         close([rebuilt], [model.predict(x, verbose=0)], atol=1e-5)
 
     # Weights of images
@@ -324,7 +325,7 @@ class Contract:
 
         def generator():
             while True:
-                yield from (Batches(*parts)[i] for i in range(3))
+                yield from (Batches(*parts)[i] for i in range(STEPS))
 
         tensors = [torch.from_numpy(part) for part in parts]
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), BATCH)
@@ -347,7 +348,7 @@ class Contract:
         assert not same(start, expected)
         for name, source in self.sources(x, weights).items():
             self.restart(model, start)
-            model.fit(source, steps_per_epoch=3, shuffle=False, verbose=0)
+            model.fit(source, steps_per_epoch=STEPS, shuffle=False, verbose=0)
             for ours, theirs in zip(model.get_weights(), expected):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
@@ -422,7 +423,7 @@ class Contract:
             del forms["images"]
             forms |= {"pair": x, "pair and weights": (*x, np.ones(N))}
         for name, form in forms.items():
-            steps = {"validation_steps": 3} if name == "generator" else {}
+            steps = {"validation_steps": STEPS} if name == "generator" else {}
             history = model.fit(x, validation_data=form, verbose=0, **steps).history
             assert {f"val_{key}" for key in history if "val_" not in key} <= set(history), name
             loss = self.formula(model, x)["loss"].mean()
@@ -433,7 +434,7 @@ class Contract:
     def test_wrong_validation_data_is_refused_before_the_first_step(self, x):
         model = self.compiled()
         wrong = self.with_images(x, self.images(x).transpose(0, 3, 1, 2))
-        with pytest.raises(ValueError, match=r"must be \(N, 28, 28, 1\); got \(20, 1, 28, 28\)"):
+        with pytest.raises(ValueError, match=r"must be \(N, 28, 28, 1\); got \(\d+, 1, 28, 28\)"):
             model.fit(x, validation_data=(wrong,), verbose=0)
         assert int(model.optimizer.iterations) == 0
 
@@ -579,7 +580,7 @@ class Contract:
     def test_callbacks_see_every_batch(self, x):
         counter = Counter()
         self.compiled().fit(x, batch_size=BATCH, epochs=2, verbose=0, callbacks=[counter])
-        assert counter.begun == counter.ended == [0, 1, 2] * 2
+        assert counter.begun == counter.ended == [*range(STEPS)] * 2
 
     def test_several_steps_an_execution_are_the_same_steps(self, x):
         weights, losses = [], []
@@ -614,10 +615,11 @@ class Pairs:
     def test_labels_of_every_form(self, x):
         model = self.compiled()
         images, labels = x
-        loss = self.formula(model, x)["loss"].mean()
         one_hot = np.eye(CLASSES, dtype="float32")[labels]
         forms = [labels, labels[:, None], labels.astype("uint8"), labels.astype("float32"), one_hot]
         for form in forms:
+            compiled(model)  # tensorflow's traces of one rank do not take the other
+            loss = self.formula(model, x)["loss"].mean()
             for arguments in (((images, form),), (images, form), ([images, form],)):
                 logs = model.evaluate(*arguments, verbose=0, return_dict=True)
                 assert logs["loss"] == pytest.approx(loss, rel=2e-4)
@@ -625,7 +627,7 @@ class Pairs:
             assert np.isfinite(model.fit(images, form, verbose=0).history["loss"][0])
             loss = self.formula(model, x)["loss"].mean()
             for source in self.sources((images, form)).values():
-                logs = model.evaluate(source, steps=3, verbose=0, return_dict=True)
+                logs = model.evaluate(source, steps=STEPS, verbose=0, return_dict=True)
                 assert logs["loss"] == pytest.approx(loss, rel=2e-4)
 
     def test_class_weights_are_sample_weights(self, x):
