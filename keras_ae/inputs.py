@@ -1,5 +1,6 @@
 """What a model is given: images, labels, targets and weights, checked and put on one scale."""
 
+import math
 import types
 
 import keras
@@ -43,7 +44,7 @@ def one_hot(labels, num_classes):
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
     classes = ops.arange(num_classes, dtype="int32")
     ones = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
-    return ones / ops.max(ones, axis=-1, keepdims=True)  # 0 / 0 where there is no such class
+    return ops.where(ops.any(ones > 0, axis=-1, keepdims=True), ones, math.nan)
 
 
 def rank_of(x):

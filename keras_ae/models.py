@@ -401,9 +401,9 @@ class VAE(AE):
         """`kl_weight` for the KL term."""
         return {"kl": ops.convert_to_tensor(self.kl_weight)}
 
-    def compute_loss(self, *args, **kwargs):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         self.track({self.kl_weight_tracker: ops.convert_to_tensor(self.kl_weight)}, 1)
-        return super().compute_loss(*args, **kwargs)
+        return super().compute_loss(x, y, y_pred, sample_weight, training=training)
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `AE.fit`; warns of callbacks that `KLAnnealing` leads astray."""
