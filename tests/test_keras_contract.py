@@ -19,7 +19,18 @@ from click.testing import CliRunner
 from keras import ops
 
 import keras_ae
-from keras_ae import AE, CVAE, VAE, Adam, KLAnnealing, Settings, checkpoints, evaluation, export
+from keras_ae import (
+    AE,
+    CVAE,
+    VAE,
+    Adam,
+    KLAnnealing,
+    Settings,
+    checkpoints,
+    evaluation,
+    export,
+    fast,
+)
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.fast import memory
 from keras_ae.losses import bce
@@ -30,6 +41,7 @@ WIDTHS = {"conv": (4, 8, 16), "mlp": (16, 8)}
 TORCH = keras.backend.backend() == "torch"
 N, BATCH = 20 if TORCH else 16, 8  # images: batches of 8, 8 and 4; jax would compile for 4 as well
 STEPS = -(-N // BATCH)
+several_steps = pytest.mark.skipif(TORCH and not fast.ON, reason="Keras has one on torch")
 torch_only = pytest.mark.skipif(not TORCH, reason="torch calls forward hooks")
 
 
@@ -582,6 +594,7 @@ class Contract:
         self.compiled().fit(x, batch_size=BATCH, epochs=2, verbose=0, callbacks=[counter])
         assert counter.begun == counter.ended == [*range(STEPS)] * 2
 
+    @several_steps
     def test_several_steps_an_execution_are_the_same_steps(self, x):
         weights, losses = [], []
         for steps in (1, 2):
@@ -906,7 +919,7 @@ class TestAddedLosses:
         history = made.fit(x, batch_size=N, epochs=2, verbose=0).history
         assert history["loss"][0] == pytest.approx(logs["loss"], rel=1e-3)
 
-    @pytest.mark.parametrize("steps", [1, 2])
+    @pytest.mark.parametrize("steps", [1, pytest.param(2, marks=several_steps)])
     def test_they_count_in_the_gradient(self, model, steps, digits):
         x, moved = self.data(model, digits), {}
         for kind, arguments in (
