@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(handle)
 
-        patch.setattr(checkpoints, "_sync_folder", lambda folder: None)
+        patch.setattr(files, "_sync_folder", lambda folder: None)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             fit(small("vae"), tmp_path)
