@@ -324,7 +324,7 @@ class TestBadInput:
             (["--kl-warmup", "2"], "kl_warmup"),
             (["--learning-rate", "-1"], "learning_rate"),
             (["--hidden", "a,b"], "512,256"),
-            (["--hidden", "8"], "two numbers or more"),
+            (["--hidden", "8"], "hidden must be 2 widths or more"),
             (["--resume", "--force"], "give one of them"),
             (["--epochs", "x"], "'x' is not a valid integer"),
         ],

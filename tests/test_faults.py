@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from test_fitting import assert_same_run, fit, history, small
 
-from keras_ae import callbacks, checkpoints, fitting
+from keras_ae import callbacks, checkpoints, files, fitting
 from keras_ae.checkpoints import CheckpointError
 from keras_ae.errors import RunError
 
@@ -34,7 +34,7 @@ def whole(mnist_dir, tmp_path_factory):
 
 def assert_readable(folder):
     """Whatever there is of a run is whole, and nothing half written is left."""
-    assert not list(folder.rglob(f"{checkpoints.UNFINISHED}*"))
+    assert not list(folder.rglob(f"{files.UNFINISHED}*"))
     if (folder / "model.keras").exists():
         checkpoints.load_model(folder / "model.keras")
     if (folder / "history.csv").exists():
@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(handle)
 
-        patch.setattr(checkpoints, "_sync_folder", lambda folder: None)
+        patch.setattr(files, "_sync_folder", lambda folder: None)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             fit(small("vae"), tmp_path)
@@ -189,7 +189,7 @@ def test_what_a_kill_left_half_written_is_swept(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 0)
         fit(small("vae"), tmp_path)
-    halves = [tmp_path / f"{checkpoints.UNFINISHED}model-x.keras"]
+    halves = [tmp_path / f"{files.UNFINISHED}model-x.keras"]
     halves += [tmp_path / folder / halves[0].name for folder in ("epochs", "backup")]
     for half in halves:
         half.write_text("half")
