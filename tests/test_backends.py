@@ -146,8 +146,6 @@ def test_save_and_load_with_the_optimizer(trained):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(trained):
-    if trained[0] == "tensorflow" and not trained[1]["resumed_is_the_same"]:
-        pytest.xfail("tensorflow: weights differ by a unit in the last place after a resume")
     backend, facts = trained
     assert facts["resumed_is_the_same"], "the weights differ"
     assert facts["epochs_in_history"] == 2
@@ -174,8 +172,6 @@ def test_a_resumed_run_has_the_average_of_the_unbroken_one(trained):
         (1, 0),
         (1, 16),
     ]
-    if trained[0] == "tensorflow" and not all(run["same_weights"] for run in facts):
-        pytest.xfail("tensorflow: weights differ by a unit in the last place after a resume")
     for run in facts:
         assert run["same_weights"] and run["same_history"], run
 
