@@ -3,6 +3,7 @@
 import fcntl
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,3 +96,22 @@ def mnist_env(mnist_dir, shared_tmp, monkeypatch):
     """Points `keras_ae.data` of this process and of its children to real MNIST."""
     monkeypatch.setenv("KAE_DATA_DIR", str(mnist_dir))
     monkeypatch.setenv("KAE_CACHE", str(shared_tmp / "cache"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a file system of a size, for those who may."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / "small"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

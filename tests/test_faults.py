@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -95,25 +94,6 @@ def test_files_that_may_not_grow(size, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-@pytest.fixture
-def tmpfs(tmp_path):
-    """A function that mounts a small file system, for those who may."""
-    mounted = []
-
-    def mount(size):
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("nothing can be mounted here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def kae(*arguments):
     """`kae` in this process: (exit code, stdout, stderr)."""
     done = CliRunner().invoke(cli, [str(a) for a in arguments])
@@ -125,9 +105,9 @@ OPTIONS = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", 3, "--limit"
 
 
 @pytest.mark.parametrize("free", [3, 90, 180, 300])
-def test_a_small_disk(free, whole, tmpfs):
+def test_a_small_disk(free, whole, small_disk):
     """A disk of so many KiB; then there is room again."""
-    disk = tmpfs("2m")
+    disk = small_disk("2m")
     (disk / "filler").write_bytes(bytes((2048 - free) * 1024))
     code, out, err = kae("fit", "vae", *OPTIONS, "--out", disk / "run", "--quiet")
     assert (code, out) == (1, "")
@@ -138,8 +118,8 @@ def test_a_small_disk(free, whole, tmpfs):
     assert_same_run(whole, disk / "run")
 
 
-def test_a_disk_that_becomes_read_only(whole, tmpfs, monkeypatch):
-    disk = tmpfs("4m")
+def test_a_disk_that_becomes_read_only(whole, small_disk, monkeypatch):
+    disk = small_disk("4m")
     at_epoch_end(monkeypatch, lambda: remount("ro"), 1)
 
     def remount(how):

@@ -7,7 +7,6 @@ import io
 import json
 import lzma
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -38,25 +37,6 @@ def shared_tmp(tmp_path_factory):
     """A folder of this session; one for all workers under xdist."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function that mounts a file system of a size, for those who may."""
-    mounted = []
-
-    def mount(size):
-        folder = tmp_path / "small"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("nothing can be mounted here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +174,7 @@ def as_tfrecord(prepared):
 
 
 def masked_crc(content):
+    """The masked CRC-32C of a record of TFRecord, by its definition."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc ^= byte
@@ -246,3 +227,9 @@ def same_images():
         return sorted(i.tobytes() for i in images) == sorted(i.tobytes() for i in expected)
 
     return same
+
+
+@pytest.fixture
+def reference_crc():
+    """The checksum of a record by its definition, a bit at a time."""
+    return masked_crc
