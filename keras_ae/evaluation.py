@@ -104,7 +104,7 @@ def evaluate(
 
     drawn = drawn_labels = None
     if not hasattr(model, "sample"):
-        reasons["samples"] = f"an {type(model).__name__} has no prior to draw samples from"
+        reasons["samples"] = f"{type(model).__name__} has no prior to draw samples from"
     elif samples:
         progress(f"drawing {samples:,} samples …")
         if model.num_classes:
@@ -398,7 +398,7 @@ def _evidence(model, inputs, importance_samples, seed, reasons, progress):
     )
     figures = dict.fromkeys(names.split())
     if not hasattr(model, "posterior"):
-        reasons["kl"] = reasons["elbo"] = f"an {type(model).__name__} has no posterior"
+        reasons["kl"] = reasons["elbo"] = f"{type(model).__name__} has no posterior"
         return figures
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
     kl = kl_per_latent(mean, log_var)

@@ -3,6 +3,8 @@
 loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
 """
 
+import types
+
 import keras
 import numpy as np
 from keras import ops
@@ -62,9 +64,7 @@ class AE(Steps, Objective):
     terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
-    quantization = (
-        None  # the `keras.quantizers.QuantizationConfig` that the layers were quantized by
-    )
+    quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
 
     def __init__(
         self,
@@ -105,13 +105,11 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
-        # What Keras must not look into: their layers are the decoder's, and saved with it.
-        self._views = _Untracked()
+        # By name, in what Keras does not look into: their layers are the decoder's, and saved with it.
+        self._views = types.SimpleNamespace(networks={})
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
-        self._called = (
-            True  # there is nothing that a call would settle; on jax `predict` makes none
-        )
+        self._called = True  # a call would settle nothing; on jax `predict` makes none
 
     def build(self, input_shape=None):
         """All layers are built by the constructor."""
@@ -170,9 +168,10 @@ class AE(Steps, Objective):
         """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
         if self._term.of_logits is None:
             return None
-        if "logits" not in self._views or self._views["logits"][0] is not self.decoder:
-            self._views["logits"] = self.decoder, logits_of(self.decoder)
-        network = self._views["logits"][1]
+        decoder, network = self._views.networks.get("logits", (None, None))
+        if decoder is not self.decoder:
+            network = logits_of(self.decoder)
+            self._views.networks["logits"] = self.decoder, network
         return network if network is not None and ends_in_sigmoid(self.decoder) else None
 
     def loss_terms(self, target, outputs):
@@ -204,8 +203,8 @@ class AE(Steps, Objective):
 
     def _outputs(self, inputs, names, batch_size):
         """Some outputs of `forward`, for what `fit` takes: {name: array}."""
-        if names not in self._views:
-            self._views[names] = View(self, names)
+        if names not in self._views.networks:
+            self._views.networks[names] = View(self, names)
         batches = (self.unpack(batch)[0] for batch in batches_of(inputs, batch_size))
         parts = [self._view(names, x, batch_size) for x in batches]
         if not parts:  # Keras cannot: none of the outputs of one
@@ -217,7 +216,7 @@ class AE(Steps, Objective):
     def _view(self, names, x, batch_size):
         self._check_inputs(x, own_target=False)
         arrays = list(x) if isinstance(x, (tuple, list)) else [x]
-        return in_batches(self._views[names], arrays, batch_size)
+        return in_batches(self._views.networks[names], arrays, batch_size)
 
     # Datasets: `keras_ae.data.ImageData`
 
@@ -307,22 +306,6 @@ class AE(Steps, Objective):
         if isinstance(optimizer, dict) and ".backend." in (optimizer.get("module") or ""):
             optimizer.update(module="keras.optimizers", registered_name=None)
         return config
-
-
-class _Untracked:
-    """A dict of networks whose layers belong to others: Keras neither saves nor counts them again."""
-
-    def __init__(self):
-        self.networks = {}
-
-    def __contains__(self, name):
-        return name in self.networks
-
-    def __getitem__(self, name):
-        return self.networks[name]
-
-    def __setitem__(self, name, network):
-        self.networks[name] = network
 
 
 def _named(value, registry, what):
@@ -526,6 +509,10 @@ class CVAE(VAE):
     that yields such batches. Labels are (N,) or (N, 1) whole numbers in [0, num_classes), or one-hot (N, K).
     `fit((noisy, labels), clean)` reconstructs other images.
 
+    `fit`, `evaluate` and `predict` raise ValueError for arrays of labels that are not all in [0, num_classes).
+    Of labels that come batch by batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) the first batch
+    alone is looked at: one that is out of range makes the loss NaN.
+
     Args:
         num_classes: number of classes K, >= 1.
         class_names: K names, or None for the numbers.
@@ -576,16 +563,6 @@ class CVAE(VAE):
             x, y = (x, y), None
         return x, y, sample_weight
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """As `VAE.fit`, on pairs of images and labels.
-
-        Raises:
-            ValueError: for arrays of labels that are not all in [0, num_classes). Labels that come batch by
-                batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) are looked at in the first one
-                alone: one that is out of range makes the loss NaN.
-        """
-        return super().fit(x, y, *args, **kwargs)
-
     def _check_inputs(self, x, own_target):
         super()._check_inputs(x, own_target)
         labels = x[1]
@@ -598,9 +575,8 @@ class CVAE(VAE):
     def _classes_as_y(self, x, y):
         if isinstance(x, (tuple, list)) and y is None:
             return x
-        if (
-            y is None or len(y.shape) < 3
-        ):  # of what yields batches, Keras takes the second part of each
+        # Of what yields batches, Keras takes the second part of each.
+        if y is None or len(y.shape) < 3:
             return x, y
         raise ValueError(
             "class_weight needs the labels as y, fit(images, labels, class_weight=…); with other targets, "

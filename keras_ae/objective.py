@@ -41,7 +41,7 @@ class Objective(StepMixin, keras.Model):
     them in `term_weights`. Each is trained, tracked, shown in the progress bar and kept in the history.
 
     Attributes:
-        terms: names of the terms of the loss, in the order of the progress bar.
+        terms: names of the terms of the loss, in the order of `metrics_names`. (Keras sorts its logs by name.)
     """
 
     terms: tuple[str, ...] = ()

@@ -69,7 +69,6 @@ class Program:
                 raise Unknown
             sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
-        self._bound = {}
 
     def bind(self, training):
         """The functions of the layers on the weights that they have now; None where Keras must do it."""
