@@ -200,7 +200,7 @@ def test_torchrun_is_for_torch(run):
 
 def test_alone_nothing_is_shared():
     assert (distributed.size(), distributed.rank(), distributed.devices()) == (1, 0, 1)
-    assert np.arange(5)[distributed.local_rows(5)].tolist() == [0, 1, 2, 3, 4]
+    assert np.arange(5)[distributed.local_rows(5, 1)].tolist() == [0, 1, 2, 3, 4]
     assert distributed.total(7) == 7 and distributed.on_first(lambda: 3) == 3
     assert distributed.first_to_speak()
 
@@ -211,7 +211,7 @@ def test_the_shares_of_all_are_the_batch(monkeypatch, n):
     shares = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.local_rows(n))
+        shares.append(distributed.local_rows(n, 1))
     if n < 3:  # too few for all: all take the same
         assert all(share.tolist() == list(range(n)) for share in shares)
     else:

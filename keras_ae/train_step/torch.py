@@ -42,6 +42,19 @@ class StepMixin:
         self.step_loss(data, training=False)
         return self.get_metrics_result()
 
+    def get_metrics_result(self):
+        """Keras' own; the means are over the images of all processes, where there are several."""
+        results = super().get_metrics_result()
+        if distributed.size() > 1:
+            metrics = [part for m in self.metrics for part in getattr(m, "metrics", [m])]
+            means = [m for m in metrics if isinstance(m, keras.metrics.Mean)]
+            numbers = [value for m in means for value in (m.total, m.count)]
+            totals = iter(distributed.total_over_processes(numbers))
+            results |= {
+                m.name: total / max(count, 1e-12) for m, total, count in zip(means, totals, totals)
+            }
+        return results
+
 
 def _called_by_torch(forward):
     """`forward`, but where `torch.nn.Module.__call__` calls it, which is told by an argument of `call`."""
