@@ -27,7 +27,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import callbacks, checkpoints, fitting
+from keras_ae import callbacks, checkpoints, files, fitting
 from keras_ae.settings import Settings
 
 SETTINGS = Settings(
@@ -170,7 +170,7 @@ def main():
                     assert read(folder), "model.keras does not load"
             facts["runs"] += 1
             assert same(expected, contents(folder)), f"run {facts['runs']} differs"
-            halves = list(folder.rglob(f"{checkpoints.UNFINISHED}*"))
+            halves = list(folder.rglob(f"{files.UNFINISHED}*"))
             assert not halves, f"left behind: {halves}"
     facts["identical_runs"] = facts["runs"]
     facts["steps_lost"] = {"median": float(np.median(lost)), "most": max(lost)} if lost else None

@@ -43,8 +43,8 @@ def one_hot(labels, num_classes):
         )
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
     classes = ops.arange(num_classes, dtype="int32")
-    ones = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
-    return ops.where(ops.any(ones > 0, axis=-1, keepdims=True), ones, math.nan)
+    hits = ops.equal(ops.cast(labels, "int32")[..., None], classes)
+    return ops.where(ops.any(hits, axis=-1, keepdims=True), ops.cast(hits, "float32"), math.nan)
 
 
 def rank_of(x):

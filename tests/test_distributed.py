@@ -201,7 +201,7 @@ def test_torchrun_is_for_torch(run):
 def test_alone_nothing_is_shared():
     assert (distributed.size(), distributed.rank(), distributed.devices()) == (1, 0, 1)
     assert np.arange(5)[distributed.local_rows(5, 1)].tolist() == [0, 1, 2, 3, 4]
-    assert distributed.total(7) == 7 and distributed.on_first(lambda: 3) == 3
+    assert distributed.total_over_processes(7) == 7 and distributed.on_first(lambda: 3) == 3
     assert distributed.first_to_speak()
 
 
