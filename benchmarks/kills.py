@@ -114,7 +114,7 @@ def read(folder):
     return os.waitpid(process, 0)[1] == 0
 
 
-def same(one, other):
+def identical(one, other):
     (a, rows, pictures), (b, *rest) = one, other
     arrays = a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
     return arrays and [rows, pictures] == rest
@@ -169,7 +169,7 @@ def main():
                     seen = model.stat().st_mtime_ns
                     assert read(folder), "model.keras does not load"
             facts["runs"] += 1
-            assert same(expected, contents(folder)), f"run {facts['runs']} differs"
+            assert identical(expected, contents(folder)), f"run {facts['runs']} differs"
             halves = list(folder.rglob(f"{files.UNFINISHED}*"))
             assert not halves, f"left behind: {halves}"
     facts["identical_runs"] = facts["runs"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from keras_ae import data
 
-COPIES = 17
+TIMES_REPEATED = 17
 STEPS = 600  # of 3,985 in an epoch
 PEAK = """
 import resource
@@ -75,7 +75,7 @@ def make_dataset(data_dir):
     info = json.loads((mnist / "dataset_info.json").read_text())
     info["name"] = "mnist_million"
     for split in info["splits"]:
-        shards = COPIES if split["name"] == "train" else 1
+        shards = TIMES_REPEATED if split["name"] == "train" else 1
         (source,) = mnist.glob(f"*-{split['name']}.array_record-*")
         for i in range(shards):
             name = f"mnist_million-{split['name']}.array_record-{i:05d}-of-{shards:05d}"

@@ -72,8 +72,8 @@ def main(epochs=10, limit=10_000, betas=(1.0, 6.0)):
     figures = {}
     for beta in betas:
         keras.utils.set_random_seed(0)
-        own = {"latent_dim": 10, "backbone": "mlp", "reconstruction": "bce"}
-        model = TCVAE(beta=beta, dataset_size=len(train.images), **own)
+        arguments = {"latent_dim": 10, "backbone": "mlp", "reconstruction": "bce"}
+        model = TCVAE(beta=beta, dataset_size=len(train.images), **arguments)
         model.compile(keras_ae.Adam(1e-3))
         model.fit(train.images, batch_size=128, epochs=epochs, verbose=0)
         images = test.images[:1000]

@@ -46,8 +46,8 @@ def main(epochs=10, limit=10_000, kl_weight=20.0):
     figures = {}
     for free in (0.0, 0.5):
         keras.utils.set_random_seed(0)
-        own = {"latent_dim": 16, "backbone": "mlp", "reconstruction": "bce"}
-        model = FreeBitsVAE(free=free, kl_weight=kl_weight, **own)
+        arguments = {"latent_dim": 16, "backbone": "mlp", "reconstruction": "bce"}
+        model = FreeBitsVAE(free=free, kl_weight=kl_weight, **arguments)
         model.compile(keras_ae.Adam(1e-3))
         model.fit(train.images, batch_size=128, epochs=epochs, verbose=0)
         mean, log_var = model.posterior(test.images)

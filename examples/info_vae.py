@@ -66,10 +66,10 @@ def main(epochs=10, limit=10_000, kl_weight=20.0):
     figures = {}
     vae, info = {"alpha": 0.0, "scale": 1.0}, {"alpha": 0.9, "scale": 100.0}
     rows = {"VAE": (vae, 1.0), "VAE, weaker": (vae, 0.1), "InfoVAE": (info, 1.0)}
-    for name, (own, share) in rows.items():
+    for name, (penalty, share) in rows.items():
         keras.utils.set_random_seed(0)
-        own = {"latent_dim": 10, "backbone": "mlp", "reconstruction": "bce", **own}
-        model = InfoVAE(kl_weight=share * kl_weight, **own)
+        arguments = {"latent_dim": 10, "backbone": "mlp", "reconstruction": "bce", **penalty}
+        model = InfoVAE(kl_weight=share * kl_weight, **arguments)
         model.compile(keras_ae.Adam(1e-3))
         model.fit(train.images, batch_size=128, epochs=epochs, verbose=0)
         mean, log_var = model.posterior(images)

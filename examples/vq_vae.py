@@ -67,8 +67,8 @@ def main(epochs=10, limit=10_000, entries=(4, 64)):
     figures = {}
     for size in (*entries, None):
         keras.utils.set_random_seed(0)
-        own = {"latent_dim": 64, "backbone": "mlp", "reconstruction": "bce"}
-        model = VQVAE(entries=size, **own) if size else keras_ae.AE(**own)
+        arguments = {"latent_dim": 64, "backbone": "mlp", "reconstruction": "bce"}
+        model = VQVAE(entries=size, **arguments) if size else keras_ae.AE(**arguments)
         model.compile(keras_ae.Adam(1e-3))
         model.fit(train.images, batch_size=128, epochs=epochs, verbose=0)
         l1 = np.abs(model.reconstruct(test.images) - test.images / 255).mean()

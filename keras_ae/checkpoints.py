@@ -314,7 +314,7 @@ def read_backup(folder, model):
 
 
 class RunLock:
-    """Keeps other processes from writing to a run folder, from `take` on until the context ends.
+    """Keeps other processes from writing to a run folder, from `acquire` on until the context ends.
 
     The lock is the system's, on the folder itself: it leaves no file behind, and that of a process that
     was killed is free at once. Entering the context takes it where the folder is there already. On a
@@ -329,10 +329,10 @@ class RunLock:
 
     def __enter__(self):
         if self.folder.is_dir():
-            self.take()
+            self.acquire()
         return self
 
-    def take(self):
+    def acquire(self):
         """Lock the folder, if this is not done yet."""
         if fcntl is None or self._handle is not None:
             return

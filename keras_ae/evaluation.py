@@ -99,7 +99,7 @@ def evaluate(
     measured = binarized(images, seed) if binarize else images
     inputs = model.inputs_of(dataclasses.replace(test, images=measured, labels=labels))
     reconstructions = model.reconstruct(inputs, batch_size=BATCH)
-    figures |= reconstruction_error(_split(model, inputs)[0], reconstructions)
+    figures |= reconstruction_error(_images_and_labels(model, inputs)[0], reconstructions)
     figures |= _evidence(model, inputs, importance_samples, seed, reasons, progress)
 
     drawn = drawn_labels = None
@@ -179,7 +179,7 @@ def elbo(model, inputs, seed=0):
     References:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 3.
     """
-    images, labels = _split(model, inputs)
+    images, labels = _images_and_labels(model, inputs)
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
     noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
     codes = mean + np.exp(0.5 * log_var) * noise
@@ -213,7 +213,7 @@ def importance_weighted_log_likelihood(
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
-    images, labels = _split(model, inputs)
+    images, labels = _images_and_labels(model, inputs)
     density = model.prior if prior == "fitted" else StandardNormal(model.latent_dim)
     mean, log_var = (a.astype("float64") for a in model.posterior(inputs, batch_size=BATCH))
     random = np.random.default_rng(seed)
@@ -310,8 +310,8 @@ def conditional_accuracy(probabilities, labels):
         float in [0, 1], and a list of K of them by class, None for a class that was not asked for.
     """
     right = probabilities.argmax(-1) == labels
-    asked = [labels == y for y in range(probabilities.shape[1])]
-    return float(right.mean()), [float(right[a].mean()) if a.any() else None for a in asked]
+    of_class = [labels == y for y in range(probabilities.shape[1])]
+    return float(right.mean()), [float(right[a].mean()) if a.any() else None for a in of_class]
 
 
 def manifold_overlap(real, samples, k=NEIGHBOURS):
@@ -473,7 +473,7 @@ def _distances(images, train_images):
 # Small helpers
 
 
-def _split(model, inputs):
+def _images_and_labels(model, inputs):
     """Inputs -> images, labels or None."""
     return inputs if model.num_classes else (inputs, None)
 

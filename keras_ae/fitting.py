@@ -176,7 +176,7 @@ class Run:
 
         def prepare():
             make_folder(self.folder)
-            self.lock.take()
+            self.lock.acquire()
             # Again: another run may have been here meanwhile.
             check_folder(self.folder, self.resume, self.force)
             checkpoints.clear(self.folder) if self.force else checkpoints.sweep(self.folder)
@@ -339,17 +339,17 @@ def settings_of(settings, model):
             f"Settings({settings.model!r}) are for a {base.__name__}; got a {type(model).__name__}."
         )
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    own = {name: model.get_config()[name] for name in OF_THE_MODEL if name != "dtype"}
-    own["dtype"] = model.dtype_policy.name
-    if not isinstance(own["reconstruction"], str):  # a function of the user's
-        own["reconstruction"] = defaults["reconstruction"]
-    for name, value in own.items():
+    decided = {name: model.get_config()[name] for name in OF_THE_MODEL if name != "dtype"}
+    decided["dtype"] = model.dtype_policy.name
+    if not isinstance(decided["reconstruction"], str):  # a function of the user's
+        decided["reconstruction"] = defaults["reconstruction"]
+    for name, value in decided.items():
         if getattr(settings, name) not in (defaults[name], value):
             raise ValueError(
                 f"The model has {name} {value!r}, and the settings {getattr(settings, name)!r}: leave it "
                 "out of the settings."
             )
-    return dataclasses.replace(settings, **own)
+    return dataclasses.replace(settings, **decided)
 
 
 def settled(settings):
@@ -421,13 +421,13 @@ def steps_per_execution(batch_size, callbacks=()):
     """
     hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
     of_keras = keras.callbacks.Callback
-    asked = any(
+    every_batch_wanted = any(
         getattr(type(callback), hook, None) is not getattr(of_keras, hook)
         for callback in callbacks
         if not isinstance(callback, keras.callbacks.TensorBoard)
         for hook in hooks
     )
-    if asked or not fast.ON or distributed.by_keras():
+    if every_batch_wanted or not fast.ON or distributed.by_keras():
         return 1
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
 

@@ -119,13 +119,13 @@ def _texts(value):
 
 
 # What a config may say: key -> whether a value is one.
-COMMON = {
+ANY_CONFIG = {
     "name": lambda value: type(value) is str and 0 < len(value) < 256 and "/" not in value,
     "trainable": lambda value: type(value) is bool,
     "dtype": lambda value: _dtype(value) is not None,
     "latent_dim": _whole(1),
 }
-MODEL = COMMON | {
+MODEL_CONFIG = ANY_CONFIG | {
     "format": _whole(0),
     "image_shape": _shape,
     "backbone": lambda value: type(value) is str and value in BACKBONES,
@@ -182,9 +182,9 @@ def _check_config(whole, trusted):
             "it has networks of its maker's own, which are not checked here: if you trust the maker, "
             "keras.saving.load_model reads it in Python, and `kae --import MODULE` here"
         )
-    kinds = dict(MODEL)
+    kinds = dict(MODEL_CONFIG)
     if cls not in MODELS.values():  # arguments of a class of the user's: plain values
-        kinds |= {key: _is_plain for key in config if key not in MODEL}
+        kinds |= {key: _is_plain for key in config if key not in MODEL_CONFIG}
     networks = {key: config[key] for key in NETWORKS & config.keys()}
     config = _known({k: v for k, v in config.items() if k not in networks}, kinds) | networks
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
@@ -200,10 +200,10 @@ def _check_config(whole, trusted):
         if not isinstance(prior.get("config"), dict):
             raise ValueError("its prior has no config")
         arguments = prior["config"]
-        sizes = {key: _whole(1) for key in arguments if key not in COMMON}
+        sizes = {key: _whole(1) for key in arguments if key not in ANY_CONFIG}
         if prior_cls in PRIORS.values():
             sizes = {key: sizes[key] for key in sizes.keys() & prior_cls.sizes}
-        arguments = _known(arguments, COMMON | sizes)
+        arguments = _known(arguments, ANY_CONFIG | sizes)
         if arguments.get("latent_dim") != config["latent_dim"]:
             raise ValueError("its prior has another number of latents than the model")
         config["prior"] = (prior_cls, arguments)

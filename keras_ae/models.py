@@ -419,7 +419,7 @@ class VAE(AE):
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
         codes = mean + np.exp(0.5 * log_var) * noise
-        self._take_prior(self._prior_of(codes, labels, seed))
+        self._replace_prior(self._prior_of(codes, labels, seed))
 
     def prior_inputs_of(self, data):
         """What `fit_prior` takes of a dataset: its images, and labels where there are some."""
@@ -450,9 +450,9 @@ class VAE(AE):
 
         `set_prior(other.prior)` takes that of another model; it is no part of `get_weights()`.
         """
-        self._take_prior(copy_prior(prior))
+        self._replace_prior(copy_prior(prior))
 
-    def _take_prior(self, prior):
+    def _replace_prior(self, prior):
         self._tracker.untrack(self.prior)  # or it would stay one of the model's layers
         self.prior = prior
 
@@ -460,7 +460,7 @@ class VAE(AE):
         """As Keras' own; the prior in the file, fitted or not, becomes the model's."""
         prior = prior_in_weights(filepath, self.latent_dim)
         if prior is not None and not prior.like(self.prior):
-            self._take_prior(prior)
+            self._replace_prior(prior)
         super().load_weights(filepath, *args, **kwargs)
 
     def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):

@@ -216,7 +216,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     for name, plot in zip(shown, plots):
         later = []
         for i, (run, history) in enumerate(histories.items()):
-            # The weight of a validation is that of the last step: the course itself is more telling.
+            # The weight of a validation is that of the last step: the schedule itself is more telling.
             validation = f"val_{name}" if name != "kl_weight" else name
             for key, style, what in ((name, "--", "training"), (validation, "-", "validation")):
                 points = [(row["epoch"], row[key]) for row in history if key in row]
@@ -256,11 +256,11 @@ def _legend(plot, handles, names, **kwargs):
         text.set_text(short(name))
 
 
-def save_plot(figure, path, form="png"):
+def save_plot(figure, path, file_format="png"):
     """Write a plot as "png" or "svg", the same bytes for the same numbers."""
-    plain = {"Date": None} if form == "svg" else {"Software": None}
+    plain = {"Date": None} if file_format == "svg" else {"Software": None}
     with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}):
-        figure.savefig(path, format=form, dpi=110, metadata=plain)
+        figure.savefig(path, format=file_format, dpi=110, metadata=plain)
 
 
 def _matplotlib():

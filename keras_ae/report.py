@@ -82,9 +82,9 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     if hasattr(model, "prior"):
         progress("drawing …")
         if conditional:
-            asked = np.arange(model.num_classes).repeat(10)
-            sample = model.sample(len(asked), asked, seed)
-            sheet = pictures.class_rows(sample, asked, model.names)
+            classes = np.arange(model.num_classes).repeat(10)
+            sample = model.sample(len(classes), classes, seed)
+            sheet = pictures.class_rows(sample, classes, model.names)
         else:
             sheet = pictures.grid(model.sample(100, seed=seed), 10)
         section(

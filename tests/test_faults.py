@@ -252,7 +252,7 @@ def test_the_lock_of_a_killed_run_is_free(running):
 class TestLock:
     def test_one_at_a_time(self, tmp_path):
         with checkpoints.RunLock(tmp_path) as lock:
-            lock.take()  # again: it has it
+            lock.acquire()  # again: it has it
             with pytest.raises(CheckpointError), checkpoints.RunLock(tmp_path):
                 pass
         with checkpoints.RunLock(tmp_path):
@@ -261,7 +261,7 @@ class TestLock:
     def test_a_folder_that_is_not_there_yet(self, tmp_path):
         with checkpoints.RunLock(tmp_path / "new") as lock:
             (tmp_path / "new").mkdir()
-            lock.take()
+            lock.acquire()
             with pytest.raises(CheckpointError), checkpoints.RunLock(tmp_path / "new"):
                 pass
 

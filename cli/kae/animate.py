@@ -2,11 +2,11 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("animate")
-@click.argument("model", metavar="RUN", shell_complete=common.complete_model)
+@click.argument("model", metavar="RUN", shell_complete=options.complete_model)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.02, 60),
@@ -14,19 +14,19 @@ from kae import common
     show_default=True,
     help="An epoch is shown so long, the last one four times.",
 )
-@common.out_option([".gif"], "samples/RUN.gif")
-@common.force_option
+@options.out_option([".gif"], "samples/RUN.gif")
+@options.force_option
 def command(model, seconds, out, force):
     """Make an animated GIF of the pictures of a run's epochs.
 
     RUN is a name (ae, vae, cvae) or a run folder; its pictures are in RUN/epochs.
     """
-    target = common.target_of(out, f"samples/{common.stem_of(model)}.gif", (".gif",), force)
-    common.start_backend()
+    target = console.target_of(out, f"samples/{console.stem_of(model)}.gif", (".gif",), force)
+    console.start_backend()
     from keras_ae import checkpoints, pictures
 
     frames = checkpoints.read_epochs(checkpoints.find_checkpoint(model).path.parent)
     if not frames:
         raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
-    common.write(target, lambda path: pictures.animation(frames, path, seconds))
-    common.echo(target)
+    console.write(target, lambda path: pictures.animation(frames, path, seconds))
+    console.echo(target)

@@ -2,7 +2,7 @@
 
 import click
 
-from kae import common
+from kae import console, options
 from keras_ae.errors import printable
 
 FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight")
@@ -10,29 +10,29 @@ FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_k
 
 @click.command("compare")
 @click.argument(
-    "runs", nargs=-1, required=True, metavar="RUN…", shell_complete=common.complete_model
+    "runs", nargs=-1, required=True, metavar="RUN…", shell_complete=options.complete_model
 )
 @click.option(
     "--all", "everything", is_flag=True, help="Every setting, not only those that differ."
 )
-@common.out_option([".png", ".svg"], "no picture")
-@common.force_option
-@common.json_option
+@options.out_option([".png", ".svg"], "no picture")
+@options.force_option
+@options.json_option
 def command(runs, everything, out, force, as_json):
     """Show settings and final figures of runs in a table; --out draws their curves over each other.
 
     RUN is a name (ae, vae, cvae), a run folder or the .keras file in one.
     """
     if out:
-        common.target_of(out, "", (".png", ".svg"), force)
-    common.start_backend()
+        console.target_of(out, "", (".png", ".svg"), force)
+    console.start_backend()
     from keras_ae import checkpoints, pictures
 
     found = {run: checkpoints.find_checkpoint(run) for run in runs}
     histories = {run: checkpoints.read_history(place.path.parent) for run, place in found.items()}
     if out:
         figure = pictures.curves(histories)
-        common.write(
+        console.write(
             out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]), echoed=False
         )
     settings = {run: place.settings for run, place in found.items()}
@@ -45,7 +45,7 @@ def command(runs, everything, out, force, as_json):
         for run, place in found.items()
     }
     if as_json:
-        return common.print_json(
+        return console.print_json(
             {
                 "runs": [
                     {"run": run, "finished": place.run.get("finished"), "settings": settings[run],
@@ -69,7 +69,7 @@ def command(runs, everything, out, force, as_json):
     widths = [max(map(len, column)) for column in zip(*rows)]
     for head, *cells in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))
-        common.echo("  ".join([f"{head:{widths[0]}}", *cells]).rstrip())
+        console.echo("  ".join([f"{head:{widths[0]}}", *cells]).rstrip())
     return None
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.group("data")
@@ -13,15 +13,15 @@ def command():
 
 
 @command.command("list")
-@common.data_dir_option
-@common.json_option
+@options.data_dir_option
+@options.json_option
 def list_(data_dir, as_json):
     """List the datasets that are prepared on this machine."""
     from keras_ae import data
 
     rows = data.available(data_dir)
     if as_json:
-        return common.print_json(
+        return console.print_json(
             {
                 "data_dir": str(data.resolve_data_dir(data_dir)),
                 "datasets": [
@@ -38,22 +38,22 @@ def list_(data_dir, as_json):
         )
     for row in rows:
         splits = ", ".join(f"{name} {count}" for name, count in row.splits.items())
-        common.echo(f"{row.name} {row.version}  {splits}  {row.path}")
+        console.echo(f"{row.name} {row.version}  {splits}  {row.path}")
     if not rows:
-        common.say(f"Nothing is prepared in {data.resolve_data_dir(data_dir)}.")
+        console.say(f"Nothing is prepared in {data.resolve_data_dir(data_dir)}.")
     return None
 
 
 @command.command(short_help="Prepare a dataset of TFDS.")
 @click.argument("name")
-@common.data_dir_option
+@options.data_dir_option
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of its IDX files.")
 def prepare(name, data_dir, source):
     """Prepare a dataset: from the package (mnist), its home on the net, or files that you have."""
     from keras_ae import data
 
-    prepared = data.prepare(name, data_dir, source, progress=common.say)
-    common.echo(prepared.path)
+    prepared = data.prepare(name, data_dir, source, progress=console.say)
+    console.echo(prepared.path)
 
 
 class Size(click.ParamType):
@@ -75,7 +75,7 @@ class Size(click.ParamType):
 @command.command("import", short_help="Make a dataset of your own images.")
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path))
-@common.data_dir_option
+@options.data_dir_option
 @click.option(
     "--resize", type=Size(), metavar="HEIGHTxWIDTH", help="Scale every image; 28 is 28x28."
 )
@@ -105,8 +105,8 @@ class Size(click.ParamType):
     help="Of the split.",
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
-@common.force_option
-def import_(name, folder, data_dir, **options):
+@options.force_option
+def import_(name, folder, data_dir, **chosen):
     """Make a dataset NAME of FOLDER, which holds a folder of images for each class.
 
     FOLDER may have folders `train` and `test`, with the class folders in them; else the images are
@@ -114,28 +114,30 @@ def import_(name, folder, data_dir, **options):
     """
     from keras_ae import data
 
-    prepared = data.import_folder(name, folder, data_dir, progress=common.say, **options)
+    prepared = data.import_folder(name, folder, data_dir, progress=console.say, **chosen)
     splits = ", ".join(f"{split} {count}" for split, count in prepared.splits.items())
-    common.say(f"{prepared.name} {prepared.version}: {splits}; next: kae fit cvae --dataset {name}")
-    common.echo(prepared.path)
+    console.say(
+        f"{prepared.name} {prepared.version}: {splits}; next: kae fit cvae --dataset {name}"
+    )
+    console.echo(prepared.path)
 
 
 @command.command(short_help="Read a whole dataset again and check it.")
 @click.argument("name")
-@common.data_dir_option
-@common.json_option
+@options.data_dir_option
+@options.json_option
 def verify(name, data_dir, as_json):
     """Read a whole prepared dataset again and check counts and contents."""
     from keras_ae import data
 
     report = data.verify(name, data_dir)
     if as_json:
-        return common.print_json(report)
-    common.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
+        return console.print_json(report)
+    console.echo(f"{report['name']} {report['version']} ({report['format']}) in {report['path']}")
     for split, facts in report["splits"].items():
         shape = "x".join(map(str, facts["shape"]))
         known = {True: "genuine, ", False: "not the known content, ", None: ""}
-        common.echo(
+        console.echo(
             f"  {split}: {facts['images']} images of {shape}, {known[facts['genuine']]}"
             f"sha256 {facts['sha256']}"
         )

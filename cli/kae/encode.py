@@ -5,53 +5,53 @@ import io
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("encode")
-@common.model_argument
-@common.files_argument
-@common.dataset_option
-@common.data_dir_option
+@options.model_argument
+@options.files_argument
+@options.dataset_option
+@options.data_dir_option
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
-@common.label_option
-@common.crop_option
-@common.invert_option
-@common.out_option([".csv", ".npy"], "csv on stdout")
-@common.force_option
+@options.label_option
+@options.crop_option
+@options.invert_option
+@options.out_option([".csv", ".npy"], "csv on stdout")
+@options.force_option
 def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, force):
     """Write the codes of image files, or of the test images of a dataset.
 
     A row of the csv is what the image is (file, or index of a test image), its class where it is known,
     and its code; .npy is float32 (N, latents). The code of a vae and cvae is the mean of q(z|x).
     """
-    target = common.target_of(out, "", (".csv", ".npy"), force) if out else None
-    network, checkpoint = common.load(model)
+    target = console.target_of(out, "", (".csv", ".npy"), force) if out else None
+    network, checkpoint = console.load(model)
 
     import numpy as np
 
     if files:
-        images = common.load_files(network, files, labels, crop, invert)
+        images = console.load_files(network, files, labels, crop, invert)
     else:
-        images = common.load_test(network, checkpoint, dataset, data_dir, limit)
+        images = console.load_test(network, checkpoint, dataset, data_dir, limit)
     codes = network.encode(network.inputs_of(images))
     if target and target.suffix == ".npy":
-        common.write(target, lambda path: np.save(path, codes))
-        return common.echo(target)
+        console.write(target, lambda path: np.save(path, codes))
+        return console.echo(target)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    names = common.names_of(images)
+    names = console.names_of(images)
     rows.writerow(
         ["image", *(["class"] if names else []), *(f"z{i}" for i in range(codes.shape[1]))]
     )
     for i, code in enumerate(codes):
         rows.writerow([files[i] if files else i, *([names[i]] if names else []), *code])
     if target is None:
-        return common.echo(text.getvalue(), nl=False)
+        return console.echo(text.getvalue(), nl=False)
 
     def save(path):
         with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text.getvalue())
 
-    common.write(target, save)
-    return common.echo(target)
+    console.write(target, save)
+    return console.echo(target)

@@ -2,7 +2,7 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 # Figure: (what it is called, its unit).
 TABLE = {
@@ -30,9 +30,9 @@ TABLE = {
 
 
 @click.command("evaluate")
-@common.model_argument
+@options.model_argument
 @click.option("--dataset", help="A TFDS dataset.  [default: what the model was trained on]")
-@common.data_dir_option
+@options.data_dir_option
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
 @click.option(
     "--samples",
@@ -48,23 +48,23 @@ TABLE = {
     show_default=True,
     help="Importance samples an image for the log-likelihood; 0 leaves it out.",
 )
-@common.seed_option
-@common.json_option
+@options.seed_option
+@options.json_option
 def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
     """Measure MODEL on the test images of a dataset, and its samples.
 
     MODEL is a name (ae, vae, cvae), a run folder or a .keras file. Samples are judged by a classifier
     of the dataset; one that is not there yet is trained first and kept, which takes minutes.
     """
-    network, checkpoint = common.load(model)
+    network, checkpoint = console.load(model)
 
     from keras_ae import data
     from keras_ae.evaluation import evaluate
 
-    dataset = dataset or common.dataset_of(checkpoint, data_dir)
-    train, test = data.load_splits(dataset, data_dir=data_dir, progress=common.say)
+    dataset = dataset or console.dataset_of(checkpoint, data_dir)
+    train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
     network.check_data(test)
-    figures = common.stdout_to_stderr(evaluate)(
+    figures = console.stdout_to_stderr(evaluate)(
         network,
         train,
         test,
@@ -73,12 +73,12 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
         seed=seed,
         limit=limit,
         binarize=checkpoint.settings.get("binarize", False),
-        progress=common.say,
+        progress=console.say,
     )
     if as_json:
-        common.print_json({"path": str(checkpoint.path)} | figures)
+        console.print_json({"path": str(checkpoint.path)} | figures)
     else:
-        common.echo("\n".join(table(figures)))
+        console.echo("\n".join(table(figures)))
 
 
 def table(figures):

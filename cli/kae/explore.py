@@ -2,44 +2,44 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("explore")
-@common.model_argument
-@common.dataset_option
-@common.data_dir_option
-@common.seed_option
-@common.out_option([".html"], "samples/MODEL-explore.html")
-@common.force_option
-@common.json_option
+@options.model_argument
+@options.dataset_option
+@options.data_dir_option
+@options.seed_option
+@options.out_option([".html"], "samples/MODEL-explore.html")
+@options.force_option
+@options.json_option
 def command(model, dataset, data_dir, seed, out, force, as_json):
     """Write a page in which anyone plays with MODEL: its latents, samples and codes, and images of their own.
 
     It is one HTML file that runs the networks in the browser, without any network connection. The seed is
     that of the choice of 2,000 test images.
     """
-    default = f"samples/{common.stem_of(model)}-explore.html"
-    target = common.target_of(out, default, (".html",), force)
-    network, checkpoint = common.load(model)
+    default = f"samples/{console.stem_of(model)}-explore.html"
+    target = console.target_of(out, default, (".html",), force)
+    network, checkpoint = console.load(model)
 
     from keras_ae import exploring
 
     networks = exploring.describe(
         network
     )  # before the data is looked for: it refuses unknown layers
-    test = common.load_test(network, checkpoint, dataset, data_dir)
-    page = exploring.explore(network, test, seed=seed, progress=common.say, networks=networks)
+    test = console.load_test(network, checkpoint, dataset, data_dir)
+    page = exploring.explore(network, test, seed=seed, progress=console.say, networks=networks)
 
     def save(path):
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 
-    common.write(target, save)
+    console.write(target, save)
     if as_json:
         size = target.stat().st_size
-        common.print_json(
+        console.print_json(
             {"model": model, "dataset": test.name, "out": str(target), "bytes": size, "seed": seed}
         )
     else:
-        common.echo(target)
+        console.echo(target)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from kae import common
+from kae import console, options
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 
 @click.command("export")
-@common.model_argument
+@options.model_argument
 @click.option(
     "--format",
-    "form",
+    "file_format",
     type=click.Choice(list(EXPORT_SUFFIXES)),
     required=True,
     help="What to write.",
@@ -28,38 +28,38 @@ from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
     help=f"File ({', '.join(filter(None, EXPORT_SUFFIXES.values()))}), or folder of a saved_model."
     "  [default: exports/MODEL-PART]",
 )
-@common.force_option
-@common.json_option
-def command(model, form, part, out, force, as_json):
+@options.force_option
+@options.json_option
+def command(model, file_format, part, out, force, as_json):
     """Write a part of MODEL for ONNX Runtime, torch, OpenVINO, TensorFlow or LiteRT.
 
     Images go in and come out as float32 in [0, 1], labels go in as int64, in batches of any size. Where
     the backend in use cannot write the format, a process of one that can does it.
     """
-    path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[form]}"
-    common.check_clock()
-    common.start_backend()
+    path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[file_format]}"
+    console.check_clock()
+    console.start_backend()
     from keras_ae import export
 
-    with common.usage_errors():
-        export.check(path, form, part, force)
-    network, _ = common.load(model)
+    with console.usage_errors():
+        export.check(path, file_format, part, force)
+    network, _ = console.load(model)
     if part == "sampler" and not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
     try:
-        written = export.export(network, path, form, part, force, report=common.say)
+        written = export.export(network, path, file_format, part, force, report=console.say)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
     for target in written:
-        common.say(f"wrote {target}")
+        console.say(f"wrote {target}")
     if as_json:
-        common.print_json(
+        console.print_json(
             {
                 "model": model,
-                "format": form,
+                "format": file_format,
                 "out": [str(target) for target in written],
                 **export.describe(network, part),
             }
         )
     else:
-        common.echo(path)
+        console.echo(path)

@@ -11,11 +11,31 @@ from pathlib import Path
 
 import click
 
-from kae import common, main
-from keras_ae import settings as options
+from kae import console, main, options
+from keras_ae import settings as choices
 from keras_ae.settings import Settings
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+
+class Name(click.Choice):
+    """One of the names in a registry, those of an imported module among them.
+
+    Args:
+        names: a function that returns them.
+    """
+
+    def __init__(self, names):
+        self._names = names
+        super().__init__(names())
+
+    @property
+    def choices(self):
+        return tuple(self._names())
+
+    @choices.setter
+    def choices(self, names):
+        """They are asked for anew each time."""
 
 
 class Widths(click.ParamType):
@@ -67,7 +87,7 @@ def setting(name, kind, help, **kwargs):
 
 
 @click.command("fit")
-@click.argument("model", type=common.Name(options.models))
+@click.argument("model", type=Name(choices.models))
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -77,27 +97,25 @@ def setting(name, kind, help, **kwargs):
     help="Settings from a .toml file, or from the run.json of a run; options given here win.",
 )
 @setting("dataset", str, "A TFDS dataset, by its name or its folder.")
-@common.data_dir_option
-@setting("backbone", common.Name(options.backbones), "Convolutions, or dense layers only.")
+@options.data_dir_option
+@setting("backbone", Name(choices.backbones), "Convolutions, or dense layers only.")
 @setting("latent_dim", click.IntRange(1), "Number of latents.")
 @setting("epochs", click.IntRange(1), "Passes over the training images.")
 @setting(
     "hidden", Widths(), "conv: filters of each convolution, then a dense width; mlp: dense widths."
 )
 @setting("batch_size", click.IntRange(1), "Images a step.")
-@setting("optimizer", click.Choice(options.OPTIMIZERS), "Optimizer.")
+@setting("optimizer", click.Choice(choices.OPTIMIZERS), "Optimizer.")
 @setting("learning_rate", float, "Peak of the learning rate.  [default: the backbone's own]")
-@setting("lr_schedule", click.Choice(options.LR_SCHEDULES), "Course of the learning rate.")
-@setting(
-    "reconstruction", common.Name(options.reconstructions), "Loss of an image, a sum over pixels."
-)
+@setting("lr_schedule", click.Choice(choices.LR_SCHEDULES), "Schedule of the learning rate.")
+@setting("reconstruction", Name(choices.reconstructions), "Loss of an image, a sum over pixels.")
 @setting("kl_weight", float, "Final weight of the KL divergence; 1 is the evidence lower bound.")
-@setting("kl_schedule", click.Choice(options.KL_SCHEDULES), "Course of the KL weight.")
-@setting("kl_warmup", float, "Fraction of the run that the course of the KL weight takes.")
+@setting("kl_schedule", click.Choice(choices.KL_SCHEDULES), "Schedule of the KL weight.")
+@setting("kl_warmup", float, "Fraction of the run that the schedule of the KL weight takes.")
 @click.option(
     "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
 )
-@setting("dtype", click.Choice(options.DTYPES), "Precision of the layers; a checkpoint is float32.")
+@setting("dtype", click.Choice(choices.DTYPES), "Precision of the layers; a checkpoint is float32.")
 @setting(
     "early_stopping",
     click.IntRange(1),
@@ -113,9 +131,9 @@ def setting(name, kind, help, **kwargs):
     "--tensorboard", is_flag=True, help="Write curves and pictures to RUN/tensorboard as well."
 )
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run in the folder.")
-@common.force_option
-@common.quiet_option
-@common.json_option
+@options.force_option
+@options.quiet_option
+@options.json_option
 @click.pass_context
 def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, **values):
     """Train MODEL (ae, vae or cvae) and write a run folder.
@@ -130,14 +148,14 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     from keras_ae import data
 
     values["dataset"] = data.lasting_name(values["dataset"], data_dir)
-    with common.usage_errors():
+    with console.usage_errors():
         settings = Settings(**values)
     if resume and force:
         raise click.UsageError(
             "--resume goes on with a run, --force replaces it: give one of them."
         )
-    common.check_clock()
-    common.start_backend(training=True)
+    console.check_clock()
+    console.start_backend(training=True)
     from keras_ae import distributed, fitting
     from keras_ae.callbacks import TensorBoard
     from keras_ae.fast.memory import keep_memory
@@ -159,11 +177,11 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         settings = stored
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
-    report = (lambda message: None) if quiet else common.say
+    report = (lambda message: None) if quiet else console.say
     verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
     try:
-        with common.usage_errors():
-            result = common.stdout_to_stderr(fitting.fit)(
+        with console.usage_errors():
+            result = console.stdout_to_stderr(fitting.fit)(
                 settings, folder, data_dir, resume, force, verbose, report, callbacks
             )
     except KeyboardInterrupt:
@@ -182,7 +200,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         return None
     result["seconds"] = round(time.perf_counter() - main.STARTED, 3)  # the whole command
     if as_json:
-        return common.print_json(result)
+        return console.print_json(result)
     epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
     report(
         f"{epochs} in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "

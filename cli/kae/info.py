@@ -4,21 +4,21 @@ import math
 
 import click
 
-from kae import common
+from kae import console, options
 from keras_ae.errors import printable
 
 
 @click.command("info")
-@click.argument("model", required=False, shell_complete=common.complete_model)
-@common.json_option
+@click.argument("model", required=False, shell_complete=options.complete_model)
+@options.json_option
 def command(model, as_json):
     """Show what MODEL is, or without MODEL: versions, backends and the device."""
     facts = checkpoint(model) if model else installation()
     if as_json:
-        return common.print_json(facts)
+        return console.print_json(facts)
     width = max(map(len, facts))
     for name, value in facts.items():
-        common.echo(f"{name:{width}}  {printable(words(value))}")
+        console.echo(f"{name:{width}}  {printable(words(value))}")
     return None
 
 
@@ -37,7 +37,7 @@ def installation():
     import importlib.util
     import platform
 
-    common.start_backend()
+    console.start_backend()
     import keras
 
     from keras_ae import __version__, fitting
@@ -50,7 +50,7 @@ def installation():
         "device": str(getattr(keras.ops.zeros(1), "device", "cpu")),
         "backends": [
             name
-            for name, (needs, _) in common.BACKENDS.items()
+            for name, (needs, _) in console.BACKENDS.items()
             if all(importlib.util.find_spec(package) for package in needs)
         ],
         "versions": {name: fitting.version(name) for name in packages},
@@ -59,7 +59,7 @@ def installation():
 
 def checkpoint(model):
     """What a model file and its run.json say."""
-    network, found = common.load(model)
+    network, found = console.load(model)
     facts = {
         "file": str(found.path),
         "model": type(network).__name__,

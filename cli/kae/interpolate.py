@@ -2,11 +2,11 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("interpolate")
-@common.model_argument
+@options.model_argument
 @click.argument("ends", nargs=-1, required=True, metavar="FROM TO…")
 @click.option(
     "--steps", type=click.IntRange(2), default=10, show_default=True, help="Images from end to end."
@@ -17,19 +17,19 @@ from kae import common
 )  # fmt: skip
 @click.option(
     "--path",
-    "course",
+    "path",
     type=click.Choice(["line", "arc"]),
     help="A straight line, or an arc around 0.  [default: arc, line for an ae]",
 )
-@common.dataset_option
-@common.data_dir_option
-@common.label_option
-@common.crop_option
-@common.invert_option
-@common.seed_option
-@common.out_option([".png", ".npy"], "samples/MODEL-interpolation.png")
-@common.force_option
-def command(model, ends, steps, number, course, seed, out, force, **options):
+@options.dataset_option
+@options.data_dir_option
+@options.label_option
+@options.crop_option
+@options.invert_option
+@options.seed_option
+@options.out_option([".png", ".npy"], "samples/MODEL-interpolation.png")
+@options.force_option
+def command(model, ends, steps, number, path, seed, out, force, **chosen):
     """Draw the way from one image to the next, a row for each, decoded from codes in between.
 
     An end is an image file; the number of a test image (7, or test:7); or for a cvae a class, by name
@@ -43,18 +43,18 @@ def command(model, ends, steps, number, course, seed, out, force, **options):
     """
     if len(ends) < 2:
         raise click.UsageError(f"Give two ends or more, FROM and TO; got {ends[0]!r} alone.")
-    default = f"samples/{common.stem_of(model)}-interpolation.png"
-    target = common.target_of(out, default, (".png", ".npy"), force)
-    network, checkpoint = common.load(model)
+    default = f"samples/{console.stem_of(model)}-interpolation.png"
+    target = console.target_of(out, default, (".png", ".npy"), force)
+    network, checkpoint = console.load(model)
 
     import numpy as np
 
     from keras_ae import latents, pictures
 
     # For each end: codes (rows, D), the class or None, and the image or None.
-    places = places_of(network, checkpoint, ends, number, seed, **options)
+    places = places_of(network, checkpoint, ends, number, seed, **chosen)
     rows = max(len(codes) for codes, _, _ in places)
-    spherical = None if course is None else course == "arc"
+    spherical = None if path is None else path == "arc"
     images, sheets = [], []
     blank = np.full((1, *network.image_shape), pictures.BACKGROUND, np.uint8)
     beside = any(image is not None for _, _, image in places)
@@ -84,8 +84,8 @@ def command(model, ends, steps, number, course, seed, out, force, **options):
             )
         return pictures.grid(np.concatenate([c for c, _, _ in sheets]), sheets[0][1])
 
-    common.save_images(target, np.concatenate(images), picture)
-    common.echo(target)
+    console.save_images(target, np.concatenate(images), picture)
+    console.echo(target)
 
 
 def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels, crop, invert):
@@ -96,15 +96,15 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
     files = [end for end, kind in zip(ends, kinds) if kind == "file"]
     given = iter(())
     if files:
-        images = common.load_files(network, files, labels, crop, invert)
+        images = console.load_files(network, files, labels, crop, invert)
         given = iter(range(len(files)))
     elif labels:
         raise click.UsageError("--label is the class of image files, and none is among the ends.")
-    test = common.load_test(network, checkpoint, dataset, data_dir) if "test" in kinds else None
+    test = console.load_test(network, checkpoint, dataset, data_dir) if "test" in kinds else None
     places = []
     for end, kind in zip(ends, kinds):
         if kind == "class":
-            label = common.class_index(network, end)
+            label = console.class_index(network, end)
             places.append((network.prior.draw(number, np.full(number, label), seed), label, None))
             continue
         source, i = (images, next(given)) if kind == "file" else (test, index_of(end, test))

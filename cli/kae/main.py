@@ -108,9 +108,9 @@ def cli(modules):
 
 def import_modules(modules):
     """Import modules of the user's, of the folder that we are in or installed."""
-    from kae import common
+    from kae import console
 
-    common.start_backend()
+    console.start_backend()
     sys.path.insert(0, "")
     for module in modules:
         try:

@@ -2,22 +2,22 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 TEST_IMAGES = 2000  # whose codes an ae is shown across
 
 
 @click.command("manifold")
-@common.model_argument
+@options.model_argument
 @click.argument("label", required=False)
 @click.option(
     "-n", "side", type=click.IntRange(1), default=15, show_default=True, help="Images a side."
 )
-@common.dataset_option
-@common.data_dir_option
-@common.seed_option
-@common.out_option([".png", ".npy"], "samples/MODEL[-LABEL]-manifold.png")
-@common.force_option
+@options.dataset_option
+@options.data_dir_option
+@options.seed_option
+@options.out_option([".png", ".npy"], "samples/MODEL[-LABEL]-manifold.png")
+@options.force_option
 def command(model, label, side, dataset, data_dir, seed, out, force):
     """Draw images decoded across the latent space, in steps of equal share of MODEL's prior.
 
@@ -26,9 +26,9 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
     direction. An ae has no prior: its grid spans the codes of test images.
     """
     part = f"-{label.replace('/', '-')}" if label else ""
-    default = f"samples/{common.stem_of(model)}{part}-manifold.png"
-    target = common.target_of(out, default, (".png", ".npy"), force)
-    network, checkpoint = common.load(model)
+    default = f"samples/{console.stem_of(model)}{part}-manifold.png"
+    target = console.target_of(out, default, (".png", ".npy"), force)
+    network, checkpoint = console.load(model)
 
     import numpy as np
 
@@ -42,20 +42,20 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         ]
         images = np.concatenate(rows)
         labels = np.arange(network.num_classes).repeat(side)
-        common.save_images(
+        console.save_images(
             target, images, lambda: pictures.class_rows(images, labels, network.names)
         )
-        return common.echo(target)
+        return console.echo(target)
     codes = None
     if not hasattr(network, "prior"):
-        test = common.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
+        test = console.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
         codes = network.encode(test.images)
-    y = None if label is None else common.class_index(network, label)
+    y = None if label is None else console.class_index(network, label)
     images = latents.manifold(network, side, side, y, codes, seed)
 
     def picture():
         sheet = pictures.grid(images, side)
         return sheet if y is None else pictures.with_title(sheet, network.names[y])
 
-    common.save_images(target, images, picture)
-    return common.echo(target)
+    console.save_images(target, images, picture)
+    return console.echo(target)

@@ -2,33 +2,33 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("reconstruct")
-@common.model_argument
-@common.files_argument
-@common.dataset_option
-@common.data_dir_option
+@options.model_argument
+@options.files_argument
+@options.dataset_option
+@options.data_dir_option
 @click.option("-n", "number", type=click.IntRange(1), default=20, show_default=True, help="Images.")
-@common.label_option
-@common.crop_option
-@common.invert_option
-@common.out_option([".png"], "samples/MODEL-reconstructions.png")
-@common.force_option
+@options.label_option
+@options.crop_option
+@options.invert_option
+@options.out_option([".png"], "samples/MODEL-reconstructions.png")
+@options.force_option
 def command(model, files, dataset, data_dir, number, labels, crop, invert, out, force):
     """Draw image files, or the first test images, each row over the row of its reconstructions."""
-    default = f"samples/{common.stem_of(model)}-reconstructions.png"
-    target = common.target_of(out, default, (".png",), force)
-    network, checkpoint = common.load(model)
+    default = f"samples/{console.stem_of(model)}-reconstructions.png"
+    target = console.target_of(out, default, (".png",), force)
+    network, checkpoint = console.load(model)
 
     from keras_ae import pictures
 
     if files:
-        images = common.load_files(network, files, labels, crop, invert)
+        images = console.load_files(network, files, labels, crop, invert)
     else:
-        images = common.load_test(network, checkpoint, dataset, data_dir, number)
+        images = console.load_test(network, checkpoint, dataset, data_dir, number)
     rebuilt = network.reconstruct(network.inputs_of(images))
-    picture = pictures.pairs(images.images, rebuilt, names=common.names_of(images))
-    common.write(target, picture.save)
-    common.echo(target)
+    picture = pictures.pairs(images.images, rebuilt, names=console.names_of(images))
+    console.write(target, picture.save)
+    console.echo(target)

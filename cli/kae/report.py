@@ -2,41 +2,41 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("report")
-@common.model_argument
-@common.dataset_option
-@common.data_dir_option
+@options.model_argument
+@options.dataset_option
+@options.data_dir_option
 @click.option(
     "--evaluate", is_flag=True, help="With every figure of `kae evaluate`; takes some minutes."
 )
-@common.seed_option
-@common.out_option([".html"], "samples/MODEL.html")
-@common.force_option
+@options.seed_option
+@options.out_option([".html"], "samples/MODEL.html")
+@options.force_option
 def command(model, dataset, data_dir, evaluate, seed, out, force):
     """Write a page about MODEL: figures, curves, reconstructions, samples, and its latent space.
 
     It is one HTML file, pictures included, to open in any browser or to send on. Where the page of `kae
     explore` lies beside it, as REPORT-explore.html, it links to that.
     """
-    target = common.target_of(out, f"samples/{common.stem_of(model)}.html", (".html",), force)
-    network, checkpoint = common.load(model)
+    target = console.target_of(out, f"samples/{console.stem_of(model)}.html", (".html",), force)
+    network, checkpoint = console.load(model)
 
     from keras_ae import data, evaluation, report
 
-    test = common.load_test(network, checkpoint, dataset, data_dir)
+    test = console.load_test(network, checkpoint, dataset, data_dir)
     figures = None
     if evaluate:
-        train = data.load(test.name, "train", data_dir, progress=common.say)
-        figures = common.stdout_to_stderr(evaluation.evaluate)(
+        train = data.load(test.name, "train", data_dir, progress=console.say)
+        figures = console.stdout_to_stderr(evaluation.evaluate)(
             network,
             train,
             test,
             seed=seed,
             binarize=checkpoint.settings.get("binarize", False),
-            progress=common.say,
+            progress=console.say,
         )
     beside = target.with_name(f"{target.stem}-explore.html")
     page = report.report(
@@ -45,7 +45,7 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
         test,
         seed,
         figures,
-        common.say,
+        console.say,
         explore=beside.name if beside.is_file() else None,
     )
 
@@ -53,5 +53,5 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 
-    common.write(target, save)
-    common.echo(target)
+    console.write(target, save)
+    console.echo(target)

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("sample")
-@common.model_argument
+@options.model_argument
 @click.argument("label", required=False)
 @click.option(
     "-n", "number", type=click.IntRange(1), help="Images.  [default: 64, or 10 of each class]"
 )
-@common.seed_option
+@options.seed_option
 @click.option(
     "--prior",
     type=click.Choice(["fitted", "normal"]),
@@ -26,8 +26,8 @@ from kae import common
     type=click.Path(path_type=Path),
     help=".png for a picture, .npy for uint8 (N, H, W, C).  [default: samples/MODEL[-LABEL].png]",
 )
-@common.force_option
-@common.json_option
+@options.force_option
+@options.json_option
 def command(model, label, number, seed, prior, out, force, as_json):
     """Draw new images from MODEL, a vae or a cvae. (An ae has no prior to draw from.)
 
@@ -35,9 +35,9 @@ def command(model, label, number, seed, prior, out, force, as_json):
     the name of a class; without it there is a row of each class, in label order.
     """
     part = f"-{label.replace('/', '-')}" if label else ""
-    default = f"samples/{common.stem_of(model)}{part}.png"
-    target = common.target_of(out, default, (".png", ".npy"), force)
-    network, _ = common.load(model)
+    default = f"samples/{console.stem_of(model)}{part}.png"
+    target = console.target_of(out, default, (".png", ".npy"), force)
+    network, _ = console.load(model)
 
     import numpy as np
 
@@ -49,7 +49,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
     if network.num_classes:
         if label is not None:
             number = number or 64
-            labels = np.full(number, common.class_index(network, label))
+            labels = np.full(number, console.class_index(network, label))
         else:
             number = number or 10 * network.num_classes
             labels = np.sort(np.arange(number) % network.num_classes)
@@ -64,9 +64,9 @@ def command(model, label, number, seed, prior, out, force, as_json):
             return pictures.class_rows(images, labels, network.names)
         return pictures.with_title(pictures.grid(images), network.names[labels[0]])
 
-    common.save_images(target, images, picture)
+    console.save_images(target, images, picture)
     if as_json:
-        common.print_json(
+        console.print_json(
             {
                 "model": model,
                 "out": str(target),
@@ -79,4 +79,4 @@ def command(model, label, number, seed, prior, out, force, as_json):
             | ({"labels": labels.tolist()} if labels is not None else {})
         )
     else:
-        common.echo(target)
+        console.echo(target)

@@ -2,11 +2,11 @@
 
 import click
 
-from kae import common
+from kae import console, options
 
 
 @click.command("scatter")
-@common.model_argument
+@options.model_argument
 @click.option(
     "--method",
     type=click.Choice(["pca", "tsne", "umap"]),
@@ -17,23 +17,22 @@ from kae import common
 @click.option(
     "--limit", type=click.IntRange(3), default=2000, show_default=True, help="Test images."
 )
-@common.dataset_option
-@common.data_dir_option
-@common.seed_option
-@common.out_option([".png", ".svg"], "samples/MODEL-METHOD.png")
-@common.force_option
+@options.dataset_option
+@options.data_dir_option
+@options.seed_option
+@options.out_option([".png", ".svg"], "samples/MODEL-METHOD.png")
+@options.force_option
 def command(model, method, limit, dataset, data_dir, seed, out, force):
     """Plot the codes of test images, each class in its colour."""
-    default = f"samples/{common.stem_of(model)}-{method}.png"
-    target = common.target_of(out, default, (".png", ".svg"), force)
-    network, checkpoint = common.load(model)
+    default = f"samples/{console.stem_of(model)}-{method}.png"
+    target = console.target_of(out, default, (".png", ".svg"), force)
+    network, checkpoint = console.load(model)
 
     from keras_ae import latents, pictures
 
-    test = common.load_test(network, checkpoint, dataset, data_dir, limit)
+    test = console.load_test(network, checkpoint, dataset, data_dir, limit)
     codes = network.encode(network.inputs_of(test))
     points, axes = latents.embed(codes, method, seed)
     figure = pictures.scatter(points, test.labels, test.class_names, axes=axes)
-    form = target.suffix[1:]
-    common.write(target, lambda path: pictures.save_plot(figure, path, form))
-    common.echo(target)
+    console.write(target, lambda path: pictures.save_plot(figure, path, target.suffix[1:]))
+    console.echo(target)

@@ -171,7 +171,7 @@ def _load_whole(prepared, split, progress) -> ImageData:
     if data is None:
         progress = progress or (lambda line: None)
         progress(f"reading {prepared.splits[split]:,} images of {prepared.name} {split} …")
-        with cache.room() as allocate:
+        with cache.bounded_memory() as allocate:
             data = reading.read(prepared, split, allocate)
             try:
                 cache.store(prepared, data)

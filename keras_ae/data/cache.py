@@ -114,7 +114,7 @@ def store(prepared: Prepared, data: ImageData):
 
 
 @contextlib.contextmanager
-def room():
+def bounded_memory():
     """A function for `reading.read` that takes arrays from memory, and beyond its bound from the disk.
 
     What is on disk and was not handed to `store` by the end of the context is removed, as is what a

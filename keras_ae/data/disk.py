@@ -247,15 +247,15 @@ def _read_info(path: Path) -> Prepared:
     try:
         info = read_json(path / "dataset_info.json")
         name = "/".join(filter(None, (info["name"], info.get("configName"))))
-        version, form = info["version"], info.get("fileFormat", "tfrecord")
+        version, file_format = info["version"], info.get("fileFormat", "tfrecord")
         # Protocol buffers as JSON: int64 comes as a string, and what is empty is left out.
         splits = {s["name"]: sum(map(_count, s.get("shardLengths", []))) for s in info["splits"]}
         if not VERSION.fullmatch(version):
             raise ValueError("its version is no version")
-        names = (name, form, *splits)
+        names = (name, file_format, *splits)
         if any(not 0 < len(text) < 256 or printable(text) != text for text in names):
             raise ValueError("its names are no names")
-        return Prepared(name, version, form, splits, path)
+        return Prepared(name, version, file_format, splits, path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, OSError) and not is_damage(error):
             raise unreadable(path, path.parent.name, error) from error

@@ -148,7 +148,7 @@ def _find_images(folder, test_fraction, seed):
         classes = list(train)
         splits = {"train": [(p, i) for i, c in enumerate(classes) for p in train[c]]}
         if not tests:
-            splits = _split(splits["train"], test_fraction, seed)
+            splits = _train_and_test(splits["train"], test_fraction, seed)
         elif test_fraction is not None:
             raise DataError(f"{folder} has its own {tests[0]}: --test-fraction is for one without")
         for split in tests:
@@ -165,7 +165,7 @@ def _find_images(folder, test_fraction, seed):
         images, ignored = _of_classes(folder)
         classes = list(images)
         listed = [(p, i) for i, c in enumerate(classes) for p in images[c]]
-        splits = _split(listed, test_fraction, seed)
+        splits = _train_and_test(listed, test_fraction, seed)
     return {**splits, "ignored": ignored}, classes
 
 
@@ -194,7 +194,7 @@ def _of_classes(folder, may_be_empty=False):
     return images, ignored
 
 
-def _split(listed, test_fraction, seed):
+def _train_and_test(listed, test_fraction, seed):
     """[(path, label)] to train and test, the same share of every class."""
     fraction = 0.1 if test_fraction is None else test_fraction
     if not 0 <= fraction < 1:

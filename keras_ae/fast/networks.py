@@ -23,7 +23,7 @@ def call_network(network, inputs, training=False):
         program = program_of(network)
         functions = program and inputs[0].device.type != "meta" and program.bind(training)
         if functions:
-            return program.run(functions, inputs)
+            return program.compute(functions, inputs)
     return network(inputs, training=training)
 
 
@@ -89,7 +89,7 @@ class Program:
             functions.append((function, sources, target))
         return functions
 
-    def run(self, functions, inputs):
+    def compute(self, functions, inputs):
         """The outputs of the network, for a list of tensors."""
         tensors = dict(zip(self._inputs, inputs))
         for function, sources, target in functions:

@@ -1,0 +1,64 @@
+"""Options and arguments that several commands have."""
+
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from keras_ae import settings
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=True, path_type=Path),
+    help="Where TFDS datasets lie.  [default: KAE_DATA_DIR, TFDS_DATA_DIR or ~/tensorflow_datasets]",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress and no messages.")
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of what is drawn.",
+)
+
+
+def complete_model(context, parameter, incomplete):
+    """MODEL in the shell: names, runs here, then any path."""
+    runs = sorted(str(path.parent) for path in Path("checkpoints").glob("*/model.keras"))
+    found = [name for name in (*settings.models(), *runs) if name.startswith(incomplete)]
+    items = [CompletionItem(name) for name in found]
+    return items or [CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument("model", shell_complete=complete_model)
+files_argument = click.argument(
+    "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]…"
+)
+dataset_option = click.option(
+    "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"
+)
+label_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Class of the image files, for a cvae: one for all, or given once for each.",
+)
+crop_option = click.option(
+    "--crop", is_flag=True, help="Cut image files of other proportions than the model's images."
+)
+invert_option = click.option(
+    "--invert", is_flag=True, help="Take black for white in image files, as of ink on paper."
+)
+
+
+def out_option(suffixes, default):
+    """--out for a file of some suffixes, with the default in words."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help=f"A {' or '.join(suffixes)} file.  [default: {default}]",
+    )
