@@ -1,5 +1,6 @@
 """The callbacks of a run: where it stands, what ends it, what it writes. `KLAnnealing` has a module of its own."""
 
+import contextlib
 import importlib.util
 import signal
 import threading
@@ -14,6 +15,12 @@ from keras_ae.errors import RunError
 from keras_ae.files import atomic
 
 BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
+
+# What asks a run to stop: a person, a shell, a terminal that closes, a cluster's warning, a limit of CPU time.
+STOPPING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGXCPU")
+INSISTENT = STOPPING[
+    :3
+]  # those of which a second one is meant; the others come again of themselves
 
 
 class Callbacks(keras.callbacks.CallbackList):
@@ -108,21 +115,25 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """Ends the run at Ctrl-C or SIGTERM after the step under way; the second signal ends it at once.
+    """Ends the run at Ctrl-C or a signal of STOPPING after the step under way; a second one ends it at once.
 
     An exception that a signal raises amid a step may be swallowed (Keras' functional models catch
     whatever comes while they check their inputs), or leave a lock held that the exit waits for. To be
-    entered as a context around `fit`; outside of the main thread it does nothing, nor for a signal that
-    is ignored or handled already. After the last step of an epoch, the run ends with the epoch.
+    entered as a context around a run; before and after the training, a signal is a KeyboardInterrupt at
+    once. Outside of the main thread it does nothing, nor for a signal that is ignored or handled
+    already. After the last step of an epoch, the run ends with the epoch.
     """
 
     def __init__(self, report):
         super().__init__()
-        self.report, self.stopping, self._before = report, False, {}
+        self.report, self.stopping, self.training, self._before = report, False, False, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for name in STOPPING:
+                number = getattr(signal, name, None)  # Windows has some of them
+                if number is None:
+                    continue
                 handler = signal.getsignal(number)
                 if handler in (signal.default_int_handler, signal.SIG_DFL):
                     self._before[number] = signal.signal(number, self._stop)
@@ -134,9 +145,21 @@ class StopAtSignal(keras.callbacks.Callback):
 
     def _stop(self, number, frame):
         if self.stopping:
-            raise KeyboardInterrupt
+            if signal.Signals(number).name in INSISTENT:
+                raise KeyboardInterrupt
+            return
         self.stopping = True
-        self.report("stopping after this step; once more stops at once")
+        if not self.training:
+            raise KeyboardInterrupt
+        # Its terminal may be gone, or just being written to.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self.report("stopping after this step; once more stops at once")
+
+    def on_train_begin(self, logs=None):
+        self.training = True
+
+    def on_train_end(self, logs=None):
+        self.training = False
 
     def on_train_batch_end(self, batch, logs=None):
         if self.stopping and batch + 1 < self.params["steps"]:
@@ -230,12 +253,17 @@ class WriteRun(keras.callbacks.Callback):
     """Writes the run folder: model, history and picture after each epoch, and what `resume` needs.
 
     That backup is written after each epoch, every `BACKUP_SECONDS` within one, and at the step that a
-    signal ends the run after.
+    signal ends the run after. A run that replaces another one does so at the end of its first epoch;
+    until then its backups are in `place`.
+
+    Args:
+        replaced: the files of the run that is replaced.
     """
 
-    def __init__(self, folder, history, shown, stopwatch, stop):
+    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced=()):
         super().__init__()
-        self.folder, self.history, self.shown = folder, history, shown
+        self.folder, self.place, self.replaced = folder, place, replaced
+        self.history, self.shown = history, shown
         self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -256,17 +284,21 @@ class WriteRun(keras.callbacks.Callback):
         self.history.append(row)
         model = self.model
         picture = picture_of(model, self.shown)
-        with atomic(self.folder / "epochs" / f"{epoch + 1:03d}.png") as temporary:
+        path = self.folder / "epochs" / f"{epoch + 1:03d}.png"
+        with atomic(path) as temporary:
             picture.save(temporary)
         checkpoints.save_model(model, self.folder / "model.keras")
         checkpoints.write_history(self.folder, self.history)
+        before, self.place = self.place, self.folder
         # Last: an epoch that the backup names is written in full.
         self._back_up(epoch + 1)
+        if before != self.folder:
+            checkpoints.take_place(self.folder, [p for p in self.replaced if p != path])
 
     def _back_up(self, *position):
         check_there(self.folder)
         progress = checkpoints.Progress(self.history, *position)
-        checkpoints.write_backup(self.folder, self.model, progress)
+        checkpoints.write_backup(self.place, self.model, progress)
         self._written = time.monotonic()
 
 

@@ -7,14 +7,16 @@ checkpoints/cvae/
   epochs/001.png     pictures, one an epoch
   tensorboard/       with --tensorboard: what it reads
   backup/state.npz   what --resume needs; removed when the run ends
+  .next/             run.json and backup/ of a run that is to replace this one, until its first epoch is there
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
-import shutil
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -34,6 +36,8 @@ from keras_ae.files import atomic, sweep, write_bytes
 from keras_ae.settings import Settings, models
 
 TENSORBOARD = "tensorboard"
+NEXT = ".next"
+ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -140,6 +144,12 @@ def find_checkpoint(model, root="checkpoints"):
     if model in models():
         folder, origin = Path(root) / model, "trained here"
         if not (folder / "model.keras").is_file():
+            left = ("run.json", "history.csv", "backup/state.npz")
+            if any((folder / name).is_file() for name in left):
+                raise CheckpointError(
+                    f"{folder} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on "
+                    f"with it (`kae fit {model} --resume`), or move that folder away for the released weights."
+                )
             folder, origin = released(model), "released with keras-ae"
         path = folder / "model.keras"
         if not path.is_file():
@@ -353,18 +363,107 @@ class RunLock:
             self._handle = None
 
 
-def clear(folder):
-    """Remove the files that a run writes, and nothing else."""
+def files_of(folder):
+    """The files in a folder that its run wrote, by its run.json: those alone are replaced by another run.
+
+    Of what is a link, and of folders behind links, there are none. A run.json that is damaged tells only that
+    there was a run.
+    """
     folder = Path(folder)
-    sweep(folder)
-    for name in ("model.keras", "run.json", "history.csv"):
-        (folder / name).unlink(missing_ok=True)
-    for picture in (folder / "epochs").glob("[0-9]*.png"):
-        picture.unlink()
-    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
-    remove_backup(folder)
+    run, epochs = folder / "run.json", 0
+    if not run.is_file():
+        return []
+    with contextlib.suppress(CheckpointError):
+        epochs = read_run(folder).get("settings", {}).get("epochs", Settings("vae").epochs)
+    found = [folder / name for name in ALWAYS]
+    found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
+    for part in ("train", "validation"):
+        events = _entries(folder / TENSORBOARD / part)
+        found += [path for path in events if path.name.startswith("events.out.tfevents.")]
+    found.append(folder / "backup" / "state.npz")
+    return [path for path in found if path.is_file()]
+
+
+def strangers(folder, epochs):
+    """The files in a folder that no run there wrote, and that a run of so many epochs would replace."""
+    folder = Path(folder)
+    taken = [folder / name for name in (*ALWAYS, "backup/state.npz")]
+    taken += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
+    ours = set(files_of(folder))
+    return [path for path in taken if os.path.lexists(path) and path not in ours]
+
+
+def _entries(folder):
+    """The files in a folder, in order; none where it is a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+
+def _epoch_of(picture):
+    """The epoch that a file is the picture of, 0 for none."""
+    named = re.fullmatch(r"(\d{3,9})\.png", picture.name)
+    return int(named[1]) if named else 0
+
+
+def remove(paths):
+    """Remove files, and the folders that held nothing else."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {
+        path.parent for path in paths if path.parent.name in ("train", "validation", "backup")
+    }:
+        _remove_empty(folder)
+        if folder.parent.name == TENSORBOARD:
+            _remove_empty(folder.parent)
+
+
+def _remove_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def sweep_run(folder):
+    """Remove the halves of files that a kill left in a run folder."""
+    folder = Path(folder)
+    for part in (
+        folder,
+        folder / "epochs",
+        folder / "backup",
+        folder / NEXT,
+        folder / NEXT / "backup",
+    ):
+        if not part.is_symlink():
+            sweep(part)
+
+
+def place_of(folder):
+    """Where the run that `--resume` goes on with keeps run.json and backup: the folder itself, or `.next` in it."""
+    folder = Path(folder)
+    return folder / NEXT if (folder / NEXT / "run.json").is_file() else folder
+
+
+def take_place(folder, replaced=()):
+    """Have the run in `.next`, whose first epoch has just been written, be that of the folder.
+
+    Args:
+        replaced: what is left of the run before.
+    """
+    folder = Path(folder)
+    written = [folder / name for name in (*ALWAYS, "backup/state.npz")]
+    remove([path for path in replaced if path not in written])
+    os.replace(folder / NEXT / "run.json", folder / "run.json")
+    remove_next(folder)
+
+
+def remove_next(folder):
+    """Remove a run that was to replace that of the folder."""
+    place = Path(folder) / NEXT
+    remove_backup(place)
+    (place / "run.json").unlink(missing_ok=True)
+    _remove_empty(place)
 
 
 def remove_backup(folder):
     """Remove what only an unfinished run needs."""
-    shutil.rmtree(Path(folder) / "backup", ignore_errors=True)
+    remove([Path(folder) / "backup" / "state.npz"])

@@ -63,7 +63,7 @@ def fit(
         folder: the run folder, see `keras_ae.checkpoints`.
         data_dir: where TFDS datasets lie; see `keras_ae.data`.
         resume: go on with the unfinished run in the folder.
-        force: replace the run in the folder.
+        force: replace the run in the folder, which stays until the new one has its first epoch.
         verbose: of Keras' `fit`.
         report: is given lines that tell what happens.
         callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
@@ -83,17 +83,18 @@ def fit(
         ValueError: for settings that the model does not go with, or train without test.
         keras_ae.data.DataError: if there is no such dataset.
         keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
-        KeyboardInterrupt: at Ctrl-C or SIGTERM; `resume` goes on after the last step.
+        KeyboardInterrupt: at Ctrl-C or a signal of `keras_ae.callbacks.STOPPING`; `resume` goes on after the
+            last step.
         OSError: if the folder cannot be written to any more; what it holds stays whole.
     """
     run = Run(settings, folder, resume, force, verbose, report, callbacks)
-    with run.alone():
+    with run.stop, run.alone(), run.undone():
         run.load_data(data_dir, train, test)
         run.make_model(model)
         run.prepare_folder()
         run.compile()
         run.restore()
-        run.write_record(finished=False)
+        run.write_record(False)
         run.train_epochs()
         return run.finish()
 
@@ -119,6 +120,8 @@ class Run:
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
         self.writes = distributed.rank() == 0  # of several processes, the first one
+        self.stop = StopAtSignal(report)
+        self.place, self.replaced = self.folder, []  # of run.json and backup; of the run before
         self.done = checkpoints.Progress([])
 
     @contextlib.contextmanager
@@ -128,9 +131,21 @@ class Run:
             stack.enter_context(distributed.all_devices())
             distributed.on_first(lambda: stack.enter_context(self.lock) and None)
             self.record = distributed.on_first(
-                lambda: check_folder(self.folder, self.resume, self.force)
+                lambda: check_folder(self.folder, self.settings.epochs, self.resume, self.force)
             )
             yield
+
+    @contextlib.contextmanager
+    def undone(self):
+        """A context in which a run that fails before it has replaced the one in its folder leaves nothing."""
+        try:
+            yield
+        except (KeyboardInterrupt, OSError):  # `resume` goes on with it
+            raise
+        except BaseException:
+            if self.place != self.folder and not self.resume:
+                checkpoints.remove_next(self.folder)
+            raise
 
     def load_data(self, data_dir, train, test):
         """Take the images that are given, or read those of the dataset."""
@@ -172,14 +187,22 @@ class Run:
             self.model.check_data(images)
 
     def prepare_folder(self):
-        """Make the folder, now that nothing is missing for the run, and clear it where it is replaced."""
+        """Make the folder, now that nothing is missing for the run. One that is replaced stays for now."""
 
         def prepare():
             make_folder(self.folder)
             self.lock.acquire()
             # Again: another run may have been here meanwhile.
-            check_folder(self.folder, self.resume, self.force)
-            checkpoints.clear(self.folder) if self.force else checkpoints.sweep(self.folder)
+            check_folder(self.folder, self.settings.epochs, self.resume, self.force)
+            checkpoints.sweep_run(self.folder)
+            if self.resume:
+                self.place = checkpoints.place_of(self.folder)
+            else:
+                checkpoints.remove_next(self.folder)
+                if checkpoints.strangers(self.folder, 0) or checkpoints.files_of(self.folder):
+                    self.place = self.folder / checkpoints.NEXT
+            if self.place != self.folder:
+                self.replaced = checkpoints.files_of(self.folder)
 
         distributed.on_first(prepare)
 
@@ -205,7 +228,7 @@ class Run:
         """Put the last backup into model and optimizer, or start all processes from the same weights."""
         model, folder, steps = self.model, self.folder, self.feed.steps
         if self.resume:
-            self.done = distributed.on_first(lambda: read_progress(folder, model, steps))
+            self.done = distributed.on_first(lambda: read_progress(self.place, model, steps))
             batches_done = self.done.batches
             within = f", step {batches_done} of {steps}" if batches_done else ""
             whole = f"{self.done.epochs} of {self.settings.epochs}"
@@ -214,7 +237,7 @@ class Run:
         distributed.broadcast([*model.variables, *model.optimizer.variables])
         self.history = list(self.done.history)
 
-    def write_record(self, **more):
+    def write_record(self, finished, **more):
         """Write run.json."""
         if not self.writes:
             return
@@ -225,36 +248,35 @@ class Run:
             "devices": distributed.devices(),
         }
         self.record = {
-            "finished": False,
+            "finished": finished,
             "settings": self.settings.to_dict(),
             "data": self.facts,
             "environment": environment,
             **more,
         }
-        checkpoints.write_run(self.folder, self.record)
+        checkpoints.write_run(self.folder if finished else self.place, self.record)
 
     def train_epochs(self):
         """Train for the epochs that are left."""
         self.early = None
         callbacks = self._callbacks()
-        with self.stop:
-            for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
-                if self.early and self.early.over():
-                    break
-                self.feed.set_epoch(start_epoch, batch)
-                self.model.fit(
-                    batches(self.feed),
-                    epochs=end_epoch,
-                    initial_epoch=start_epoch,
-                    shuffle=False,  # the feed has its order
-                    validation_data=self.test_feed,
-                    callbacks=callbacks,
-                    verbose=self.verbose,
-                )
+        for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
+            if self.early and self.early.over():
+                break
+            self.feed.set_epoch(start_epoch, batch)
+            self.model.fit(
+                batches(self.feed),
+                epochs=end_epoch,
+                initial_epoch=start_epoch,
+                shuffle=False,  # the feed has its order
+                validation_data=self.test_feed,
+                callbacks=callbacks,
+                verbose=self.verbose,
+            )
 
     def _callbacks(self):
         settings, done, model = self.settings, self.done, self.model
-        stopwatch, self.stop = Stopwatch(done), StopAtSignal(self.report)
+        stopwatch = Stopwatch(done)
         callbacks = []
         if "kl" in model.terms:
             annealing = settings.kl_schedule, settings.kl_weight, settings.kl_warmup
@@ -263,7 +285,8 @@ class Run:
             callbacks.append(SwapEMA(done))
         callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
         if self.writes:  # it sees a loss that is no number one step after any other process
-            write = WriteRun(self.folder, self.history, self.shown, stopwatch, self.stop)
+            shown, where = (self.history, self.shown), (self.folder, self.place)
+            write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
         callbacks.append(self.stop)
         if settings.early_stopping:
@@ -310,7 +333,7 @@ class Run:
             "seconds_per_epoch": seconds_per_epoch,
             "images_per_second": round(len(self.train.images) / max(seconds_per_epoch, 1e-9), 1),
         }
-        self.write_record(finished=True, **more, final={**history[-1], **figures})
+        self.write_record(True, **more, final={**history[-1], **figures})
         checkpoints.remove_backup(self.folder)
         return {"run": str(self.folder), **figures, "history": history}
 
@@ -432,22 +455,40 @@ def steps_per_execution(batch_size, callbacks=()):
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
 
 
-def check_folder(folder, resume, force):
-    """Check that a run may be written to a folder. Returns its run.json, {} for a new run."""
-    record = {} if force else checkpoints.read_run(folder)
+def check_folder(folder, epochs, resume, force):
+    """Check that a run of so many epochs may be written to a folder. Returns its run.json, {} for a new run."""
+    place = checkpoints.place_of(folder)
+    record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
+    begun = (
+        ""
+        if place == folder
+        else ", and the beginning of its successor, which --resume goes on with"
+    )
     if record.get("finished"):
+        checkpoints.remove_backup(folder)  # a kill at the very end leaves one
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(
-            f"{folder} holds a finished run; --force replaces it, --out writes elsewhere."
+            f"{folder} holds a finished run{begun}; --force replaces it, --out writes elsewhere."
         )
     if record and not resume:
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
         )
+    if not record and not force and (taken := checkpoints.strangers(folder, epochs)):
+        name = taken[0].relative_to(folder)
+        raise RunError(
+            f"{folder} holds a {name} that no run there wrote; --out writes elsewhere, --force replaces it."
+        )
     return record
+
+
+def can_resume(folder):
+    """Whether there is an unfinished run in a folder."""
+    record = checkpoints.read_run(checkpoints.place_of(folder))
+    return bool(record) and not record.get("finished")
 
 
 def make_folder(folder):
@@ -536,7 +577,7 @@ def stored_settings(folder):
     Raises:
         RunError: if there is no run.
     """
-    record = checkpoints.read_run(folder)
+    record = checkpoints.read_run(checkpoints.place_of(folder))
     if "settings" not in record:
         raise RunError(f"There is no run in {folder} to resume.")
     return Settings.from_dict(record["settings"])

@@ -206,6 +206,16 @@ class TestFind:
         assert found.path == tmp_path / "released/cvae/model.keras"
         assert found.origin == "released with keras-ae"
 
+    @pytest.mark.parametrize("left", ["run.json", "history.csv", "backup/state.npz"])
+    def test_a_broken_run_is_not_passed_over_for_the_released_weights(self, left):
+        path = Path("checkpoints/cvae", left)
+        path.parent.mkdir(parents=True)
+        path.touch()
+        with pytest.raises(
+            CheckpointError, match="checkpoints/cvae holds a run without a model.keras"
+        ):
+            checkpoints.find_checkpoint("cvae")
+
     def test_a_name_that_finds_nothing_says_how_to_train(self):
         with pytest.raises(CheckpointError, match="train one with `kae fit vae`"):
             checkpoints.find_checkpoint("vae")

@@ -73,6 +73,38 @@ def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.parametrize("write", range(1, 9))
+def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, monkeypatch):
+    """Up to its second epoch there are a run.json, a backup a step and an epoch."""
+    monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 2)
+    fit(small("vae", seed=8, epochs=4), tmp_path)
+    with monkeypatch.context() as patch:
+        left, sync = (
+            [write + 1],
+            os.fsync,
+        )  # the first is of the check that the folder can be written to
+
+        def full(handle):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(handle)
+
+        patch.setattr(files, "_sync_folder", lambda folder: None)
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(small("vae"), tmp_path, force=True)
+    assert_readable(tmp_path)
+    if fitting.can_resume(tmp_path):
+        fit(small("vae"), tmp_path, resume=True)
+    else:
+        assert write == 1  # it never began: the old run is what it was
+        assert checkpoints.read_run(tmp_path)["settings"]["seed"] == 8
+        fit(small("vae"), tmp_path, force=True)
+    assert_same_run(whole, tmp_path)
+
+
 @contextlib.contextmanager
 def limited(size):
     """Files of this process end at a size, as they do at a quota."""
@@ -176,6 +208,25 @@ def test_what_a_kill_left_half_written_is_swept(whole, tmp_path, monkeypatch):
     resume(tmp_path)
     assert_readable(tmp_path)
     assert_same_run(whole, tmp_path)
+
+
+def test_what_others_are_writing_is_not_swept(tmp_path):
+    """A run in a folder of this one, and a command that writes beside it."""
+    with files.atomic(tmp_path / "run" / "model.keras"), files.atomic(tmp_path / "x.png") as mine:
+        dead = tmp_path / f"{files.UNFINISHED}model-x.keras"
+        dead.touch()
+        fit(small("vae", epochs=1), tmp_path)
+        assert not dead.exists() and os.path.exists(mine)
+
+
+def test_a_new_file_has_the_rights_that_the_umask_gives(tmp_path):
+    """And the umask, which is the process's, is never set."""
+    before = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "a", b"")
+    finally:
+        assert os.umask(before) == 0o027
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_dataset_that_changed_is_not_resumed(tmp_path, monkeypatch):

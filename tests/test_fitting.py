@@ -48,6 +48,11 @@ def history(folder):
     return list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
 
 
+def contents(folder):
+    """The files in a folder and what is in them."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def assert_same_run(a, b):
     """Weights bit for bit, and histories but for the seconds."""
     ours, theirs = weights(a), weights(b)
@@ -214,7 +219,7 @@ def whole_run(mnist_dir, shared_tmp, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [getattr(signal, name) for name in callbacks.STOPPING])
 def test_a_signal_costs_nothing(number, tmp_path, whole_run, monkeypatch):
     """The run ends after the step under way, and goes on with the next one."""
     settings, whole = whole_run("vae")
@@ -237,6 +242,19 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_the_run_with_the_epoch(
         with pytest.raises(KeyboardInterrupt):
             fit(settings, tmp_path)
     assert len(history(tmp_path)) == 2
+    fit(settings, tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_signal_amid_the_fit_of_the_prior(tmp_path, whole_run, monkeypatch):
+    settings, whole = whole_run("vae")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            models.VAE, "fit_prior", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, tmp_path)
+    assert len(history(tmp_path)) == 3 and fitting.can_resume(tmp_path)
     fit(settings, tmp_path, resume=True)
     assert_same_run(whole, tmp_path)
 
@@ -313,10 +331,94 @@ class TestRules:
             fit(small("ae", dataset="no_such_dataset"), finished, force=True)
         assert (finished / "model.keras").is_file() and checkpoints.read_run(finished)["finished"]
 
+    def test_force_keeps_the_old_run_where_the_new_one_fails(self, tmp_path, finished, monkeypatch):
+        """Its loss is no number in its first epoch; nothing of it stays."""
+        before = contents(finished)
+        with monkeypatch.context() as patch, pytest.raises(RunError, match="became nan"):
+            poison(patch, epoch=0, batch=1)
+            patch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
+            fit(small("vae"), finished, force=True)
+        assert contents(finished) == before
+
+    def test_force_replaces_a_run_at_the_first_epoch_of_the_new_one(self, tmp_path, monkeypatch):
+        """Until then the old one is what it was; stopped then, `resume` goes on with the new one."""
+        run, alone = tmp_path / "run", tmp_path / "alone"
+        fit(small("ae", epochs=4), run)
+        fit(small("ae", epochs=2, seed=5), alone)
+        before = contents(run)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit(small("ae", epochs=2, seed=5), run, force=True)
+        left = contents(run)
+        assert left.pop(".next/run.json") and left.pop(".next/backup/state.npz")
+        assert left == before and fitting.can_resume(run)
+        with pytest.raises(
+            RunError, match="beginning of its successor, which --resume goes on with"
+        ):
+            fit(small("ae", epochs=2, seed=5), run)
+        fit(small("ae", epochs=2, seed=5), run, resume=True)
+        assert_same_run(alone, run)
+        assert contents(run).keys() == contents(alone).keys()
+        assert checkpoints.read_run(run)["settings"]["seed"] == 5
+
     def test_force_replaces_a_damaged_run(self, finished):
         (finished / "run.json").write_text("{")
         fit(small("ae", epochs=1), finished, force=True)
         assert checkpoints.read_run(finished)["finished"]
+
+    @pytest.mark.parametrize(
+        "name", ["model.keras", "history.csv", "epochs/002.png", "backup/state.npz"]
+    )
+    def test_what_no_run_wrote_is_not_replaced_unasked(self, name, tmp_path):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(RunError, match=f"holds a {name} that no run there wrote"):
+            fit(small("ae", epochs=2), tmp_path)
+        assert contents(tmp_path) == {name: b"mine"}
+        fit(small("ae", epochs=2), tmp_path, force=True)
+        assert (
+            checkpoints.read_run(tmp_path)["finished"]
+            and (tmp_path / "epochs" / "002.png").stat().st_size > 99
+        )
+        assert not (tmp_path / "backup").exists() and not (tmp_path / ".next").exists()
+
+    def test_force_removes_what_the_run_wrote_alone(self, tmp_path):
+        run = tmp_path / "run"
+        fit(small("ae", epochs=3), run)
+        mine = [
+            "epochs/004.png",
+            "epochs/1.png",
+            "backup/notes",
+            "tensorboard/notes",
+            ".next/notes",
+            "x.png",
+        ]
+        for name in mine:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text("mine")
+        fit(small("ae", epochs=1), run, force=True)
+        left = contents(run)
+        assert {name for name, content in left.items() if content == b"mine"} == set(mine)
+        assert left.keys() == {*mine, *checkpoints.ALWAYS, "epochs/001.png"}
+
+    def test_force_removes_nothing_behind_a_link(self, tmp_path):
+        run = tmp_path / "run"
+        fit(small("ae", epochs=3), run)
+        (run / "epochs").rename(tmp_path / "elsewhere")
+        (run / "epochs").symlink_to(tmp_path / "elsewhere")
+        fit(small("ae", epochs=1), run, force=True)
+        assert {p.name for p in (tmp_path / "elsewhere").iterdir()} == {
+            "001.png",
+            "002.png",
+            "003.png",
+        }
+
+    def test_what_a_kill_at_the_very_end_left_is_swept(self, finished):
+        (finished / "backup").mkdir()
+        (finished / "backup" / "state.npz").write_text("left")
+        with pytest.raises(RunError, match="finished"):
+            fit(small("ae", epochs=1), finished)
+        assert not (finished / "backup").exists()
 
     def test_an_unfinished_run_names_both_ways_on(self, unfinished):
         with pytest.raises(RunError, match="--resume goes on with it, --force replaces it"):

@@ -187,7 +187,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; --resume goes on from there."
-            if (folder / "run.json").is_file()
+            if fitting.can_resume(folder)
             else "Stopped before the run began."
         ) from None
     except OSError as error:
