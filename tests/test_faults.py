@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -290,6 +292,35 @@ def test_a_reader_never_fails_and_a_second_run_is_refused(running):
     assert process.returncode == 0, err
     assert len(json.loads(out)["history"]) == 25
     assert reads >= len(seen) >= 3, "the reader came too late to see anything"
+
+
+def test_a_terminal_that_is_closed(mnist_dir, shared_tmp, tmp_path):
+    """As by a dropped ssh: the run is told by SIGHUP, amid an epoch, and nothing that it says is shown any more."""
+    master, slave = os.openpty()
+    environment = {"KAE_DATA_DIR": str(mnist_dir), "KAE_CACHE": str(shared_tmp / "cache")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kae", "fit", "vae", *map(str, OPTIONS[:-2]), "--limit", "60000"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    os.set_blocking(master, False)
+    end, said = time.monotonic() + 120, b""
+    while b"reconstruction:" not in said:  # of the progress bar of the first epoch
+        assert time.monotonic() < end and process.poll() is None, said
+        with contextlib.suppress(BlockingIOError):
+            said += os.read(master, 65536)
+        time.sleep(0.01)
+    os.close(master)
+    assert process.wait(60) == 1
+    folder = tmp_path / "checkpoints" / "vae"
+    with np.load(folder / "backup" / "state.npz") as backup:
+        about = json.loads(str(backup["about"]))
+    assert about["epochs_done"] == 0 and about["batches_done"] > 0
+    assert fitting.can_resume(folder)
 
 
 def test_the_lock_of_a_killed_run_is_free(running):
