@@ -7,6 +7,7 @@ checkpoints/cvae/
   epochs/001.png     pictures, one an epoch
   tensorboard/       with --tensorboard: what it reads
   backup/state.npz   what --resume needs; removed when the run ends
+  backup/dataset     the folder of the dataset, where it has no name in the data directory; the same
   .next/             run.json and backup/ of a run that is to replace this one, until its first epoch is there
 """
 
@@ -30,6 +31,7 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
+from keras_ae.data.disk import open_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
@@ -38,6 +40,7 @@ from keras_ae.settings import Settings, models
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
+BACKUP = ("backup/state.npz", "backup/dataset")  # files of one that is not finished
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -97,10 +100,24 @@ def load_model(path, trusted=False):
             copy = Path(folder, "model.weights.h5")
             copy.write_bytes(weights)
             model.load_weights(copy)
+        check_finite(model)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} cannot be loaded: {lines[0].rstrip('.')}.") from error
     return model
+
+
+def check_finite(model):
+    """Refuse weights, or a prior, that are no finite numbers: nothing comes of them.
+
+    Raises:
+        ValueError: some are not.
+    """
+    for variable, array in zip(model.weights, model.get_weights(), strict=True):
+        if not np.isfinite(array).all():
+            raise ValueError(f"its {variable.path} has what is no finite number")
+    if hasattr(model, "prior"):
+        model.prior.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +223,26 @@ def write_history(folder, rows):
     write_bytes(Path(folder) / "history.csv", text.getvalue())
 
 
+def write_source(folder, source):
+    """Keep where the dataset of a run lies, None for a dataset that has a name. It goes when the run is finished."""
+    path = Path(folder) / "backup" / "dataset"
+    if source is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_bytes(path, os.fsencode(source))
+
+
+def read_source(folder):
+    """What `write_source` kept, None for nothing."""
+    try:
+        with open_file(Path(folder) / "backup" / "dataset") as file:
+            return os.fsdecode(file.read(4096)) or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{folder}/backup/dataset cannot be read: {error}") from error
+
+
 def read_history(folder):
     """The rows of a folder's history.csv, a dict of numbers for each epoch; [] where there is none.
 
@@ -216,10 +253,10 @@ def read_history(folder):
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+        return [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -380,14 +417,14 @@ def files_of(folder):
     for part in ("train", "validation"):
         events = _entries(folder / TENSORBOARD / part)
         found += [path for path in events if path.name.startswith("events.out.tfevents.")]
-    found.append(folder / "backup" / "state.npz")
+    found += [folder / name for name in BACKUP]
     return [path for path in found if path.is_file()]
 
 
 def strangers(folder, epochs):
     """The files in a folder that no run there wrote, and that a run of so many epochs would replace."""
     folder = Path(folder)
-    taken = [folder / name for name in (*ALWAYS, "backup/state.npz")]
+    taken = [folder / name for name in (*ALWAYS, *BACKUP)]
     taken += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
     ours = set(files_of(folder))
     return [path for path in taken if os.path.lexists(path) and path not in ours]
@@ -450,8 +487,10 @@ def take_place(folder, replaced=()):
         replaced: what is left of the run before.
     """
     folder = Path(folder)
-    written = [folder / name for name in (*ALWAYS, "backup/state.npz")]
+    written = [folder / name for name in (*ALWAYS, *BACKUP)]
+    source = read_source(folder / NEXT)
     remove([path for path in replaced if path not in written])
+    write_source(folder, source)
     os.replace(folder / NEXT / "run.json", folder / "run.json")
     remove_next(folder)
 
@@ -466,4 +505,4 @@ def remove_next(folder):
 
 def remove_backup(folder):
     """Remove what only an unfinished run needs."""
-    remove([Path(folder) / "backup" / "state.npz"])
+    remove([Path(folder) / name for name in BACKUP])

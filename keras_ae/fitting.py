@@ -122,6 +122,7 @@ class Run:
         self.writes = distributed.rank() == 0  # of several processes, the first one
         self.stop = StopAtSignal(report)
         self.place, self.replaced = self.folder, []  # of run.json and backup; of the run before
+        self.source = None  # the folder of the dataset, where it is known by that alone
         self.done = checkpoints.Progress([])
 
     @contextlib.contextmanager
@@ -162,7 +163,7 @@ class Run:
             if self.settings.limit is not None:
                 self.train = self.train.first(self.settings.limit)
         else:
-            self.train, self.test = load_splits(self.settings, data_dir, self.report)
+            self.load_dataset(data_dir)
         self.facts = data_facts(self.train, self.test)
         if self.resume and (before := self.record.get("data", self.facts)) != self.facts:
             raise RunError(
@@ -171,6 +172,18 @@ class Run:
                 "over with --force."
             )
 
+    def load_dataset(self, data_dir):
+        """Read the dataset of the settings. A folder is known by the name of what is in it from then on."""
+        asked = data.lasting_name(self.settings.dataset, data_dir)
+        if self.resume and os.path.isabs(asked) and not os.path.isdir(asked):
+            raise RunError(
+                f"The dataset of the run is not in {asked} any more: say --dataset, its folder."
+            )
+        self.train, self.test = load_splits(self.settings, data_dir, self.report)
+        if os.path.isabs(asked):
+            self.source = asked
+            self.settings = dataclasses.replace(self.settings, dataset=self.train.name)
+
     def make_model(self, model):
         """Take the model that is given, or build that of the settings."""
         if model is not None:
@@ -178,7 +191,8 @@ class Run:
         self.settings = settled(self.settings)
         if self.resume:
             stored = settled(Settings.from_dict(self.record["settings"]))
-            if other := differences(self.settings, stored):
+            # The dataset may have moved: it was compared by what is in it.
+            if other := [x for x in differences(self.settings, stored) if x != "dataset"]:
                 raise RunError(
                     f"--resume goes on with the settings of the run; other {', '.join(other)}."
                 )
@@ -247,6 +261,13 @@ class Run:
             "processes": distributed.size(),
             "devices": distributed.devices(),
         }
+        # Of a run that was resumed elsewhere, where it was before.
+        before, earlier = self.record.get("environment"), self.record.get("earlier_environments")
+        earlier = earlier if isinstance(earlier, list) else []
+        if before not in (None, environment):
+            earlier = [*earlier, {"epochs": self.done.epochs, **before}]
+        if earlier:
+            more["earlier_environments"] = earlier
         self.record = {
             "finished": finished,
             "settings": self.settings.to_dict(),
@@ -254,7 +275,10 @@ class Run:
             "environment": environment,
             **more,
         }
-        checkpoints.write_run(self.folder if finished else self.place, self.record)
+        place = self.folder if finished else self.place
+        if not finished:
+            checkpoints.write_source(place, self.source)
+        checkpoints.write_run(place, self.record)
 
     def train_epochs(self):
         """Train for the epochs that are left."""
@@ -321,7 +345,12 @@ class Run:
         more = {}
         if hasattr(model, "fit_prior"):
             self.report("fitting the prior to the codes of the training images")
-            model.fit_prior(*model.prior_inputs_of(self.train), seed=settings.seed)
+            try:
+                model.fit_prior(*model.prior_inputs_of(self.train), seed=settings.seed)
+            except ValueError as error:
+                raise RunError(
+                    f"{str(error).rstrip('.')}. The run has diverged: start over (--force) with a lower --learning-rate."
+                ) from error
             check_there(self.folder)
             checkpoints.save_model(model, self.folder / "model.keras")
             if hasattr(model.prior, "components"):
@@ -572,15 +601,18 @@ def version(package):
 
 
 def stored_settings(folder):
-    """The settings of the run in a folder.
+    """The settings of the run in a folder that `resume` goes on with; its dataset by its folder, if it has no name.
 
     Raises:
         RunError: if there is no run.
     """
-    record = checkpoints.read_run(checkpoints.place_of(folder))
+    place = checkpoints.place_of(folder)
+    record = checkpoints.read_run(place)
     if "settings" not in record:
         raise RunError(f"There is no run in {folder} to resume.")
-    return Settings.from_dict(record["settings"])
+    settings = Settings.from_dict(record["settings"])
+    source = checkpoints.read_source(place)
+    return settings if source is None else dataclasses.replace(settings, dataset=source)
 
 
 def differences(settings, other):

@@ -50,6 +50,16 @@ class Prior(keras.layers.Layer):
         """The prior in a few words."""
         return type(self).__name__
 
+    def check(self):
+        """Refuse arrays that are no finite numbers.
+
+        Raises:
+            ValueError: some are not.
+        """
+        for name in self.arrays:
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} of the prior has what is no finite number")
+
     uses_uniform = False  # whether `graph` asks for a uniform number beside the noise
 
     def graph(self, noise, uniform=None, label=None):
@@ -196,6 +206,14 @@ class ClassMixture(Prior):
             result[mine] = logsumexp(terms, axis=0) - 0.5 * self.latent_dim * np.log(2 * np.pi)
         return result
 
+    def check(self):
+        logits = self.logits  # of a component that is none, minus infinity
+        if np.isnan(logits).any() or not np.isfinite(logits.max(-1)).all():
+            raise ValueError("logits of the prior has what is no finite number")
+        for array in (self.means, self.cholesky):
+            if not np.isfinite(array).all():
+                raise ValueError("means or cholesky of the prior has what is no finite number")
+
     def describe(self):
         of = f" for each of {self.num_classes} classes" if self.num_classes > 1 else ""
         return f"mixture of {self.components} Gaussians{of}"
@@ -236,9 +254,14 @@ class ClassMixture(Prior):
 
         Returns:
             A `ClassMixture`.
+
+        Raises:
+            ValueError: codes that no mixture can be fitted to, as those of a run that diverged.
         """
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
+        if not np.isfinite(codes).all():
+            raise ValueError("A prior cannot be fitted to codes that are no finite numbers.")
         order = np.random.default_rng(seed).permutation(len(codes))
         tenth = len(codes) // 10 if len(components) > 1 else 0  # where there is something to choose
         held_out, kept = np.sort(order[:tenth]), np.sort(order[tenth:])
@@ -308,7 +331,13 @@ def _mixtures(by_class, components, seed):
         mixture = GaussianMixture(
             m, reg_covar=REGULARISATION, max_iter=100, tol=5e-3, random_state=seed
         )
-        return mixture.fit(codes)
+        try:
+            return mixture.fit(codes)
+        except ValueError as error:  # covariances beyond what float64 tells apart
+            low, high = codes.min(), codes.max()
+            raise ValueError(
+                f"A prior cannot be fitted to these codes, from {low:.3g} to {high:.3g}: they are too far apart."
+            ) from error
 
     # A class to a thread, where there are several: their matrices are too small for more.
     with (
@@ -327,12 +356,13 @@ def copy_prior(prior):
     """A prior of the same class, arguments and arrays, which shares none of them.
 
     Raises:
-        ValueError: it is no `Prior`.
+        ValueError: it is no `Prior`, or not of finite numbers.
     """
     if not isinstance(prior, Prior):
         raise ValueError(
             f"A prior must be a keras_ae.priors.Prior, with draw and log_prob; got {type(prior).__name__}."
         )
+    prior.check()
     copy, arrays = type(prior).from_config(prior.get_config()), {}
     prior.save_own_variables(arrays)
     copy.load_own_variables({name: np.array(array) for name, array in arrays.items()})

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from test_fitting import assert_same_run, fit, history, small
 
-from keras_ae import callbacks, checkpoints, files, fitting
+from keras_ae import VAE, callbacks, checkpoints, files, fitting
 from keras_ae.checkpoints import CheckpointError
 from keras_ae.errors import RunError
 
@@ -229,6 +229,58 @@ def test_a_new_file_has_the_rights_that_the_umask_gives(tmp_path):
     finally:
         assert os.umask(before) == 0o027
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_dataset_that_moved_is_named_at_resume(whole, mnist_dir, tmp_path, monkeypatch):
+    """A folder is in run.json by the name of what is in it; where it lay goes when the run is finished."""
+    run, there, moved = (tmp_path / name for name in ("run", "there", "moved"))
+    there.symlink_to(mnist_dir / "mnist" / "3.0.1")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 0)
+        fit(small("vae", dataset=str(there)), run)
+    assert checkpoints.read_run(run)["settings"]["dataset"] == "mnist"
+    assert str(tmp_path) not in (run / "run.json").read_text()
+    assert fitting.stored_settings(run).dataset == str(there)
+    there.rename(moved)
+    code, _, err = kae("fit", "vae", "--resume", "--out", run, "-q")
+    assert code == 1 and f"not in {there} any more: say --dataset" in err
+    monkeypatch.chdir(tmp_path)
+    code, _, err = kae("fit", "vae", "--resume", "--out", run, "--dataset", "./moved", "-q")
+    assert code == 0, err
+    assert_same_run(whole, run)
+    left = [path for path in run.rglob("*") if path.is_file()]
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in left)
+    assert not (run / "backup").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_says_where_it_was(tmp_path, monkeypatch):
+    about = fitting.environment_of
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 1)
+        patch.setattr(fitting, "environment_of", lambda model: {**about(model), "backend": "other"})
+        fit(small("vae"), tmp_path)
+    resume(tmp_path)
+    record = checkpoints.read_run(tmp_path)
+    assert record["environment"]["backend"] != "other"
+    (earlier,) = record["earlier_environments"]
+    assert earlier["backend"] == "other" and earlier["epochs"] == 2
+
+
+@pytest.mark.parametrize("codes", ["no numbers", "far apart"])
+def test_a_run_whose_codes_diverge(codes, tmp_path, monkeypatch):
+    """Its losses may be numbers all the same. At every `resume` it is told again."""
+    codes = {
+        "no numbers": np.full((50, 3), np.nan, "float32"),
+        "far apart": np.random.default_rng(0).normal(size=(50, 3)).astype("float32"),
+    }[codes]
+    codes[49] *= 1e30
+    monkeypatch.setattr(VAE, "posterior", lambda self, inputs: (codes, np.full_like(codes, -30)))
+    for how in ({}, {"resume": True}):
+        with pytest.raises(
+            RunError, match="A prior cannot be fitted .*diverged.*lower --learning-rate"
+        ):
+            fit(small("vae", epochs=1), tmp_path, **how)
+    fit(small("ae", epochs=1), tmp_path, force=True)
 
 
 def test_a_dataset_that_changed_is_not_resumed(tmp_path, monkeypatch):

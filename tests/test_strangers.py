@@ -181,15 +181,45 @@ def test_pixels_that_are_no_numbers_are_no_picture(value):
             make(images)
 
 
-def test_a_prior_of_no_numbers_is_told(saved, tmp_path, kae):
+@pytest.mark.parametrize("name", ["means", "cholesky", "logits"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prior_of_no_numbers_is_refused(name, value, saved, tmp_path, kae):
+    prior = ClassMixture(2, 1, 2)
+    array = getattr(prior, name).copy()
+    array[..., 0] = value
+    setattr(prior, name, array)
     model = VAE((28, 28, 1), 2, "mlp", (4,))
-    prior = ClassMixture(2)
-    prior.cholesky[:] = np.inf
-    model.set_prior(prior)
+    with pytest.raises(ValueError, match="no finite number"):
+        model.set_prior(prior)
+    model.prior = prior
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassMixture, "check", lambda self: None)
+        saved(model=model)
+    for command in (["sample", "run", "--out", "a.png"], ["info", "run"]):
+        done = kae(*command)
+        assert done.exit_code == 1 and "of the prior has what is no finite number" in done.stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_prior_without_some_components_is_none_of_these():
+    prior = ClassMixture(2, 2, 2)
+    prior.logits = [[0, -np.inf], [-np.inf, 0]]
+    VAE((28, 28, 1), 2, "mlp", (4,)).set_prior(prior)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(value, saved, kae):
+    model = VAE((28, 28, 1), 2, "mlp", (4,))
+    weights = model.get_weights()
+    weights[3].flat[-1] = value
+    model.set_weights(weights)
     saved(model=model)
-    for out in ("a.png", "a.npy"):
-        assert kae("sample", "run", "--out", out).exit_code == 1
-        assert not (tmp_path / out).exists()
+    done = kae("sample", "run")
+    assert (
+        done.exit_code == 1
+        and "cannot be loaded: its " in done.stderr
+        and "no finite number" in done.stderr
+    )
 
 
 # Priors of many latents

@@ -249,7 +249,8 @@ def dataset_of(checkpoint, data_dir):
     if name != "mnist" and not data.is_prepared(name, data_dir):
         where = "a folder" if "/" in name and Path(name).is_dir() else "not prepared here"
         raise click.UsageError(
-            f"The run names {name} as its dataset, which is {where}: say --dataset {name}, if you want it."
+            f"The run names {name} as its dataset, which is {where}: say --dataset {name}, or its folder, if you "
+            "want it."
         )
     return name
 

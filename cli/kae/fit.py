@@ -168,6 +168,10 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     folder = out or Path("checkpoints") / settings.model
     if resume:
         stored = fitting.stored_settings(folder)
+        # It may have moved: `fit` compares what is in it.
+        asked = context.get_parameter_source("dataset") is click.core.ParameterSource.COMMANDLINE
+        dataset = settings.dataset if asked else stored.dataset
+        settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
         for name in fitting.differences(settings, stored):
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
                 raise click.UsageError(
