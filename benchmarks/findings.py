@@ -1,4 +1,4 @@
-"""Reruns what the classroom report observed: one experiment a name, figures as a table, a picture.
+"""Tests common observations about conditional VAEs: one experiment a name, figures as a table, a picture.
 
     python benchmarks/findings.py                 all of them, about 20 minutes on 2 cores
     python benchmarks/findings.py loss output     these two
@@ -81,7 +81,7 @@ EXPERIMENTS = {
     "optimizer": [
         ("Adam 0.001", BASE, CVAE),
         ("SGD 0.01", change(optimizer="sgd", learning_rate=0.01, lr_schedule="constant"), CVAE),
-        # The classroom's loss is a mean over 784 pixels: its gradient is so much smaller.
+        # A common loss is a mean over 784 pixels: its gradient is so much smaller.
         (
             "SGD 0.01 on the mean",
             change(optimizer="sgd", learning_rate=0.01 / 784, lr_schedule="constant"),

@@ -1,8 +1,10 @@
 """The callbacks of a run: where it stands, what ends it, what it writes. `KLAnnealing` has a module of its own."""
 
 import contextlib
-import importlib.util
+import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,9 +13,10 @@ import keras
 import numpy as np
 
 from keras_ae import checkpoints, pictures
-from keras_ae.errors import RunError
+from keras_ae.errors import RunError, need
 from keras_ae.files import atomic
 
+REDRAWN_SECONDS = 0.2  # between two updates of the progress line
 BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
 
 # What asks a run to stop: a person, a shell, a terminal that closes, a cluster's warning, a limit of CPU time.
@@ -220,19 +223,125 @@ class SwapEMA(keras.callbacks.SwapEMAWeights):
         """Nothing: this is for what Keras does at the end of `fit`, and is not done here."""
 
 
+class ProgressLine(keras.callbacks.Callback):
+    """Progress as Keras prints it, in one line that fits the terminal, with the time left for the run.
+
+    Of the figures there are as many as fit, in the order of the model's terms. At the end of an epoch they
+    are all told, in as many lines as they take.
+
+    Args:
+        verbose: 1 or "auto" rewrites the line as the epoch goes; 2 prints at the end of an epoch alone.
+    """
+
+    def __init__(self, verbose=1):
+        super().__init__()
+        self.rewrites = verbose in (1, True, "auto")
+        self._first = self._shown = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._began = epoch, time.monotonic()
+        self._print(f"Epoch {epoch + 1}/{self.params['epochs']}\n")
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (
+            self._first is None
+        ):  # of this process: what was done before the run was resumed took another's time
+            self._first = self._steps_until(batch), time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        if not self.rewrites or (self._shown is not None and now - self._shown < REDRAWN_SECONDS):
+            return
+        self._shown = now
+        steps = self.params["steps"]
+        left = f"{duration(self._seconds_left(batch + 1, now))} left"
+        line = progress_line(batch + 1, steps, figures_of(logs), left, terminal_width() - 1)
+        self._print(f"\r{line}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = time.monotonic()
+        width = terminal_width() - 1
+        parts = [f"{self.params['steps']}/{self.params['steps']}", duration(now - self._began)]
+        parts += figures_of(logs)
+        if epoch + 1 < self.params["epochs"]:
+            parts.append(f"{duration(self._seconds_left(self.params['steps'], now))} left")
+        clear = "\r" + " " * width + "\r" if self.rewrites else ""
+        self._print(clear + wrapped(parts, width if self.rewrites else None) + "\n")
+
+    def _steps_until(self, batch):
+        return self._epoch * self.params["steps"] + batch
+
+    def _seconds_left(self, batches, now):
+        """Of the whole run, at the pace of this process so far: steps, validations and what is written."""
+        before, began = self._first
+        done = self._steps_until(batches)
+        left = self.params["epochs"] * self.params["steps"] - done
+        return (now - began) / max(1, done - before) * left
+
+    @staticmethod
+    def _print(text):
+        print(text, end="", flush=True)
+
+
+def figures_of(logs):
+    """The logs of Keras as words: "loss 31.24"."""
+    return [f"{name} {float(value):.4g}" for name, value in (logs or {}).items()]
+
+
+def progress_line(step, steps, figures, left, width):
+    """Steps, as many figures as fit, the time left, and a bar of what room remains; `width` letters exactly."""
+    head = f"{step:{len(str(steps))}}/{steps}"
+    room = width - len(head) - len(left) - 2
+    shown = ""
+    for figure in figures:
+        if len(shown) + len(figure) + 2 > room:
+            break
+        shown += f"  {figure}"
+    bar, length = "", min(20, room - len(shown) - 2)
+    if length >= 5:
+        done = length * step // steps
+        bar = "  " + "=" * done + "." * (length - done)
+    return f"{head}{bar}{shown}  {left}"[:width].ljust(width)
+
+
+def wrapped(parts, width):
+    """Parts with two spaces between them, in lines of a width; None is one line."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]}  {part}" if lines[-1] else part
+        if width is None or len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)
+
+
+def duration(seconds):
+    """12s, 3:05 or 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}" if minutes else f"{seconds}s"
+
+
+def terminal_width():
+    """Columns of the terminal that progress is printed to; 80 where it is none that tells."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return shutil.get_terminal_size().columns
+
+
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras' own, and the pictures of the epochs: for `fit(callbacks=…)`, written to the run folder.
 
     Raises:
-        RunError: if tensorflow or tensorboard is not installed.
+        UserError: if tensorflow or tensorboard is not installed.
     """
 
     def __init__(self, folder):
-        if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
-            raise RunError(
-                "TensorBoard needs tensorflow and tensorboard, on every backend: "
-                "pip install 'keras-ae[tensorboard]'"
-            )
+        need("TensorBoard, on every backend,", "tensorflow", "tensorboard")
         self.folder = Path(folder)
         super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
 
@@ -312,12 +421,16 @@ def picture_of(model, shown):
     """Test images (`ImageData`) over their reconstructions; under them samples of N(0, I), the same latents always."""
     names = None if shown.labels is None else [shown.class_names[y] for y in shown.labels]
     rebuilt = model.reconstruct(model.inputs_of(shown))
-    picture = pictures.pairs(shown.images, rebuilt, names=names)
+    picture = pictures.with_title(
+        pictures.pairs(shown.images, rebuilt, names=names), "test images over their reconstructions"
+    )
     if not hasattr(model, "sample"):
         return picture
     labels = np.arange(model.num_classes).repeat(10)[:400] if model.num_classes else None
     n = 40 if labels is None else len(labels)
     samples = model.sample(n, labels, seed=0, prior="normal")
     if labels is None:
-        return pictures.stack(picture, pictures.grid(samples, columns=10))
-    return pictures.stack(picture, pictures.class_rows(samples, labels, model.names))
+        drawn = pictures.grid(samples, columns=10)
+    else:
+        drawn = pictures.class_rows(samples, labels, model.names)
+    return pictures.stack(picture, pictures.with_title(drawn, "samples of N(0, I)"))

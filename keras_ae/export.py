@@ -20,7 +20,6 @@ The same as a dict, in JSON, goes into the file: see `describe`.
 import contextlib
 import ctypes
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -39,7 +38,7 @@ from keras import ops
 
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, need
 from keras_ae.inputs import one_hot
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
@@ -53,19 +52,18 @@ class ExportError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What writes a format: a backend, the packages it takes, and how to install them."""
+    """What writes a format: a backend, and the packages it takes."""
 
     backend: str
     packages: tuple[str, ...]
-    install: str
 
 
 FORMATS = {
-    "onnx": Format("torch", ("torch", "onnx", "onnxscript"), "'keras-ae[onnx]'"),
-    "torch": Format("torch", ("torch",), "torch"),
-    "openvino": Format("torch", ("torch", "openvino"), "'keras-ae[openvino]'"),
-    "saved_model": Format("tensorflow", ("tensorflow",), "'keras-ae[tensorflow]'"),
-    "litert": Format("tensorflow", ("tensorflow",), "'keras-ae[litert]'"),
+    "onnx": Format("torch", ("torch", "onnx", "onnxscript")),
+    "torch": Format("torch", ("torch",)),
+    "openvino": Format("torch", ("torch", "openvino")),
+    "saved_model": Format("tensorflow", ("tensorflow",)),
+    "litert": Format("tensorflow", ("tensorflow",)),
 }
 
 
@@ -88,18 +86,14 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
 
     Raises:
         ValueError: for a format or part that is not known, or a path of another suffix.
-        ExportError: if a package is missing, the path is taken, or an AE is asked for its sampler.
+        UserError: if a package is missing.
+        ExportError: if the path is taken, or an AE is asked for its sampler.
     """
     path = Path(path)
     check(path, format, part, force)
     if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
     writer = FORMATS[format]
-    missing = [name for name in writer.packages if not importlib.util.find_spec(name)]
-    if missing:
-        raise ExportError(
-            f"Writing {format} needs {' and '.join(missing)}: pip install {writer.install}"
-        )
     # Made beside the target, and moved when whole: a reader or a kill never meets half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
@@ -137,7 +131,7 @@ def check(path, format, part, force):
     """Refuse what `export` could not do, before the work.
 
     Raises:
-        ValueError, ExportError: as `export`.
+        ValueError, UserError: as `export`.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
@@ -146,6 +140,7 @@ def check(path, format, part, force):
     suffix = EXPORT_SUFFIXES[format]
     if suffix and path.suffix != suffix:
         raise ValueError(f"A file of format {format} ends in {suffix}; got {path}.")
+    need(f"Writing {format}", *FORMATS[format].packages)
     for taken in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
         if taken.exists() and not force:
             raise ExportError(f"{taken} exists; --force replaces it.")

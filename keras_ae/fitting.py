@@ -19,6 +19,7 @@ from keras_ae.backbones import count_weights, find_backbone, seeded_weights
 from keras_ae.callbacks import (
     Callbacks,
     EarlyStopping,
+    ProgressLine,
     StartEpoch,
     StopAtNaN,
     StopAtSignal,
@@ -322,11 +323,13 @@ class Run:
                 start_from_epoch=settings.warmup_epochs,
             )
             callbacks.append(self.early)
+        if self.verbose != 0:
+            callbacks.append(ProgressLine(self.verbose))
         return Callbacks(
             callbacks,
             self.feed,
             add_history=True,
-            add_progbar=self.verbose != 0,
+            add_progbar=False,
             verbose=self.verbose,
             epochs=settings.epochs,
             model=model,

@@ -6,7 +6,7 @@ is what the model takes: images (N, H, W, C), for a CVAE the pair (images, label
 
 import numpy as np
 
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
 
 DRAWN = 10_000  # codes of the prior whose quantiles are taken
@@ -149,6 +149,16 @@ def traversals(model, code, latents, codes, steps=10, label=None):
     return model.decode(moved, label)
 
 
+def need_method(method):
+    """Refuse a method of `embed` whose package is not installed.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    packages = {"tsne": ("sklearn",), "umap": ("umap",)}.get(method, ())
+    need(f"The method {method}", *packages)
+
+
 def embed(codes, method="pca", seed=0):
     """Codes (N, D) as points of the plane (N, 2).
 
@@ -180,6 +190,7 @@ def embed(codes, method="pca", seed=0):
         share = along.var(0) / along.var(0).sum()
         axes = tuple(f"principal direction {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1))
         return along[:, :2], axes
+    need_method(method)
     if method == "tsne":
         from sklearn.manifold import TSNE
 
@@ -188,8 +199,6 @@ def embed(codes, method="pca", seed=0):
             "t-SNE",
             "",
         )
-    try:
-        import umap
-    except ImportError as error:
-        raise UserError("UMAP is not installed: pip install umap-learn, or use tsne.") from error
+    import umap
+
     return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(codes), ("UMAP", "")

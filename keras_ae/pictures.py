@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_ae.errors import UserError, printable
+from keras_ae.errors import UserError, need, printable
 
 INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
@@ -180,8 +180,9 @@ def scatter(points, labels=None, names=None, title="", axes=("", "")):
         axes: what the two axes are called.
     """
     figure, plot = _plot(6.4, 5.2, title)
+    dots = {"s": dot_area(len(points)), "alpha": 0.6, "linewidths": 0, "rasterized": True}
     if labels is None:
-        plot.scatter(*points.T, s=5, alpha=0.6, linewidths=0, rasterized=True)
+        plot.scatter(*points.T, **dots)
     else:
         classes, shown = np.unique(labels), []
         colours = _matplotlib().colormaps["tab10" if len(classes) <= 10 else "turbo"]
@@ -189,15 +190,18 @@ def scatter(points, labels=None, names=None, title="", axes=("", "")):
             colour = colours(i) if len(classes) <= 10 else colours(i / (len(classes) - 1))
             mine = points[labels == y].T
             shown.append(str(names[y] if names else y))
-            plot.scatter(
-                *mine, s=5, alpha=0.6, linewidths=0, color=colour, label=shown[-1], rasterized=True
-            )
+            plot.scatter(*mine, color=colour, label=shown[-1], **dots)
         _legend(
             plot, plot.collections, shown,
-            loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, ncols=1 + (len(classes) - 1) // 26,
+            loc="center left", bbox_to_anchor=(1, 0.5), markerscale=(45 / dots["s"]) ** 0.5, ncols=1 + (len(classes) - 1) // 26,
         )  # fmt: skip
     plot.set(xlabel=axes[0], ylabel=axes[1])
     return figure
+
+
+def dot_area(points):
+    """Area of a dot among so many, in square points: all of them together cover about as much of a plot."""
+    return min(40.0, max(1.0, 10_000 / max(1, points)))
 
 
 def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
@@ -264,10 +268,9 @@ def save_plot(figure, path, file_format="png"):
 
 
 def _matplotlib():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'keras-ae[report]'") from error
+    need("A plot", "matplotlib")
+    import matplotlib
+
     return matplotlib
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_ae import checkpoints, evaluation, latents, pictures
 from keras_ae.errors import printable
+from keras_ae.priors import StandardNormal
 
 SHOWN = 20  # test images beside their reconstructions
 PLOTTED = 2_000  # codes in a plot of codes
@@ -87,9 +88,9 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
             sheet = pictures.class_rows(sample, classes, model.names)
         else:
             sheet = pictures.grid(model.sample(100, seed=seed), 10)
-        section(
-            "Samples", _picture(sheet, "Drawn from the fitted prior: none is a training image.")
-        )
+        fitted = not isinstance(model.prior, StandardNormal)
+        drawn = "the fitted prior" if fitted else "N(0, I), as no prior was fitted"
+        section("Samples", _picture(sheet, f"Drawn from {drawn}: none is a training image."))
 
     if conditional:
         rows = [latents.manifold(model, 1, 15, y, seed=seed) for y in range(model.num_classes)]

@@ -15,6 +15,13 @@ from keras_ae import CVAE, Adam, checkpoints
 
 TRAINING = ("torch", "jax", "tensorflow")
 NEEDS = {"numpy": "jax"}  # what a backend needs, where that is not the package of its name
+
+
+def long(backend):
+    """A parameter whose tests take long: each step is compiled."""
+    return pytest.param(backend, marks=pytest.mark.long)
+
+
 STEPS = 3 * 3  # epochs, and batches of 48, 48 and 24
 
 
@@ -66,12 +73,12 @@ def run_backend(once, checkpoint, mnist_dir, shared_tmp):
     return run
 
 
-@pytest.fixture(params=TRAINING)
+@pytest.fixture(params=["torch", long("jax"), long("tensorflow")])
 def trained(request, run_backend):
     return request.param, run_backend(request.param)[0]
 
 
-@pytest.fixture(params=["jax", "tensorflow", "numpy", "openvino"])
+@pytest.fixture(params=[long("jax"), long("tensorflow"), "numpy", "openvino"])
 def other(request, run_backend):
     """A function: an array as torch computed it, and as another backend did."""
     return lambda name: [
@@ -190,14 +197,14 @@ def test_one_seed_samples_the_same_picture(other):
     assert np.abs(torch - theirs).max() <= 1
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow", "numpy"])
+@pytest.mark.parametrize("backend", ["torch", long("jax"), long("tensorflow"), "numpy"])
 def test_predict_is_reconstruct(backend, run_backend):
     _, folder = run_backend(backend)
     predicted, rebuilt = (np.load(folder / f"{n}.npy") for n in ("predicted", "reconstructed"))
     assert np.abs(predicted - rebuilt).max() <= 1e-5
 
 
-@pytest.mark.parametrize("backend", ["jax", "tensorflow", "numpy"])
+@pytest.mark.parametrize("backend", [long("jax"), long("tensorflow"), "numpy"])
 def test_evaluate_agrees_but_for_the_noise_of_the_posterior(backend, run_backend):
     torch, theirs = (run_backend(name)[0]["evaluated"] for name in ("torch", backend))
     assert torch.keys() == theirs.keys() == {"loss", "reconstruction", "kl", "kl_weight"}

@@ -71,3 +71,51 @@ def test_a_signal_that_is_ignored_stays_so():
             assert not stop.stopping
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+LOGS = {"loss": 31.23456, "reconstruction": 28.1, "kl": 24.7, "kl_weight": 0.1275}
+
+
+@pytest.fixture
+def run_of(capsys, monkeypatch):
+    """A function: what a run of two epochs of 400 batches prints, in a terminal so wide, second by second."""
+
+    def run(columns, verbose=1):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        clock = iter(range(10_000))
+        monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+        line = callbacks.ProgressLine(verbose)
+        line.set_params({"epochs": 2, "steps": 400, "verbose": verbose})
+        for epoch in range(2):
+            line.on_epoch_begin(epoch)
+            for batch in (0, 99, 199, 399):
+                line.on_train_batch_begin(batch)
+                line.on_train_batch_end(batch, LOGS)
+            line.on_epoch_end(epoch, {**LOGS, **{f"val_{k}": v for k, v in LOGS.items()}})
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 120])
+def test_the_progress_line_fits_the_terminal(run_of, columns):
+    out = run_of(columns)
+    assert max(len(line) for line in out.replace("\r", "\n").split("\n")) < columns
+    assert "\x1b" not in out and "\b" not in out
+    updates = [line for line in out.split("\r") if "left" in line and "val_" not in line]
+    assert len(updates) == 8 and all("loss 31.23" in line for line in updates) == (columns >= 60)
+    assert ("kl_weight 0.1275" in updates[0]) == (columns >= 80)
+    # all the figures at the end of an epoch, on as many lines as they take
+    assert out.count("val_kl_weight") == 2
+
+
+def test_the_time_left_is_that_of_the_whole_run(run_of):
+    """Half of the batches have gone by in the five ticks of the clock that the first epoch took."""
+    first = next(line for line in run_of(80, verbose=2).split("\n") if "val_loss" in line)
+    assert first.startswith("400/400  6s  loss 31.23") and first.endswith("  5s left")
+
+
+def test_where_nobody_looks_an_epoch_is_a_line(run_of):
+    lines = run_of(40, verbose=2).splitlines()
+    assert [line.split()[0] for line in lines] == ["Epoch", "400/400"] * 2
+    assert not any("\r" in line for line in lines)

@@ -60,6 +60,7 @@ def figures(folder):
     return np.array([[float(v) for k, v in row.items() if k != "seconds"] for row in rows])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "options", "tolerance"),
     [
@@ -86,6 +87,7 @@ def test_two_processes_make_the_run_of_one(run, tmp_path, model, options, tolera
     assert np.abs(pictures[0] - pictures[1]).mean() < 1.0
 
 
+@pytest.mark.long
 def test_a_lost_worker_ends_the_run_with_one_line_and_a_backup(start, run, tmp_path):
     options = ["fit", "cvae", *CONV[:-3], "--quiet", "--hidden", "4,8,16", "--out", "run"]
     options[options.index("--epochs") + 1] = "300"
@@ -112,12 +114,14 @@ def test_a_lost_worker_ends_the_run_with_one_line_and_a_backup(start, run, tmp_p
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
 
 
+@pytest.mark.long
 def test_what_the_first_process_refuses_is_said_once(run, tmp_path):
     (tmp_path / "file").write_text("")
     code, out, errors = run(*TORCHRUN, "fit", "vae", *SMALL, "--out", "file/run")
     assert (code, out) == (1, "") and len(errors) == 1 and "file/run" in errors[0]
 
 
+@pytest.mark.long
 def test_two_devices_of_jax_make_the_run_of_one(run, tmp_path):
     """100 images in batches of 24, and of 4; 99 test images would not divide, nor do 25 an epoch."""
     for name, flags in (("one", ""), ("two", "--xla_force_host_platform_device_count=2")):
@@ -130,6 +134,7 @@ def test_two_devices_of_jax_make_the_run_of_one(run, tmp_path):
     assert [a["environment"]["devices"] for a in about] == [1, 2]
 
 
+@pytest.mark.long
 def test_batches_that_do_not_divide_by_the_devices(run, tmp_path):
     options = [
         "--limit",
@@ -164,6 +169,7 @@ assert vae.sample(5).shape == (5, 8, 8, 1)  # not five of each device
 """
 
 
+@pytest.mark.long
 def test_two_devices_of_tensorflow_by_mirrored_strategy(mnist_env, tmp_path):
     """100 images in batches of 24 and 4; then 25 in batches of 8 and 1, which is filled up to 2."""
     small = {"model": "vae", "backbone": "mlp", "hidden": [16, 8], "latent_dim": 3, "epochs": 2}
@@ -191,6 +197,7 @@ def test_two_devices_of_tensorflow_by_mirrored_strategy(mnist_env, tmp_path):
     assert about["finished"] and about["environment"]["devices"] == 2
 
 
+@pytest.mark.long
 def test_torchrun_is_for_torch(run):
     code, _, errors = run(
         "kae", "fit", "vae", *SMALL, KERAS_BACKEND="jax", WORLD_SIZE="2", RANK="0"

@@ -25,6 +25,9 @@ EXAMPLES = {  # what `main` is called with
     "free_bits": {"epochs": 5},
 }
 
+# Every example runs once, for all tests of this file.
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("examples")]
+
 
 @functools.cache
 def module_of(name):

@@ -21,6 +21,7 @@ NAMES = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "
 GREYS = 2  # of 255 that a drawn pixel may be off
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
     pytest.mark.skipif(NODE is None, reason="no node"),
     pytest.mark.skipif(not PLAYWRIGHT.is_dir(), reason="no playwright-core: npm ci in explore/"),

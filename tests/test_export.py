@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ae import AE, CVAE, VAE, Adam, checkpoints, export
+from keras_ae import AE, CVAE, VAE, Adam, checkpoints, errors, export
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 BACKEND = keras.backend.backend()
@@ -182,10 +182,10 @@ def test_force_replaces_a_saved_model(tmp_path):
     assert (target / "saved_model.pb").read_text() == "new"
 
 
-def test_a_missing_package_names_the_extra(cvae, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_a_missing_package_is_named_with_what_installs_it(cvae, tmp_path, monkeypatch):
+    monkeypatch.setattr(errors, "installed", lambda name: False)
     with pytest.raises(
-        export.ExportError, match=r"needs torch and onnx and onnxscript: pip.*\[onnx\]"
+        errors.UserError, match="needs torch and onnx and onnxscript: pip install torch onnx"
     ):
         export.export(cvae, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

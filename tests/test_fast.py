@@ -39,6 +39,7 @@ def test_the_variable_switches_all_levers(value, on):
     assert out.split() == [str(on), module, str(on)]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not fast.ON, reason="the levers are off already")
 def test_every_contract_holds_without_the_levers():
     some = (

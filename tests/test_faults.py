@@ -22,7 +22,7 @@ from keras_ae import VAE, callbacks, checkpoints, files, fitting
 from keras_ae.checkpoints import CheckpointError
 from keras_ae.errors import RunError
 
-pytestmark = pytest.mark.usefixtures("mnist_env")
+pytestmark = [pytest.mark.usefixtures("mnist_env"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

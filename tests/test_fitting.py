@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import keras_ae
-from keras_ae import callbacks, checkpoints, distributed, fitting, models
+from keras_ae import callbacks, checkpoints, distributed, errors, fitting, models
 from keras_ae.data import DataError
 from keras_ae.errors import RunError, UserError
 from keras_ae.feed import Feed
@@ -745,6 +745,6 @@ class TestKerasCallbacks:
             assert steps[split, tag] == [0, 1, 2], tag
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(RunError, match=r"pip install 'keras-ae\[tensorboard\]'"):
+        monkeypatch.setattr(errors, "installed", lambda name: False)
+        with pytest.raises(errors.UserError, match="pip install .*tensorboard"):
             callbacks.TensorBoard(tmp_path)

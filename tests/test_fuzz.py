@@ -21,6 +21,7 @@ from keras_ae import CVAE, VAE, checkpoints
 from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
+pytestmark = pytest.mark.long
 fuzz = settings(
     max_examples=int(os.environ.get("KAE_FUZZ", 25)),
     deadline=None,

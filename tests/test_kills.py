@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kills.py"
 KILLS = 20
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from kae.main import cli
 from PIL import Image
 
+import keras_ae
+
 TITLE = 22  # pixels of the line with the name of a class
 SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
 
@@ -166,3 +168,53 @@ def test_one_seed_is_one_picture_on_every_backend(kae):
     )
     here, there = (np.load(kae.folder / name).astype(int) for name in ("here.npy", "there.npy"))
     assert np.abs(here - there).max() <= 1
+
+
+def test_a_default_name_that_is_taken_is_left_alone(kae):
+    """A second call writes beside the first picture; --force replaces it."""
+    command = ["sample", "cvae", "4", "-n", "4", "--seed"]
+    assert kae(*command, 1).stdout == "samples/cvae-4.png\n"
+    first = (kae.folder / "samples/cvae-4.png").read_bytes()
+    assert kae(*command, 2).stdout == "samples/cvae-4-2.png\n"
+    assert kae(*command, 3).stdout == "samples/cvae-4-3.png\n"
+    assert (kae.folder / "samples/cvae-4.png").read_bytes() == first
+    assert kae(*command, 2, "--force").stdout == "samples/cvae-4.png\n"
+    second = (kae.folder / "samples/cvae-4-2.png").read_bytes()
+    assert (kae.folder / "samples/cvae-4.png").read_bytes() == second != first
+
+
+def test_which_weights_are_used_is_said_where_there_are_two(kae):
+    err = kae("sample", "vae", "-n", "1").stderr
+    assert "using checkpoints/vae/model.keras (trained here; the released weights are " in err
+    released = err.partition("weights are ")[2].partition(")")[0]
+    assert kae("info", released, "--json").exit_code == 0
+
+
+def test_an_unfinished_run_draws_from_the_standard_normal_and_says_so(kae):
+    network = keras_ae.load_model(kae.folder / "checkpoints/vae")
+    assert "N(0, I)" not in kae("sample", "vae", "-n", "1").stderr
+    network.set_prior(keras_ae.StandardNormal(3))
+    (kae.folder / "cut").mkdir()
+    keras_ae.checkpoints.save_model(network, kae.folder / "cut/model.keras")
+    keras_ae.checkpoints.write_run(kae.folder / "cut", {"finished": False})
+    for command in (["sample", "cut", "-n", "1"], ["manifold", "cut", "-n", "2"]):
+        err = kae(*command).stderr
+        assert "the run is not finished; latents are drawn from N(0, I)" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "package"),
+    [
+        (["report", "vae"], "matplotlib", "matplotlib"),
+        (["report", "vae"], "sklearn", "scikit-learn"),
+        (["scatter", "vae"], "matplotlib", "matplotlib"),
+        (["scatter", "vae", "--method", "tsne"], "sklearn", "scikit-learn"),
+        (["scatter", "vae", "--method", "umap"], "umap", "umap-learn"),
+        (["evaluate", "vae"], "sklearn", "scikit-learn"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(kae, monkeypatch, command, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    done = kae(*command)
+    refused(done, 1, f"needs {module}: pip install {package}")
+    assert "using" not in done.stderr, "nothing is loaded before"

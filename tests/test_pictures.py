@@ -175,5 +175,11 @@ def test_curves_have_a_panel_for_each_figure_and_a_line_for_each_run():
 
 def test_plots_say_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'keras-ae\[report\]'"):
+    with pytest.raises(UserError, match="A plot needs matplotlib: pip install matplotlib"):
         pictures.bars([1.0], ["a"])
+
+
+@pytest.mark.parametrize(("points", "area"), [(50, 40), (757, 13.2), (2000, 5), (60_000, 1)])
+def test_few_dots_are_large_and_many_are_small(points, area):
+    figure = pictures.scatter(np.random.default_rng(0).normal(size=(points, 2)))
+    assert figure.axes[0].collections[0].get_sizes() == pytest.approx([area], rel=0.01)

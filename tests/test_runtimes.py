@@ -24,6 +24,7 @@ NEEDS = {
     "openvino": ["openvino", "scipy"],
 }
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 
 # On another backend than these two, runs as if torch and tensorflow were not installed.
 EVERYTHING = """

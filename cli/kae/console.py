@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import functools
 import gc
-import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -14,15 +14,15 @@ from pathlib import Path
 import click
 
 from keras_ae import settings
-from keras_ae.errors import printable
+from keras_ae.errors import need, printable
 
-# What each backend needs beside Keras, and what to install for it.
+# What each backend needs beside Keras.
 BACKENDS = {
-    "torch": (["torch"], "torch"),
-    "jax": (["jax"], "'keras-ae[jax]'"),
-    "tensorflow": (["tensorflow"], "'keras-ae[tensorflow]'"),
-    "numpy": (["jax", "scipy"], "'keras-ae[jax]'"),
-    "openvino": (["openvino", "scipy"], "'keras-ae[openvino]'"),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "tensorflow": ("tensorflow",),
+    "numpy": ("jax", "scipy"),
+    "openvino": ("openvino", "scipy"),
 }
 TRAINING = ("torch", "jax", "tensorflow")
 
@@ -50,13 +50,7 @@ def start_backend(training=False):
         raise click.UsageError(
             f"Keras cannot train on {name}. Set KERAS_BACKEND to one of {', '.join(TRAINING)}."
         )
-    packages, extra = BACKENDS[name]
-    missing = [package for package in packages if not importlib.util.find_spec(package)]
-    if missing:
-        raise click.ClickException(
-            f"KERAS_BACKEND={name} needs {' and '.join(missing)}: pip install {extra}"
-        )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's chatter about its build
+    need(f"KERAS_BACKEND={name}", *BACKENDS[name])
     if "keras" not in sys.modules:
         # What an import makes stays: looking for garbage in it would take 0.4 of 2.8 s, and as much again
         # in what is done then.
@@ -105,10 +99,32 @@ def load(model):
     from keras_ae import checkpoints
 
     found = checkpoints.find_checkpoint(model)
-    whence = "" if found.origin == "path" else f" ({found.origin})"
-    say(f"using {found.path}{whence}")
+    say(f"using {found.path}{whence(found, model)}")
     trusted = bool(click.get_current_context().find_root().params.get("modules"))
     return checkpoints.load_model(found.path, trusted), found
+
+
+def whence(found, name):
+    """Where a checkpoint that was asked for by its name comes from, and where the other one of that name is."""
+    from keras_ae import checkpoints
+
+    if found.origin == "path":
+        return ""
+    other = checkpoints.released(name)
+    if found.origin != "trained here" or not (other / "model.keras").is_file():
+        return f" ({found.origin})"
+    here = Path.cwd()
+    other = other.relative_to(here) if other.is_relative_to(here) else other
+    return f" ({found.origin}; the released weights are {other})"
+
+
+def tell_prior(network, checkpoint):
+    """Say that what is drawn next comes from N(0, I), where no prior was fitted."""
+    from keras_ae.priors import StandardNormal
+
+    if isinstance(getattr(network, "prior", None), StandardNormal):
+        why = " yet: the run is not finished" if checkpoint.run.get("finished") is False else ""
+        say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
 
 
 def check_free(path, force):
@@ -121,13 +137,19 @@ def check_free(path, force):
 
 
 def target_of(out, default, suffixes, force):
-    """The file to write: `out`, checked, or a default name, which is ours to replace."""
+    """The file to write: `out`, checked; else the default name, or with -2, -3, … where that is taken."""
     if out is None:
-        return Path(default)
+        return Path(default) if force else free_name(Path(default))
     if out.suffix not in suffixes:
         raise click.UsageError(f"--out must end in {' or '.join(suffixes)}; got {out}.")
     check_free(out, force)
     return out
+
+
+def free_name(path):
+    """A path, or the first of path-2, path-3, … at which nothing is."""
+    candidates = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
+    return path if not path.exists() else next(p for p in candidates if not p.exists())
 
 
 def stem_of(model):

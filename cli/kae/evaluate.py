@@ -3,6 +3,7 @@
 import click
 
 from kae import console, options
+from keras_ae.errors import need
 
 # Figure: (what it is called, its unit).
 TABLE = {
@@ -56,6 +57,7 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
     MODEL is a name (ae, vae, cvae), a run folder or a .keras file. Samples are judged by a classifier
     of the dataset; one that is not there yet is trained first and kept, which takes minutes.
     """
+    need("kae evaluate", "sklearn")
     network, checkpoint = console.load(model)
 
     from keras_ae import data

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import shlex
 import sys
 import time
 import tomllib
@@ -190,7 +191,7 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
             )
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Stopped. The run is kept in {folder}; --resume goes on from there."
+            f"Stopped. The run is kept in {folder}; go on with it by: {resuming(settings, out, data_dir)}"
             if fitting.can_resume(folder)
             else "Stopped before the run began."
         ) from None
@@ -213,3 +214,11 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     if settings.model != "ae":
         report(f"next: kae sample {out or settings.model}")
     return None
+
+
+def resuming(settings, out, data_dir):
+    """The command that goes on with a run."""
+    words = ["kae", "fit", settings.model]
+    for name, value in (("--out", out), ("--data-dir", data_dir)):
+        words += [] if value is None else [name, str(value)]
+    return shlex.join([*words, "--resume"])

@@ -50,7 +50,7 @@ def installation():
         "device": str(getattr(keras.ops.zeros(1), "device", "cpu")),
         "backends": [
             name
-            for name, (needs, _) in console.BACKENDS.items()
+            for name, needs in console.BACKENDS.items()
             if all(importlib.util.find_spec(package) for package in needs)
         ],
         "versions": {name: fitting.version(name) for name in packages},

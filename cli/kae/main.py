@@ -8,8 +8,9 @@ import warnings
 
 import click
 
+from kae import quiet
 from keras_ae import __version__
-from keras_ae.errors import UserError, printable
+from keras_ae.errors import PACKAGES, UserError, printable
 
 STARTED = time.perf_counter()
 
@@ -71,11 +72,11 @@ class Commands(click.Group):
                 "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
             ) from error
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package in ("", "kae", "keras_ae"):
+            module = (error.name or "").partition(".")[0]
+            if module in ("", "kae", "keras_ae"):
                 raise
             raise click.ClickException(
-                f"This needs {package}, which the full installation brings: pip install keras-ae"
+                f"This needs {module}: pip install {PACKAGES.get(module, module)}"
             ) from error
         except BrokenPipeError:
             raise
@@ -97,7 +98,7 @@ def cli(modules):
     """Autoencoders, VAEs and conditional VAEs: train, look at, sample.
 
     \b
-    kae fit cvae          train on MNIST, about a coffee
+    kae fit cvae          train on MNIST, some minutes
     kae sample cvae 5     a grid of fives
 
     KERAS_BACKEND chooses torch (default), jax or tensorflow; numpy and openvino load and sample.
@@ -135,6 +136,7 @@ def open_streams():
 def main():
     """Run the command line; a reader that closes the pipe early is no error."""
     open_streams()
+    quiet.tensorflow()
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")  # those of other packages are nothing to end by
     try:

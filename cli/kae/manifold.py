@@ -29,6 +29,7 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
     default = f"samples/{console.stem_of(model)}{part}-manifold.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
     network, checkpoint = console.load(model)
+    console.tell_prior(network, checkpoint)
 
     import numpy as np
 

@@ -3,6 +3,7 @@
 import click
 
 from kae import console, options
+from keras_ae.errors import need
 
 
 @click.command("report")
@@ -22,7 +23,9 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
     explore` lies beside it, as REPORT-explore.html, it links to that.
     """
     target = console.target_of(out, f"samples/{console.stem_of(model)}.html", (".html",), force)
+    need("A report", "matplotlib", "sklearn")
     network, checkpoint = console.load(model)
+    console.tell_prior(network, checkpoint)
 
     from keras_ae import data, evaluation, report
 

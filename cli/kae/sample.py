@@ -37,7 +37,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
     part = f"-{label.replace('/', '-')}" if label else ""
     default = f"samples/{console.stem_of(model)}{part}.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
-    network, _ = console.load(model)
+    network, checkpoint = console.load(model)
 
     import numpy as np
 
@@ -55,6 +55,8 @@ def command(model, label, number, seed, prior, out, force, as_json):
             labels = np.sort(np.arange(number) % network.num_classes)
     elif label is not None:
         raise click.UsageError("This model has no classes: sample it without a label.")
+    if prior == "fitted":
+        console.tell_prior(network, checkpoint)
     images = pictures.to_uint8(network.sample(number or 64, labels, seed, prior))
 
     def picture():

@@ -3,6 +3,7 @@
 import click
 
 from kae import console, options
+from keras_ae.errors import need
 
 
 @click.command("scatter")
@@ -26,9 +27,12 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     """Plot the codes of test images, each class in its colour."""
     default = f"samples/{console.stem_of(model)}-{method}.png"
     target = console.target_of(out, default, (".png", ".svg"), force)
-    network, checkpoint = console.load(model)
-
+    console.start_backend()
     from keras_ae import latents, pictures
+
+    need("A plot", "matplotlib")
+    latents.need_method(method)
+    network, checkpoint = console.load(model)
 
     test = console.load_test(network, checkpoint, dataset, data_dir, limit)
     codes = network.encode(network.inputs_of(test))

@@ -152,8 +152,8 @@ def _find_builder(name, data_dir, source):
         raise DataError(f"there is no folder {source}")
     if dataset not in BUILDERS and importlib.util.find_spec("tensorflow") is None:
         raise DataError(
-            f"{name} is not in {data_dir}, and preparing it needs TensorFlow: install "
-            f"`keras-ae[tensorflow]` and run `kae data prepare {name}`, or copy {dataset}/ from "
+            f"{name} is not in {data_dir}, and preparing it needs TensorFlow: run "
+            f"`pip install tensorflow` and `kae data prepare {name}`, or copy {dataset}/ from "
             f"the data directory of a machine where it is prepared"
         )
     make = BUILDERS.get(dataset) or tfds.builder_cls(dataset)
