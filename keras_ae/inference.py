@@ -1,10 +1,17 @@
 """Networks over arrays: NumPy in, NumPy out, in batches, without gradients."""
 
+import math
+
 import keras
 import numpy as np
 
 from keras_ae import distributed
+from keras_ae.data.stored import memory_bound
+from keras_ae.errors import UserError
 from keras_ae.fast.prediction import predictor
+
+COPIES = 4  # of the largest layer's numbers: its input, its output, and what is made in between
+LEAST = 1 << 30  # bytes that may be taken on any machine
 
 
 class View(keras.Model):
@@ -22,7 +29,13 @@ class View(keras.Model):
 
 
 def in_batches(network, inputs, batch_size):
-    """The outputs of a network for a list of arrays, as arrays."""
+    """The outputs of a network for a list of arrays, as arrays.
+
+    Batches are smaller where one would take more memory than `keras_ae.data.stored.memory_bound`.
+
+    Raises:
+        UserError: one image, or all outputs together, would take more.
+    """
     if not len(inputs[0]):  # Keras cannot: none of the outputs of one
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
@@ -32,11 +45,52 @@ def in_batches(network, inputs, batch_size):
         longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
         outputs = in_batches(network, longer, batch_size)
         return keras.tree.map_structure(lambda output: output[:n], outputs)
-    forward = predictor(network)
-    batches = [
-        forward([array[i : i + batch_size] for array in inputs]) for i in range(0, n, batch_size)
-    ]
+    check_memory(4 * n * _numbers(network), f"{n:,} outputs")
+    forward, batches = predictor(network), []
+    batch_size = distributed.divisible(min(batch_size, images_at_a_time(network)), devices)
+    for i in range(0, n, batch_size):
+        batches.append(forward([array[i : i + batch_size] for array in inputs]))
+        if i == 0:  # now all networks tell
+            outputs = keras.tree.flatten(batches[0])
+            check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
     return keras.tree.map_structure(_joined, *batches)
+
+
+def images_at_a_time(network):
+    """How many images a network may take at once, by an estimate of the memory of one."""
+    one = 4 * COPIES * max(map(_numbers, network._flatten_layers()), default=0)
+    check_memory(one, "one image in this network")
+    return max(1, _bound() // max(1, one))
+
+
+def check_memory(size, what):
+    """Refuse what would take more memory than it may, before it is taken.
+
+    Raises:
+        UserError: it would.
+    """
+    if size > (bound := _bound()):
+        raise UserError(
+            f"The memory of {what} would be about {size / 2**30:,.1f} GiB, and may be {bound / 2**30:,.1f}: "
+            f"KAE_MEMORY={math.ceil(size / 2**30)} allows it."
+        )
+
+
+def _bound():
+    return max(memory_bound(), LEAST)
+
+
+def _numbers(layer):
+    """How many numbers a layer returns for one image, 0 where it does not tell."""
+    try:
+        outputs = keras.tree.flatten(layer.output)
+        return sum(math.prod(tensor.shape[1:]) for tensor in outputs)
+    except (
+        AttributeError,
+        ValueError,
+        TypeError,
+    ):  # never called as part of a graph; sides left open
+        return 0
 
 
 def _joined(*batches):

@@ -603,14 +603,13 @@ class CVAE(VAE):
         return ClassMixture.fit(codes, labels, self.num_classes, seed=seed, name="prior")
 
     def _shares(self, labels, n):
-        """Labels, or shares (n, K) of the classes, as shares (n, K) float32."""
+        """Labels, or shares (n, K) of the classes, as shares (n, K) float32, made as they are asked for."""
         if np.ndim(labels) == 2:
             shares = np.asarray(labels, "float32")
             if shares.shape != (n, self.num_classes):
                 raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
             return shares
-        labels = self._check_labels(labels, n)
-        return (labels[:, None] == np.arange(self.num_classes)).astype("float32")
+        return OneHot(self._check_labels(labels, n), self.num_classes)
 
     def _check_labels(self, labels, n):
         if labels is None:
@@ -673,6 +672,24 @@ class Rows:
 
     def __getitem__(self, rows):
         return self.images[self.rows[rows]]
+
+
+class OneHot:
+    """Labels (N,) as an array (N, K) of ones and zeros, whose rows are made as they are asked for."""
+
+    dtype = np.dtype("float32")
+
+    def __init__(self, labels, num_classes):
+        self.labels, self.shape = labels, (len(labels), num_classes)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, rows):
+        return (self.labels[rows, None] == np.arange(self.shape[1])).astype(self.dtype)
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype)
 
 
 def _chosen_rows(n, seed):

@@ -17,7 +17,18 @@ import pytest
 from click.testing import CliRunner
 from kae.main import cli
 
-from keras_ae import CVAE, VAE, ClassMixture, checkpoints, data, export, pictures, priors
+from keras_ae import (
+    CVAE,
+    VAE,
+    ClassMixture,
+    checkpoints,
+    data,
+    export,
+    inference,
+    models,
+    pictures,
+    priors,
+)
 from keras_ae import classifier as classifiers
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError, printable
@@ -220,6 +231,54 @@ def test_weights_that_are_no_numbers_are_refused(value, saved, kae):
         and "cannot be loaded: its " in done.stderr
         and "no finite number" in done.stderr
     )
+
+
+# Small files that ask for much
+
+
+@pytest.mark.parametrize("convolutions", [14, 40])
+def test_a_network_that_asks_for_more_memory_than_there_may_be(
+    convolutions, saved, kae, monkeypatch
+):
+    """Each doubles the sides, and what is over is cut off at the end."""
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    saved(model=VAE((28, 28, 1), 1, "conv", (1,) * (convolutions + 1)))
+    done = kae("sample", "run", "-n", "1")
+    gib = 2 ** (2 * convolutions) * 16 // 2**30
+    assert done.exit_code == 1 and f"KAE_MEMORY={gib} allows it" in done.stderr
+    assert kae("info", "run").exit_code == 0
+
+
+def test_images_that_ask_for_more_memory_than_there_may_be(saved, kae, monkeypatch):
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    saved(model=VAE((8192, 8192, 1), 1, "conv", (1,) * 14))
+    done = kae("sample", "run")
+    assert done.exit_code == 1 and "64 outputs would be about 16.0 GiB" in done.stderr
+
+
+def test_batches_are_as_large_as_memory_allows(monkeypatch):
+    model = CVAE((28, 28, 1), 2, "conv", (4, 8, 8), num_classes=3)
+    labels = np.arange(10) % 3
+    whole = model.sample(10, labels)
+    one = inference._bound() // inference.images_at_a_time(model.decoder)
+    sizes, predictor = [], inference.predictor
+
+    def recorded(network):
+        forward = predictor(network)
+        return lambda arrays: (sizes.append(len(arrays[0])), forward(arrays))[1]
+
+    monkeypatch.setattr(inference, "predictor", recorded)
+    monkeypatch.setattr(inference, "_bound", lambda: max(4 * 10 * 28 * 28, 4 * one))
+    np.testing.assert_allclose(model.sample(10, labels), whole, atol=1e-6)
+    assert sizes == [4, 4, 2]
+
+
+def test_labels_of_many_classes_are_no_table_of_all():
+    classes = models.OneHot(np.arange(10_000_000) % 20_000, 20_000)
+    assert classes.shape == (10_000_000, 20_000)
+    np.testing.assert_array_equal(classes[19_999:20_002], np.eye(20_000)[[19_999, 0, 1]])
+    few = models.OneHot(np.array([2, 0]), 3)
+    assert np.array_equal(np.concatenate([few, few[-1:]]), [[0, 0, 1], [1, 0, 0], [1, 0, 0]])
 
 
 # Priors of many latents
