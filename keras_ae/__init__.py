@@ -45,6 +45,7 @@ _HOME = {
     "fit": "fitting",
     "load_model": "checkpoints",
     "explore": "exploring",
+    "evaluate": "evaluation",
 }
 _MODULES = (
     "annealing",

@@ -10,6 +10,7 @@ the package, made by `python -m keras_ae.classifier`.
 import hashlib
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ from keras_ae.pictures import to_float
 
 FEATURES = 64
 STEPS = 3750  # eight epochs of MNIST
+PIXELS = 28 * 28  # of an image that gets all of STEPS; larger ones get fewer, for the same work
+LEAST_STEPS = 300
+MOST_EPOCHS = 60  # of few images
+MINUTES = 10  # a classifier whose training would take longer is not trained
+TIMED = 20  # steps after which it is known how long
 BATCH = 128
 LEARNING_RATE = 3e-3
 SHIFT = 2  # pixels
@@ -70,8 +76,10 @@ def accuracy(network, data) -> float:
     return float((probabilities.argmax(-1) == data.labels).mean())
 
 
-def evaluation_classifier(train, test, progress=None) -> Classifier:
+def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -> Classifier:
     """The classifier of a dataset: released, or from the cache, or trained now and put there.
+
+    The training says how long it will take, and is given up where that is too long.
 
     The cache is KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. Its key holds the
     dataset's name, version, classes and shape, and what the images are.
@@ -80,10 +88,12 @@ def evaluation_classifier(train, test, progress=None) -> Classifier:
         train: `ImageData` to train on, whole.
         test: `ImageData` for the accuracy that the classifier states.
         progress: called with one line when there is something to tell.
+        seed: of the classifier; another seed is another classifier, for the spread between them.
+        minutes: that the training may take.
 
     Raises:
         UserError: the dataset has no labels or one class; or the classifier has to be trained, and the
-            backend cannot train.
+            backend cannot train, or the training would take too long.
     """
     progress = progress or (lambda line: None)
     if train.labels is None or test.labels is None:
@@ -91,10 +101,11 @@ def evaluation_classifier(train, test, progress=None) -> Classifier:
     if train.num_classes < 2:
         raise UserError(f"{train.name} has one class, and a classifier needs two")
     name = f"classifier-{train.name}".replace("/", "-")
-    places = {"released with keras-ae": released(name) / "model.keras"}
+    steps = steps_of(train)
+    places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
     why = None
     try:
-        cached = own_folder("classifiers") / f"{name}-{train.version}-{_fingerprint(train)}.keras"
+        cached = own_folder("classifiers") / f"{name}-{train.version}-{_fingerprint(train, steps, seed)}.keras"
         places["trained earlier"] = cached
     except OSError as error:
         why = error
@@ -108,8 +119,12 @@ def evaluation_classifier(train, test, progress=None) -> Classifier:
             f"the {keras.backend.backend()} backend cannot train the evaluation classifier of "
             f"{train.name}: evaluate once with KERAS_BACKEND=torch, which keeps it"
         )
-    progress(f"training the evaluation classifier of {train.name}: once, a few minutes …")
-    network = train_classifier(train, progress=progress)
+    which = "a second" if seed else "the"
+    progress(
+        f"training {which} evaluation classifier of {train.name}, once: {steps:,} steps of up to {BATCH} "
+        f"images, {minutes:g} minutes at most"
+    )
+    network = train_classifier(train, seed, steps, progress, minutes)
     if why is None:
         try:
             save(network, cached)
@@ -159,7 +174,45 @@ def build_classifier(image_shape, num_classes, seed=0):
     return keras.Model(image, outputs, name="classifier")
 
 
-def train_classifier(train, seed=0, steps=STEPS, progress=None):
+def steps_of(train):
+    """Steps of the classifier of an `ImageData`: the work of MNIST's at most, whatever the images' size."""
+    height, width = train.images.shape[1:3]
+    steps = round(STEPS * min(1, PIXELS / (height * width)))
+    epochs = MOST_EPOCHS * max(1, len(train.images) // BATCH)
+    return max(LEAST_STEPS, min(steps, epochs))
+
+
+class TooLong(UserError):
+    """The training of a classifier would take longer than it may."""
+
+
+class _Clock(keras.callbacks.Callback):
+    """Says after a few steps how long all will take, and gives up where that is too long."""
+
+    def __init__(self, steps, minutes, progress):
+        super().__init__()
+        self.steps, self.minutes, self.progress = steps, minutes, progress
+        self.done = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
+        if self.done == 1:  # which compiled what there is to compile
+            self.started = time.perf_counter()
+        elif self.done == min(TIMED, self.steps):
+            step = (time.perf_counter() - self.started) / (self.done - 1)
+            minutes = self.steps * step / 60
+            if self.minutes is not None and minutes > self.minutes:
+                raise TooLong(
+                    f"the evaluation classifier would take {minutes:.0f} minutes to train, more than the "
+                    f"{self.minutes:g} of --classifier-minutes"
+                )
+            self.progress(
+                "classifier: "
+                + (f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds")
+            )
+
+
+def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
     """Train the classifier of a dataset from a seed: a network as of `build_classifier`.
 
     Cross-entropy, Adam with a warm-up and a cosine decay, images shifted by up to two pixels.
@@ -168,11 +221,15 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None):
         train: `ImageData` with labels.
         seed: of the weights, of the order and of the shifts.
         steps: batches of up to 128 images.
-        progress: called with one line an epoch.
+        progress: called with one line after some steps, and then ten times.
+        minutes: that it may take; None for as long as it takes.
+
+    Raises:
+        TooLong: it would take longer.
     """
     progress = progress or (lambda line: None)
     network = build_classifier(train.images.shape[1:], train.num_classes, seed)
-    batches = _ShiftedBatches(train.images, train.labels, seed)
+    batches = _ShiftedBatches(train.images, train.labels, seed, steps)
     epochs = max(1, round(steps / len(batches)))
     steps = epochs * len(batches)
     warmup = steps // 10
@@ -184,10 +241,12 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None):
     trained.compile(Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
     def report(epoch, logs):
-        progress(f"classifier: epoch {epoch + 1}/{epochs}, loss {logs['loss']:.4f}")
+        if 10 * epoch // epochs < 10 * (epoch + 1) // epochs:
+            progress(f"classifier: epoch {epoch + 1}/{epochs}, loss {logs['loss']:.4f}")
 
     report = keras.callbacks.LambdaCallback(on_epoch_end=report)
-    trained.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[report])
+    clock = _Clock(steps, minutes, progress)
+    trained.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[report, clock])
     return network
 
 
@@ -200,14 +259,15 @@ def save(network, path):
 class _ShiftedBatches(keras.utils.PyDataset):
     """Batches of (images in [0, 1], labels) in a new order each epoch, each image shifted at random."""
 
-    def __init__(self, images, labels, seed):
+    def __init__(self, images, labels, seed, most=STEPS):
         super().__init__()
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.most = images, labels, most
         self.random = np.random.default_rng(seed)
         self.on_epoch_end()
 
     def __len__(self):
-        return max(1, len(self.images) // BATCH)  # what is left over comes in another epoch
+        # What is left over comes in another epoch; of very many images not all are seen.
+        return max(1, min(len(self.images) // BATCH, self.most))
 
     def __getitem__(self, i):
         chosen = self.order[i * BATCH : (i + 1) * BATCH]
@@ -223,9 +283,11 @@ class _ShiftedBatches(keras.utils.PyDataset):
         self.order = self.random.permutation(len(self.images))
 
 
-def _fingerprint(data):
+def _fingerprint(data, steps=STEPS, seed=0):
     """Twelve digits that change with the images, the labels, the classes or the recipe."""
     recipe = (VERSION, data.images.shape, data.num_classes)
+    if (steps, seed) != (STEPS, 0):
+        recipe += (steps, seed)
     digest = hashlib.sha256(repr(recipe).encode())
     digest.update(np.ascontiguousarray(data.images[:: max(1, len(data.images) // 1000)]))
     digest.update(np.ascontiguousarray(data.labels))

@@ -1,24 +1,39 @@
 """kae evaluate: the figures of a model."""
 
+from pathlib import Path
+
 import click
 
 from kae import console, options
 from keras_ae.errors import need
 
-# Figure: (what it is called, its unit).
+# Figure: (what it is called, its unit). Printed in the order in which they are measured.
 TABLE = {
     "reconstruction_l1": ("L1 of reconstructions", "mean per pixel of [0, 1]"),
     "reconstruction_mse": ("MSE of reconstructions", "mean per pixel of [0, 1]"),
+    "psnr": ("PSNR of reconstructions", "dB, mean over images"),
+    "ssim": ("SSIM of reconstructions", "of 1, mean over images"),
     "kl": ("KL from N(0, I)", "nats per image"),
-    "elbo": ("ELBO", "nats per image"),
-    "log_likelihood": ("log-likelihood, importance-weighted", "nats per image"),
+    "elbo": ("ELBO", "nats per image, likelihood {likelihood}"),
+    "bits_per_dimension": ("bits per dimension, at most", "bits per value"),
     "mutual_information": ("mutual information of image and code", "nats"),
     "mutual_information_limit": ("… at most, from so many images", "nats"),
     "active_units": ("active latents", "of {latent_dim}"),
     "kl_per_latent": ("KL of each latent", "nats"),
-    "fid": ("FID of samples", "from training images"),
-    "fid_reconstructions": ("FID of reconstructions", "from training images"),
-    "fid_test_images": ("FID of test images", "from training images"),
+    "log_likelihood": (
+        "log-likelihood, importance-weighted",
+        "nats per image, likelihood {likelihood}, k = {importance_samples}",
+    ),
+}
+SETS = {"": "samples", "_reconstructions": "reconstructions", "_test_images": "test images"}
+DISTANCES = {"fid": "FID", "kid": "KID", "swd": "sliced Wasserstein"}
+for by, words in (("patch_", "by patches"), ("onnx_", "by ONNX features"), ("", "by the classifier")):
+    for name, title in DISTANCES.items():
+        for of, what in SETS.items():
+            TABLE[f"{by}{name}{of}"] = (f"{title} of {what}", f"from training images, {words}")
+            if (by, name) == ("patch_", "swd"):
+                TABLE[f"patch_swd_per_scale{of}"] = ("… of each scale", "fine to coarse")
+TABLE |= {
     "conditional_accuracy": ("samples recognised as asked", "share"),
     "conditional_accuracy_per_class": ("… of each class", "share"),
     "confident": ("samples recognised as any class", "share, at confidence 0.9 or more"),
@@ -26,7 +41,6 @@ TABLE = {
     "recall": ("recall of samples", "share of test images near one"),
     "density": ("density of samples", "about 1 for real images"),
     "coverage": ("coverage of samples", "share of test images that have one near"),
-    "classifier_accuracy": ("the classifier itself, on test images", "share"),
 }
 
 
@@ -49,14 +63,38 @@ TABLE = {
     show_default=True,
     help="Importance samples an image for the log-likelihood; 0 leaves it out.",
 )
+@click.option("--no-classifier", is_flag=True, help="Only what needs no classifier: seconds.")
+@click.option(
+    "--classifier-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+    show_default=True,
+    help="A classifier that would take longer is not trained.",
+)
+@click.option(
+    "--second-classifier",
+    is_flag=True,
+    help="Judge by a classifier of another seed as well: how far figures depend on it.",
+)
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="An ONNX file, such as Inception or DINOv2, to compare images by as well.",
+)
 @options.seed_option
 @options.json_option
-def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
+def command(
+    model, dataset, data_dir, limit, samples, iw, no_classifier, classifier_minutes,
+    second_classifier, features, seed, as_json,
+):  # fmt: skip
     """Measure MODEL on the test images of a dataset, and its samples.
 
-    MODEL is a name (ae, vae, cvae), a run folder or a .keras file. Samples are judged by a classifier
-    of the dataset; one that is not there yet is trained first and kept, which takes minutes.
+    MODEL is a name (ae, vae, cvae), a run folder or a .keras file. What needs no classifier is printed
+    first, as soon as it is known. Then samples are judged by a classifier of the dataset; one that is not
+    there yet is trained first and kept. An interval in brackets holds for 95 % of draws of the images.
     """
+    if no_classifier and second_classifier:
+        raise click.UsageError("--no-classifier and --second-classifier: give one of them.")
     need("kae evaluate", "sklearn")
     network, checkpoint = console.load(model)
 
@@ -66,6 +104,13 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
     dataset = dataset or console.dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
     network.check_data(test)
+    known = {}
+
+    def found(figures):
+        known.update(figures)
+        for line in [] if as_json else table(figures, known):
+            console.echo(line)
+
     figures = console.stdout_to_stderr(evaluate)(
         network,
         train,
@@ -75,36 +120,53 @@ def command(model, dataset, data_dir, limit, samples, iw, seed, as_json):
         seed=seed,
         limit=limit,
         binarize=checkpoint.settings.get("binarize", False),
+        classifier=False if no_classifier else None,
         progress=console.say,
+        found=found,
+        second_classifier=second_classifier,
+        classifier_minutes=classifier_minutes,
+        features=features,
     )
     if as_json:
         console.print_json({"path": str(checkpoint.path)} | figures)
-    else:
-        console.echo("\n".join(table(figures)))
 
 
-def table(figures):
-    """The lines of the table: one a figure, with its unit, and why one is missing."""
-    yield (
-        f"{figures['model']} on {figures['n']:,} images of {figures['dataset']} {figures['split']}"
-        f"{', binarized' if figures['binarized'] else ''}; {figures['samples']:,} samples"
-        f"{' from ' + figures['prior'] if figures['prior'] else ''}"
-    )
+def table(figures, known):
+    """The lines of a group of figures: one a figure, with its unit, and at last why one is missing.
+
+    Args:
+        figures: the group, as `evaluate` finds it.
+        known: all so far.
+    """
+    if "n" in figures:
+        yield (
+            f"{figures['model']} on {figures['n']:,} images of {figures['dataset']} {figures['split']}"
+            f"{', binarized' if figures['binarized'] else ''}; {figures['samples']:,} samples"
+            f"{' from ' + figures['prior'] if figures['prior'] else ''}"
+        )
+    if figures.get("classifier"):
+        yield (
+            "These depend on our own classifier, which is right on "
+            f"{figures['classifier_accuracy']:.2%} of the test images; they compare under one classifier:"
+        )
+    second = figures.get("second_classifier") or {}
+    if second:
+        yield (
+            "The same by a second classifier, of another seed, right on "
+            f"{second['classifier_accuracy']:.2%} of the test images:"
+        )
     for name, (title, unit) in TABLE.items():
-        value = figures[name]
+        value = (second or figures).get(name)
         if value is None:
             continue
-        if name == "elbo":
-            unit += f", likelihood {figures['likelihood']}"
-        if name == "log_likelihood":
-            unit += f", k = {figures['importance_samples']}"
-        yield f"{title:40} {number(value):>10}  {unit.format_map(figures)}"
-    nearest = figures["nearest_training_image"] or {}
-    for name, distances in nearest.items():
+        interval = (second or figures).get(f"{name}_interval")
+        reach = "" if interval is None else f"  [{', '.join(map(number, interval))}]"
+        yield f"{title:40} {number(value):>10}  {unit.format_map(known)}{reach}"
+    for name, distances in (figures.get("nearest_training_image") or {}).items():
         title = f"from {name.replace('_', ' ')} to a training image"
         unit = f"Euclidean, median of {distances['n']:,}; closest {number(distances['closest'])}"
         yield f"{title:40} {number(distances['median']):>10}  {unit}"
-    for name, reason in figures["reasons"].items():
+    for name, reason in (figures.get("reasons") or {}).items():
         yield f"no {name.replace('_', ' ')}: {reason}"
 
 

@@ -1,0 +1,60 @@
+"""What a model is worth: reconstruction, evidence, codes and samples, as figures.
+
+    figures = evaluate(model, train, test)      # every figure, in one dict that json can write
+
+`inputs` is here what the model takes: images (N, H, W, C), uint8 or float in [0, 1], and for a CVAE the
+pair (images, labels). Log-likelihoods and divergences are in nats per image. Networks are used through
+`model.posterior`, `model.decode` and `model.sample` alone; all else is NumPy, SciPy and scikit-learn, the
+same on every backend.
+"""
+
+from keras_ae.evaluation.distances import (
+    closest_pairs,
+    conditional_accuracy,
+    frechet_distance,
+    kernel_distance,
+    manifold_overlap,
+    nearest_training_images,
+    set_distances,
+    sliced_wasserstein,
+)
+from keras_ae.evaluation.evidence import (
+    active_units,
+    bits_per_dimension,
+    elbo,
+    importance_weighted_log_likelihood,
+    kl_per_latent,
+    likelihood_scale,
+    mutual_information,
+)
+from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, laplacian_pyramid
+from keras_ae.evaluation.figures import evaluate, final_figures
+from keras_ae.evaluation.intervals import mean_with_interval
+from keras_ae.evaluation.reconstructions import psnr, reconstruction_error, ssim
+
+__all__ = [
+    "OnnxFeatures",
+    "active_units",
+    "bits_per_dimension",
+    "closest_pairs",
+    "conditional_accuracy",
+    "elbo",
+    "evaluate",
+    "final_figures",
+    "frechet_distance",
+    "importance_weighted_log_likelihood",
+    "kernel_distance",
+    "kl_per_latent",
+    "laplacian_patches",
+    "laplacian_pyramid",
+    "likelihood_scale",
+    "manifold_overlap",
+    "mean_with_interval",
+    "mutual_information",
+    "nearest_training_images",
+    "psnr",
+    "reconstruction_error",
+    "set_distances",
+    "sliced_wasserstein",
+    "ssim",
+]

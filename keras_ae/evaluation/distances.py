@@ -1,0 +1,300 @@
+"""How far one set of images is from another, by features of theirs or by their pixels.
+
+Features are (N, F), a row an image, or (N, P, F), P patches of each of N images. In place of
+Inception's, this package has the features of its own evaluation classifier, patches of images, or
+those of a network that the user brings: see `evaluation.features`.
+"""
+
+import numpy as np
+
+from keras_ae.evaluation.arrays import chunks
+from keras_ae.evaluation.intervals import NORMAL, REDRAWN, around
+from keras_ae.pictures import to_float
+
+NEIGHBOURS = 5  # k of the balls; what Naeem et al. recommend
+COMPARED = 10_000  # images of each set at most that the kernel distance compares, all with all
+KERNELS = 4  # patches of an image that it compares
+PARTS = 50  # of a set, that are drawn anew for the interval of a Fréchet distance
+FEW = PARTS  # images of which there is an interval
+DIRECTIONS = 64  # on which features are projected
+NARROW = 512  # features up to which a Fréchet distance is computed again and again
+
+
+def set_distances(features, reference, seed=0):
+    """The three distances of a set of features from another, each with a 95 % interval.
+
+    The interval is over the images of the first set; the reference stays. See `intervals.around`.
+
+    Args:
+        features: (N, F) or (N, P, F).
+        reference: (M, F) or (M, P, F), such as those of the training images.
+        seed: of the directions and of what is drawn anew.
+
+    Returns:
+        {"fid", "kid", "swd" and each with "_interval"}: floats and [low, high], None for an interval of
+        fewer than 50 images.
+    """
+    features, reference = _patches_of(features), _patches_of(reference)
+    kid, kid_interval = _kernel_with_interval(features, reference)
+    fid, fid_interval = _frechet_with_interval(features, reference, seed)
+    swd, swd_interval = _sliced_with_interval(features, reference, seed)
+    return {
+        "fid": fid,
+        "fid_interval": fid_interval,
+        "kid": kid,
+        "kid_interval": kid_interval,
+        "swd": swd,
+        "swd_interval": swd_interval,
+    }
+
+
+def frechet_distance(features, others):
+    """Squared Fréchet distance of the Gaussians that have the moments of two sets of features.
+
+    |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); shapes (N, F), (M, F) -> float. With the features of an
+    evaluation classifier in place of Inception's this is the FID of this package. Figures compare
+    under one classifier, and for equal numbers of images: the fewer, the larger it comes out.
+
+    References:
+        Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, arXiv:1706.08500.
+    """
+    (m1, c1), (m2, c2) = (_moments(np.asarray(f, "float64")) for f in (features, others))
+    return _frechet(m1, c1, m2, np.trace(c2), _root(c2))
+
+
+def _moments(features):
+    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def _root(covariance):
+    """A symmetric square root, which holds where the matrix is singular."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+
+def _frechet(mean, covariance, other_mean, other_trace, other_root):
+    # The trace of (C1 C2)^(1/2) by symmetric matrices alone.
+    crossed = np.linalg.eigvalsh(other_root @ covariance @ other_root)
+    trace = np.trace(covariance) + other_trace - 2 * np.sqrt(crossed.clip(0)).sum()
+    return float(np.square(mean - other_mean).sum() + trace)
+
+
+def _frechet_with_interval(features, reference, seed):
+    """(N, P, F), (M, P, F) -> the Fréchet distance, and its interval over images."""
+    n, _, width = features.shape
+    flat = reference.reshape(-1, width).astype("float64")
+    other_mean, other = _moments(flat)
+    other = other_mean, np.trace(other), _root(other)
+    # Sums of each of some parts of the images give the moments of any choice of parts.
+    parts = [part for part in np.array_split(features, min(n, PARTS)) if len(part)]
+    counts, sums, products = [], [], []
+    for part in parts:
+        rows = part.reshape(-1, width).astype("float64") - other_mean
+        counts.append(len(rows))
+        sums.append(rows.sum(0))
+        products.append(rows.T @ rows)
+
+    def of(times):
+        count = times @ np.array(counts)
+        mean = times @ np.array(sums) / count
+        second = np.tensordot(times, np.array(products), 1)
+        covariance = (second - count * np.outer(mean, mean)) / (count - 1)
+        return _frechet(mean + other_mean, covariance, *other)
+
+    estimate = of(np.ones(len(parts)))
+    if width > NARROW or len(parts) < PARTS:
+        return estimate, None
+    random = np.random.default_rng(seed)
+    shares = np.full(len(parts), 1 / len(parts))
+    return estimate, around(
+        estimate, [of(random.multinomial(len(parts), shares)) for _ in range(REDRAWN)]
+    )
+
+
+def kernel_distance(features, others):
+    """Squared maximum mean discrepancy with the kernel (x . y / F + 1)^3, without bias: it may be below 0.
+
+    Shapes (N, F), (M, F), N and M 2 or more -> float. With an evaluation classifier's features this is
+    the KID of this package: unlike FID, its expectation does not depend on the number of images.
+
+    References:
+        Bińkowski et al. 2018, Demystifying MMD GANs, arXiv:1801.01401, section 4.
+    """
+    return _kernel_with_interval(_patches_of(features), _patches_of(others))[0]
+
+
+def _kernel_with_interval(features, reference):
+    """(N, P, F), (M, P, F) -> the kernel distance, and its interval over images.
+
+    Where an image has several patches, the first of each are compared, then the second, and so on: two
+    patches of one image never meet.
+    """
+    features, reference = features[:COMPARED], reference[:COMPARED]
+    n, m = len(features), len(reference)
+    estimates, terms = [], []
+    for k in range(min(KERNELS, features.shape[1])):
+        x, y = (f[:, k].astype("float64") for f in (features, reference))
+        own = (_kernel_sums(x, x) - _kernel(x, x)) / (n - 1)
+        across = _kernel_sums(x, y) / m
+        among = (_kernel_sums(y, y) - _kernel(y, y)).mean() / (m - 1)
+        estimates.append(own.mean() + among - 2 * across.mean())
+        terms.append(2 * (own - across))  # how the estimate moves with each image
+    estimate = float(np.mean(estimates))
+    if n < FEW:
+        return estimate, None
+    reach = NORMAL * float(np.mean(terms, axis=0).std(ddof=1)) / n**0.5
+    return estimate, [estimate - reach, estimate + reach]
+
+
+def _kernel(x, y):
+    """The kernel of rows of x and y, pair by pair: (N,)."""
+    return (np.einsum("nf,nf->n", x, y) / x.shape[1] + 1) ** 3
+
+
+def _kernel_sums(x, y):
+    """The sum over y of the kernel of each x: (N,)."""
+    sums = [
+        ((x[rows] @ y.T / x.shape[1] + 1) ** 3).sum(1) for rows in chunks(len(x), len(y))
+    ]
+    return np.concatenate(sums)
+
+
+def sliced_wasserstein(features, others, directions=DIRECTIONS, seed=0):
+    """Mean over random directions of the Wasserstein distance of two sets projected on each.
+
+    Shapes (N, F), (M, F) -> float; of the larger set as many rows are used as the smaller has. It grows
+    with what is missing in either set, and is never 0 for two different samples of one distribution:
+    compare it with that of the test images.
+
+    Args:
+        directions: unit vectors, drawn from the sphere.
+        seed: of the directions.
+
+    References:
+        Rabin et al. 2011, Wasserstein Barycenter and its Application to Texture Mixing.
+        Karras et al. 2018, Progressive Growing of GANs, arXiv:1710.10196, section 5.
+    """
+    features, others = _patches_of(features), _patches_of(others)
+    return _sliced_with_interval(features, others, seed, directions, redrawn=0)[0]
+
+
+def unit_vectors(n, width, seed):
+    """Random directions, the columns of (F, n)."""
+    vectors = np.random.default_rng(seed).standard_normal((width, n))
+    return vectors / np.linalg.norm(vectors, axis=0)
+
+
+def _sliced_with_interval(features, reference, seed, directions=DIRECTIONS, redrawn=REDRAWN):
+    """(N, P, F), (M, P, F) -> the sliced Wasserstein distance, and its interval over images."""
+    n = min(len(features), len(reference))
+    patches, width = features.shape[1:]
+    onto = unit_vectors(directions, width, seed)
+    random = np.random.default_rng(seed)
+    draws = [np.bincount(random.integers(0, n, n), minlength=n) for _ in range(redrawn)]
+    # A row a patch, P of them in turn an image.
+    rows = features[:n].reshape(-1, width)
+    others = reference[:n].reshape(-1, width)
+    distances, resampled = np.empty(directions), np.empty((redrawn, directions))
+    for k, vector in enumerate(onto.T.astype(rows.dtype)):
+        values, target = rows @ vector, np.sort(others @ vector)
+        order = np.argsort(values)
+        values = values[order]
+        distances[k] = np.abs(values - target).mean(dtype="float64")
+        image = order // patches
+        for i, times in enumerate(draws):
+            resampled[i, k] = np.abs(np.repeat(values, times[image]) - target).mean(dtype="float64")
+    estimate = float(distances.mean())
+    return estimate, around(estimate, resampled.mean(1)) if n >= FEW else None
+
+
+def _patches_of(features):
+    features = np.asarray(features)
+    return features if features.ndim == 3 else features[:, None]
+
+
+def manifold_overlap(real, samples, k=NEIGHBOURS):
+    """How far samples lie where real images lie, and the other way round, by balls around features.
+
+    The ball of a point reaches to its k-th nearest neighbour of its own set.
+
+    Args:
+        real: (N, F) features of real images, N > k.
+        samples: (M, F) features of samples, M > k.
+        k: neighbours.
+
+    Returns:
+        A dict: "precision", share of samples in the ball of a real image; "recall", share of real images
+        in the ball of a sample; "density", number of balls of real images that a sample lies in, over k,
+        on average (about 1 for real images, and above it for samples that crowd); "coverage", share of
+        real images whose ball holds a sample.
+
+    References:
+        Kynkäänniemi et al. 2019, Improved Precision and Recall Metric, arXiv:1904.06991.
+        Naeem et al. 2020, Reliable Fidelity and Diversity Metrics, arXiv:2002.09797.
+    """
+    from sklearn.metrics import pairwise_distances
+    from sklearn.neighbors import NearestNeighbors
+
+    real, samples = (np.asarray(f, "float64") for f in (real, samples))
+    real_radius, sample_radius = (
+        NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0][:, -1]
+        for points in (real, samples)
+    )
+    balls = np.empty(len(samples), "int64")  # of real images that a sample is in
+    recalled = np.zeros(len(real), bool)
+    covered = np.zeros(len(real), bool)
+    for rows in chunks(len(samples), len(real)):
+        distance = pairwise_distances(samples[rows], real)
+        inside = distance <= real_radius
+        balls[rows] = inside.sum(1)
+        covered |= inside.any(0)
+        recalled |= (distance <= sample_radius[rows, None]).any(0)
+    return {
+        "precision": float((balls > 0).mean()),
+        "recall": float(recalled.mean()),
+        "density": float(balls.mean() / k),
+        "coverage": float(covered.mean()),
+    }
+
+
+def nearest_training_images(images, train_images):
+    """The nearest training image of each image, by the Euclidean distance of pixels in [0, 1].
+
+    Shapes (N, H, W, C), (M, H, W, C), uint8 or float in [0, 1] -> distances (N,), indices (N,).
+    """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    flat = to_float(images).reshape(len(images), -1)
+    nearest, which = np.full(len(images), np.inf), np.zeros(len(images), "int64")
+    for rows in chunks(len(train_images), flat.shape[1]):
+        part = to_float(train_images[rows]).reshape(-1, flat.shape[1])
+        index, distance = pairwise_distances_argmin_min(flat, part)
+        closer = distance < nearest
+        nearest[closer], which[closer] = distance[closer], index[closer] + rows.start
+    return nearest, which
+
+
+def closest_pairs(images, train_images, n=10):
+    """The n images that come closest to a training image, closest first, for a picture of the pairs.
+
+    Returns:
+        images (n, H, W, C), their nearest training images (n, H, W, C), distances (n,).
+    """
+    distance, index = nearest_training_images(images, train_images)
+    closest = np.argsort(distance, kind="stable")[:n]
+    return images[closest], train_images[index[closest]], distance[closest]
+
+
+def conditional_accuracy(probabilities, labels):
+    """Share of samples that a classifier takes for what was asked.
+
+    Args:
+        probabilities: (N, K) of the classes, from the classifier.
+        labels: (N,) classes that were asked for.
+
+    Returns:
+        float in [0, 1], and a list of K of them by class, None for a class that was not asked for.
+    """
+    right = probabilities.argmax(-1) == labels
+    of_class = [labels == y for y in range(probabilities.shape[1])]
+    return float(right.mean()), [float(right[a].mean()) if a.any() else None for a in of_class]

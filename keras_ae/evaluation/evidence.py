@@ -1,0 +1,180 @@
+"""Likelihoods, divergences and codes, in nats per image."""
+
+import keras
+import numpy as np
+from scipy.special import logsumexp
+
+from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
+from keras_ae.losses import find_reconstruction, nll_per_image
+from keras_ae.pictures import to_float
+from keras_ae.priors import StandardNormal
+
+ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use
+
+def kl_per_latent(mean, log_var):
+    """KL(q(z|x) || N(0, I)) of each latent, averaged over images, in nats: (N, D) twice -> (D,).
+
+    Its sum is the KL term in nats per image. Kingma & Welling 2014, appendix B.
+    """
+    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    return 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).mean(0)
+
+
+def elbo(model, inputs, seed=0):
+    """The evidence lower bound: log p(x|z) - KL(q(z|x) || N(0, I)), z drawn once from q(z|x).
+
+    Returns:
+        (N,) float64 in nats per image, and the name of the likelihood, see `losses.nll_per_image`.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 3.
+    """
+    images, labels = images_and_labels(model, inputs)
+    mean, log_var = model.posterior(inputs, batch_size=BATCH)
+    noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
+    codes = mean + np.exp(0.5 * log_var) * noise
+    result = np.empty(len(images))
+    for rows in chunks(len(images), images[0].size):
+        nll, likelihood = _nll(model, images[rows], codes[rows], rows_of(labels, rows))
+        kl = 0.5 * (np.square(mean[rows]) + np.exp(log_var[rows]) - 1 - log_var[rows])
+        result[rows] = -nll - kl.sum(-1, dtype="float64")
+    return result, likelihood
+
+
+def importance_weighted_log_likelihood(
+    model, inputs, k=100, seed=0, prior="normal", progress=lambda line: None
+):
+    """log of 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i drawn from q(z|x).
+
+    A lower bound of log p(x) in expectation, which rises with k and is reached in the limit; k = 1 is the
+    evidence lower bound.
+
+    Args:
+        model: VAE or CVAE (log p(x|y) then).
+        inputs: images, or (images, labels).
+        k: number of importance samples, >= 1.
+        seed: of the samples.
+        prior: p(z): "normal" for N(0, I), "fitted" for the model's own.
+        progress: called with one line each tenth of the way.
+
+    Returns:
+        (N,) float64 in nats per image, under the likelihood that `elbo` names.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
+    """
+    images, labels = images_and_labels(model, inputs)
+    density = model.prior if prior == "fitted" else StandardNormal(model.latent_dim)
+    mean, log_var = (a.astype("float64") for a in model.posterior(inputs, batch_size=BATCH))
+    random = np.random.default_rng(seed)
+    result = np.empty(len(images))
+    for rows in chunks(len(images), k * images[0].size):
+        noise = random.standard_normal((len(mean[rows]), k, mean.shape[1]))
+        spread = log_var[rows, None]
+        codes = mean[rows, None] + np.exp(0.5 * spread) * noise
+        log_q = -0.5 * (np.square(noise) + spread + np.log(2 * np.pi)).sum(-1)
+        codes = codes.reshape(-1, mean.shape[1])
+        repeated = None if labels is None else np.repeat(labels[rows], k)
+        nll, _ = _nll(model, np.repeat(images[rows], k, axis=0), codes, repeated)
+        log_joint = density.log_prob(codes, repeated) - nll
+        result[rows] = logsumexp(log_joint.reshape(-1, k) - log_q, axis=1) - np.log(k)
+        if 10 * rows.start // len(images) < 10 * rows.stop // len(images):
+            progress(f"log-likelihoods: {rows.stop:,} of {len(images):,} images")
+    return result
+
+
+def active_units(mean):
+    """Number of latents in use: those whose posterior mean varies over images, Var_x E[z|x] > 0.01.
+
+    Shapes (N, D) -> int. Burda, Grosse & Salakhutdinov 2016, section 5.
+    """
+    return int((np.var(mean, axis=0, dtype="float64") > ACTIVE).sum())
+
+
+def mutual_information(mean, log_var, seed=0):
+    """Estimate of I(x; z) in nats: the mean of log q(z|x) - log q(z), one z drawn from each q(z|x).
+
+    q(z) is the mixture of the N posteriors that are given, so that this is the information between a
+    code and the index of its image. It cannot exceed log N, and near it says no more than that codes tell
+    the images apart.
+
+    Args:
+        mean, log_var: (N, D) of q(z|x).
+        seed: of the codes.
+
+    References:
+        Hoffman & Johnson 2016, ELBO surgery: yet another way to carve up the variational evidence lower
+        bound, section 2.
+    """
+    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    n = len(mean)
+    precision = np.exp(-log_var)
+    codes = mean + np.exp(0.5 * log_var) * np.random.default_rng(seed).standard_normal(mean.shape)
+    # log q(z_i|x_j) = -0.5 sum_d (z_i - mean_j)^2 / var_j + log var_j (+ log 2 pi, which cancels),
+    # multiplied out into two matrix products.
+    constant = -0.5 * (np.square(mean) * precision + log_var).sum(-1)
+    total = 0.0
+    for rows in chunks(n, n):
+        z = codes[rows]
+        log_q = z @ (mean * precision).T - 0.5 * np.square(z) @ precision.T + constant
+        of_itself = log_q[np.arange(len(z)), np.arange(n)[rows]]
+        total += (of_itself - logsumexp(log_q, axis=1) + np.log(n)).sum()
+    return float(total / n)
+
+
+def _nll(model, images, codes, labels):
+    """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
+    rebuilt = model.decode(codes, labels, batch_size=BATCH)
+    term = find_reconstruction(model.reconstruction)(to_float(images), rebuilt)
+    term = keras.ops.convert_to_numpy(term).astype("float64")
+    return nll_per_image(term, model.reconstruction, images[0].size, likelihood_scale(model))
+
+
+def likelihood_scale(model):
+    """The scale of the likelihood that a model's reconstruction term stands for: a float.
+
+    Minimising `term + b * kl` maximises the evidence lower bound under the likelihood of scale b, so that
+    it is the weight of the KL term that the model ended its training with.
+    """
+    return float(keras.ops.convert_to_numpy(model.kl_weight))
+
+
+def why_no_likelihood(model):
+    """Why a model's reconstruction term stands for no likelihood: one line, None where it does."""
+    reconstruction = find_reconstruction(model.reconstruction)
+    if reconstruction.likelihood is None:
+        return "this reconstruction term stands for no likelihood"
+    if not likelihood_scale(model) and reconstruction.scaled:
+        return f"{model.reconstruction} at a kl_weight of 0 stands for no likelihood"
+    return None
+
+
+def bits_per_dimension(log_likelihood, num_values, density=True):
+    """A log-likelihood, or a lower bound of it, in bits for each value of an image.
+
+    Of a value in steps of 1/255 a density over [0, 1] gives the probability of its step, density / 255,
+    which holds for a scale of the likelihood that is well above a step.
+
+    Args:
+        log_likelihood: (N,) in nats an image.
+        num_values: H * W * C.
+        density: False for a likelihood of binary images, which gives their probability.
+
+    Returns:
+        (N,) float64. A uniform guess costs 8 bits a value, and 1 of a binary image.
+
+    References:
+        Theis et al. 2016, A note on the evaluation of generative models, section 3.1.
+    """
+    bits = -np.asarray(log_likelihood, "float64") / (num_values * np.log(2))
+    return bits + np.log2(255) if density else bits
+
+
+def binary(images):
+    """Whether all values of images, uint8 or float in [0, 1], are 0 or 1."""
+    highest = 255 if images.dtype == np.uint8 else 1
+    return all(
+        bool(((part == 0) | (part == highest)).all())
+        for rows in chunks(len(images), images[0].size)
+        for part in [images[rows]]
+    )

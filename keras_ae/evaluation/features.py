@@ -1,0 +1,221 @@
+"""What sets of images are compared by: patches of them, or the features of a network of the user's."""
+
+import math
+
+import numpy as np
+from scipy.ndimage import convolve1d
+
+from keras_ae.errors import UserError
+from keras_ae.evaluation.arrays import chunks
+from keras_ae.pictures import to_float
+from keras_ae.pictures import to_float
+
+SIDE = 7  # pixels of a patch
+COARSEST = 14  # pixels that the shorter side of the last level has at least
+PATCHES = 16  # of an image, at each level
+SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
+SPANS = {  # Image.NominalPixelRange of ONNX -> black and white
+    "nominalrange_0_255": (0, 255),
+    "normalized_0_1": (0, 1),
+    "normalized_1_1": (-1, 1),
+    "nominalrange_16_235": (16, 235),
+}
+
+
+def laplacian_pyramid(images):
+    """What each scale of images adds to the next coarser one, finest first; the last is what is left.
+
+    A level is the image less its smoothed and halved copy at full size, which is halved again, down to a
+    shorter side of 14 pixels or a little more. Added up from the coarsest, enlarged each time, they are
+    the image again.
+
+    Args:
+        images: (N, H, W, C), uint8 or float in [0, 1].
+
+    Returns:
+        A list of (N, h, w, C) float32.
+
+    References:
+        Burt & Adelson 1983, The Laplacian Pyramid as a Compact Image Code.
+    """
+    image, levels = to_float(images), []
+    while math.ceil(min(image.shape[1:3]) / 2) >= COARSEST:
+        small = _smoothed(image)[:, ::2, ::2]
+        levels.append(image - enlarged(small, image.shape))
+        image = small
+    return [*levels, image]
+
+
+def enlarged(small, shape):
+    """A level at twice its size, cut to a shape (N, H, W, C)."""
+    large = np.zeros(shape, "float32")
+    large[:, ::2, ::2] = small
+    return 4 * _smoothed(large)
+
+
+def _smoothed(images):
+    for axis in (1, 2):
+        images = convolve1d(images, SMOOTH, axis=axis, mode="mirror")
+    return images
+
+
+def laplacian_patches(images, patches=PATCHES, seed=0):
+    """Patches of 7 x 7 pixels from random places of each level of the pyramids of images.
+
+    Args:
+        images: (N, H, W, C), uint8 or float in [0, 1].
+        patches: of each image and level.
+        seed: of the places.
+
+    Returns:
+        For each level, finest first, (N, patches, 7 * 7 * C) float32.
+
+    References:
+        Karras et al. 2018, Progressive Growing of GANs, arXiv:1710.10196, section 5.
+    """
+    random = np.random.default_rng(seed)
+    parts = []
+    for rows in chunks(len(images), 4 * images[0].size):
+        parts.append([_cut(x, patches, random) for x in laplacian_pyramid(images[rows])])
+    return [np.concatenate(level) for level in zip(*parts)]
+
+
+def _cut(level, patches, random):
+    n, height, width, channels = level.shape
+    side = min(SIDE, height, width)
+    windows = np.lib.stride_tricks.sliding_window_view(level, (side, side), (1, 2))
+    top = random.integers(0, height - side + 1, (n, patches))
+    left = random.integers(0, width - side + 1, (n, patches))
+    chosen = windows[np.arange(n)[:, None], top, left]
+    return chosen.reshape(n, patches, channels * side * side)
+
+
+def normalised(levels, reference, channels):
+    """Levels of patches in units of the reference: each channel less its mean, over its deviation.
+
+    Karras et al. normalise each set by itself, which hides another brightness or contrast.
+    """
+    result = []
+    for level, other in zip(levels, reference, strict=True):
+        values = other.reshape(*other.shape[:2], channels, -1).astype("float64")
+        mean = values.mean((0, 1, 3))[:, None]
+        deviation = np.maximum(values.std((0, 1, 3)), 1e-6)[:, None]
+        scaled = (level.reshape(*level.shape[:2], channels, -1) - mean) / deviation
+        result.append(scaled.reshape(level.shape).astype("float32"))
+    return result
+
+
+class OnnxFeatures:
+    """Features of images by a network of the user's, such as Inception or DINOv2, in an ONNX file.
+
+    The size, the channels and their place, and the type of its one input are read from the file; so is the
+    range of the values, where the file has the key Image.NominalPixelRange of the ONNX standard. Without
+    it, whole numbers are 0 to 255 and floats are in [0, 1]: another normalisation belongs into the file.
+    The features are the first output of two axes, (N, F).
+
+    Args:
+        path: of the file.
+        image_shape: (H, W, C) of the images to come. They are scaled to the size that the file asks for.
+
+    Raises:
+        UserError: onnxruntime is not installed, the file cannot be read, or takes or gives something else.
+    """
+
+    def __init__(self, path, image_shape):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError("ONNX files need onnxruntime: pip install 'keras-ae[onnx]'") from error
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of its own classes, for a file that is none
+            why = str(error).partition("\n")[0]
+            raise UserError(f"{path} is no ONNX file that can be run: {why}") from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise UserError(f"{path} must take one array of images (N, C, H, W) or (N, H, W, C).")
+        self.input, shape = inputs[0].name, inputs[0].shape
+        last = shape[3] in (1, 3) and shape[1] not in (1, 3)
+        self.axis = 3 if last else 1  # where the channels are
+        self.channels = shape[self.axis]
+        if self.channels not in (1, 3):
+            raise UserError(f"{path} takes images of {self.channels} channels, and not of 1 or 3.")
+        sides = shape[1:3] if last else shape[2:4]
+        self.size = tuple(
+            side if isinstance(side, int) else own for side, own in zip(sides, image_shape)
+        )
+        self.batch = shape[0] if isinstance(shape[0], int) else 64
+        kinds = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(float16)": "float16"}
+        if inputs[0].type not in kinds:
+            raise UserError(f"{path} takes {inputs[0].type}, and no floats or bytes.")
+        self.dtype = kinds[inputs[0].type]
+        known = self.session.get_modelmeta().custom_metadata_map
+        known = {key.lower(): value.lower() for key, value in known.items()}
+        stated = known.get("image.nominalpixelrange")
+        if stated is not None and stated not in SPANS:
+            raise UserError(f"{path} asks for values of the range {stated!r}, which is not known.")
+        self.stated = stated is not None
+        default = "nominalrange_0_255" if self.dtype == "uint8" else "normalized_0_1"
+        self.span = SPANS[stated or default]
+        self.flipped = known.get("image.bitmappixelformat") == "bgr8"
+        flat = [o.name for o in self.session.get_outputs() if len(o.shape) == 2]
+        if not flat:
+            raise UserError(f"{path} has no output (N, F) to be features.")
+        self.output = flat[0]
+
+    def describe(self):
+        """What the file takes and gives, in a line."""
+        height, width = self.size
+        layout = "channels last" if self.axis == 3 else "channels first"
+        whence = "as the file says" if self.stated else "as the file says no range"
+        black, white = self.span
+        return (
+            f"{self.path}: {height}x{width}, {self.channels} channel{'s' * (self.channels > 1)}"
+            f"{', BGR' if self.flipped else ''}, {layout}, {self.dtype} from {black} to {white} "
+            f"({whence}); features: its output {self.output}"
+        )
+
+    def __call__(self, images):
+        """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, F) float32."""
+        parts = []
+        for start in range(0, len(images), self.batch):
+            part = to_float(images[start : start + self.batch])
+            n = len(part)
+            if self.batch > n and isinstance(self.session.get_inputs()[0].shape[0], int):
+                part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
+            feed = {self.input: self._prepared(part)}
+            parts.append(np.asarray(self.session.run([self.output], feed)[0], "float32")[:n])
+        return np.concatenate(parts)
+
+    def _prepared(self, images):
+        images = images[..., :3]
+        if images.shape[-1] != self.channels:
+            grey = images.mean(-1, keepdims=True)
+            images = grey if self.channels == 1 else np.repeat(grey, 3, axis=-1)
+        if images.shape[1:3] != self.size:
+            images = np.stack([_resized(image, self.size) for image in images])
+        if self.flipped:
+            images = images[..., ::-1]
+        black, white = self.span
+        images = black + (white - black) * images
+        if self.dtype == "uint8":
+            images = np.rint(images)
+        if self.axis == 1:
+            images = np.moveaxis(images, -1, 1)
+        return np.ascontiguousarray(images.astype(self.dtype))
+
+
+def _resized(image, size):
+    """A float image (H, W, C) at another size, channel by channel, by Pillow's bicubic filter."""
+    from PIL import Image
+
+    channels = [
+        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC))
+        for channel in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(channels, axis=-1).clip(0, 1)
