@@ -46,6 +46,8 @@ _HOME = {
     "load_model": "checkpoints",
     "explore": "exploring",
     "evaluate": "evaluation",
+    "score": "evaluation",
+    "sweep": "sweeping",
 }
 _MODULES = (
     "annealing",
@@ -67,6 +69,7 @@ _MODULES = (
     "priors",
     "report",
     "settings",
+    "sweeping",
 )
 
 __all__ = [*_HOME, *_MODULES, "__version__"]

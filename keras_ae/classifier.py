@@ -105,7 +105,10 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
     places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
     why = None
     try:
-        cached = own_folder("classifiers") / f"{name}-{train.version}-{_fingerprint(train, steps, seed)}.keras"
+        cached = (
+            own_folder("classifiers")
+            / f"{name}-{train.version}-{_fingerprint(train, steps, seed)}.keras"
+        )
         places["trained earlier"] = cached
     except OSError as error:
         why = error

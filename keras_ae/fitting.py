@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import checkpoints, data, distributed, fast
+from keras_ae import checkpoints, data, distributed, evaluation, fast
 from keras_ae.annealing import KLAnnealing
 from keras_ae.backbones import count_weights, find_backbone, seeded_weights
 from keras_ae.callbacks import (
@@ -365,7 +365,8 @@ class Run:
             "seconds_per_epoch": seconds_per_epoch,
             "images_per_second": round(len(self.train.images) / max(seconds_per_epoch, 1e-9), 1),
         }
-        self.write_record(True, **more, final={**history[-1], **figures})
+        measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
+        self.write_record(True, **more, final={**history[-1], **figures, **measured})
         checkpoints.remove_backup(self.folder)
         return {"run": str(self.folder), **figures, "history": history}
 

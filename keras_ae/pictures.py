@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_ae.errors import UserError, need, printable
+from keras_ae.errors import UserError, installed, need, printable
 
 INK = 230  # of names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
@@ -248,6 +248,32 @@ def bars(values, names, axes=("", "")):
     plot.bar(list(map(str, names)), values)
     plot.set(xlabel=axes[0], ylabel=axes[1])
     return figure
+
+
+def rate_distortion(results, distortion=""):
+    """Distortion over rate, a point for each KL weight.
+
+    Args:
+        results: dicts with "rate", "distortion" and "kl_weight", as of `keras_ae.sweep`.
+        distortion: what the distortion is, such as "l1".
+    """
+    figure, plot = _plot(5.2, 3.6)
+    along = sorted(results, key=lambda result: result["rate"])
+    plot.plot([x["rate"] for x in along], [x["distortion"] for x in along], "o-")
+    for x in along:
+        plot.annotate(
+            f"{x['kl_weight']:g}", (x["rate"], x["distortion"]),
+            xytext=(6, 6), textcoords="offset points",
+        )  # fmt: skip
+    error = f"{distortion}, a sum over an image" if distortion else "a sum over an image"
+    plot.set(xlabel="rate: KL in nats an image", ylabel=f"distortion: {error}")
+    plot.set_title("test images, by kl_weight")
+    return figure
+
+
+def missing_for_plots():
+    """Why there are no plots: one line, None where there are."""
+    return None if installed("matplotlib") else "it needs matplotlib: pip install matplotlib"
 
 
 def _legend(plot, handles, names, **kwargs):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kae.main import cli
-from scipy import integrate, linalg, spatial, stats
+from scipy import integrate, linalg, ndimage, spatial, stats
 from sklearn.neighbors import NearestNeighbors
 
 import keras_ae
@@ -170,9 +170,22 @@ def test_figures_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
         yield list(evaluation.reconstruction_error(images, images[::-1]).values())
 
     whole = list(figures())
-    monkeypatch.setattr(evaluation, "CHUNK_VALUES", 40)
+    monkeypatch.setattr(evaluation.arrays, "CHUNK_VALUES", 40)
     for one, other in zip(whole, figures(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_bits_per_dimension_are_those_of_the_grey_value_itself():
+    """Against the probability of each step of 1/255, by the distribution function."""
+    rng = np.random.default_rng(0)
+    pixels, centre, scale = rng.integers(0, 256, (5, 40)) / 255, rng.random((5, 40)), 0.05
+    laplace = stats.laplace(centre, scale)
+    mass = laplace.cdf(pixels + 0.5 / 255) - laplace.cdf(pixels - 0.5 / 255)
+    nats = laplace.logpdf(pixels).sum(1)
+    bits = evaluation.bits_per_dimension(nats, 40)
+    np.testing.assert_allclose(bits, -np.log2(mass).mean(1), rtol=1e-3)
+    coins = evaluation.bits_per_dimension([40 * np.log(0.5)], 40, density=False)
+    assert coins == pytest.approx(1)
 
 
 # Codes
@@ -219,6 +232,144 @@ def test_reconstruction_error_of_bytes_and_of_floats():
     expected = pytest.approx([np.abs(difference).mean(), np.square(difference).mean()])
     assert list(evaluation.reconstruction_error(images, rebuilt).values()) == expected
     assert list(evaluation.reconstruction_error(images / 255, rebuilt).values()) == expected
+
+
+def test_psnr_of_a_known_error():
+    pair = np.zeros((2, 4, 5, 3), np.uint8), np.zeros((2, 4, 5, 3), "float32")
+    pair[1][1] = 0.1
+    _, squared = evaluation.reconstructions.errors_per_image(*pair)
+    np.testing.assert_allclose(evaluation.psnr(squared), [100, 20], rtol=1e-6)
+
+
+def test_psnr_and_ssim_against_their_definitions(digits):
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is an extra")
+    images, others = digits[0][:3], digits[0][3:6]
+    squared = np.square(images / 255 - others / 255).mean((1, 2, 3))
+    for psnr, pair in zip(evaluation.psnr(squared), zip(images, others)):
+        assert psnr == pytest.approx(metrics.peak_signal_noise_ratio(*pair), rel=1e-6)
+
+    def ssim(x, y):  # Wang et al. 2004, equation 13, away from the borders
+        def mean(a):
+            return ndimage.gaussian_filter(a, 1.5, truncate=3.5)
+
+        mx, my = mean(x), mean(y)
+        sx, sy, sxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+        above = (2 * mx * my + 0.01**2) * (2 * sxy + 0.03**2)
+        return (above / ((mx**2 + my**2 + 0.01**2) * (sx + sy + 0.03**2)))[5:-5, 5:-5].mean()
+
+    expected = [ssim(x[..., 0] / 255, y[..., 0] / 255) for x, y in zip(images, others)]
+    np.testing.assert_allclose(evaluation.ssim(images, others), expected, atol=1e-5)
+    np.testing.assert_allclose(evaluation.ssim(images, images / np.float32(255)), 1, atol=1e-6)
+
+
+def test_interval_of_a_mean_covers_it():
+    rng = np.random.default_rng(0)
+    hit = []
+    for _ in range(100):
+        values = rng.exponential(size=60)
+        mean, (low, high) = evaluation.mean_with_interval(values)
+        assert mean == pytest.approx(values.mean())
+        assert high - low == pytest.approx(2 * 1.96 * values.std() / 60**0.5, rel=0.15)
+        hit.append(low < 1 < high)
+    assert 0.85 < np.mean(hit) < 1
+    assert evaluation.mean_with_interval([3.0]) == (3.0, None)
+
+
+def test_kernel_distance_against_a_double_sum():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(7, 3)), rng.normal(1, 2, size=(9, 3))
+
+    def kernel(a, b):
+        return (sum(a[i] * b[i] for i in range(3)) / 3 + 1) ** 3
+
+    within = [
+        np.mean([kernel(a[i], a[j]) for i in range(len(a)) for j in range(len(a)) if i != j])
+        for a in (x, y)
+    ]
+    across = np.mean([kernel(a, b) for a in x for b in y])
+    assert evaluation.kernel_distance(x, y) == pytest.approx(sum(within) - 2 * across)
+
+
+def test_kernel_distance_has_no_bias():
+    rng = np.random.default_rng(2)
+    drawn = [evaluation.kernel_distance(*rng.normal(size=(2, 10, 2))) for _ in range(2_000)]
+    assert abs(np.mean(drawn)) < 4 * np.std(drawn) / 2_000**0.5
+
+
+def test_sliced_wasserstein_against_scipy():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(50, 4)), rng.normal(1, 2, size=(50, 4))
+    directions = evaluation.distances.unit_vectors(16, 4, seed=5)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=0), 1)
+    expected = [stats.wasserstein_distance(x @ d, y @ d) for d in directions.T]
+    found = evaluation.sliced_wasserstein(x, y, 16, seed=5)
+    assert found == pytest.approx(np.mean(expected))
+    # A shift by s moves each projection by |s . d|, of which the mean over the circle is 2 |s| / pi.
+    plane = rng.normal(size=(100, 2))
+    found = evaluation.sliced_wasserstein(plane, plane + [3, 4], 2_000)
+    assert found == pytest.approx(5 * 2 / np.pi, rel=0.03)
+
+
+@pytest.mark.parametrize("patches", [1, 3])
+def test_intervals_of_distances_tell_how_far_they_spread(patches):
+    """The width against the spread of the distance over sets drawn anew; patches of an image are alike."""
+    rng = np.random.default_rng(4)
+    reference = rng.normal(size=(1_000, patches, 3))
+
+    def draw():
+        own = rng.normal(size=(400, 1, 3))
+        return 1.5 * (0.9 * own + (1 - 0.9**2) ** 0.5 * rng.normal(size=(400, patches, 3))) + 0.5
+
+    found = [evaluation.set_distances(draw(), reference, seed=i) for i in range(30)]
+    flat = draw().reshape(-1, 3)
+    again = evaluation.set_distances(flat, reference.reshape(-1, 3))
+    assert again["fid"] == pytest.approx(
+        evaluation.frechet_distance(flat, reference.reshape(-1, 3)), rel=1e-6
+    )
+    for name in ("fid", "kid", "swd"):
+        spread = np.std([x[name] for x in found], ddof=1)
+        widths = [np.diff(x[f"{name}_interval"])[0] for x in found]
+        assert np.mean(widths) == pytest.approx(2 * 1.96 * spread, rel=0.5), name
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (33, 58, 3)])
+def test_a_pyramid_adds_up_to_its_image(shape):
+    images = np.random.default_rng(6).random((2, *shape), "float32")
+    levels = evaluation.laplacian_pyramid(images)
+    assert [level.shape[1:3] for level in levels][-1] == (-(-shape[0] // 2), -(-shape[1] // 2))
+    image = levels[-1]
+    for level in levels[-2::-1]:
+        image = level + evaluation.features.enlarged(image, level.shape)
+    np.testing.assert_allclose(image, images, atol=1e-6)
+    # A flat image has nothing but its coarsest level.
+    flat = evaluation.laplacian_pyramid(np.full((1, *shape), 0.3, "float32"))
+    assert np.abs(flat[0][:, 3:-3, 3:-3]).max() < 1e-6 and flat[-1] == pytest.approx(0.3)
+
+
+def test_patches_are_cut_from_their_level(digits):
+    images = digits[0][:3]
+    fine, coarse = evaluation.laplacian_patches(images, patches=5, seed=1)
+    assert fine.shape == coarse.shape == (3, 5, 49)
+    levels = evaluation.laplacian_pyramid(images)
+    for patches, level in zip((fine, coarse), levels):
+        for image, cut in zip(level[..., 0], patches):
+            windows = np.lib.stride_tricks.sliding_window_view(image, (7, 7)).reshape(-1, 49)
+            assert all((windows == patch).all(1).any() for patch in cut)
+    ours = evaluation.features.normalised([2 * fine + 1], [fine], channels=1)[0]
+    assert ours.std() == pytest.approx(2, rel=1e-3)
+    assert ours.mean() == pytest.approx(1 / fine.std() + fine.mean() / fine.std(), rel=1e-3)
+
+
+def test_patches_see_a_blur_that_gets_the_coarse_scale_right(digits):
+    """What makes a VAE's images soft is missing from the finest scale first."""
+    images = digits[0][:600]
+    blurred = ndimage.gaussian_filter(images / np.float32(255), (0, 1, 1, 0))
+    sets = {"": blurred, "_reconstructions": None, "_test_images": images[300:]}
+    figures = evaluation.figures._by_patches(sets, images[:300], 0, {})
+    fine, coarse = figures["patch_swd_per_scale"]
+    assert fine > 2 * coarse
+    for name in ("fid", "kid", "swd"):
+        assert figures[f"patch_{name}"] > 3 * abs(figures[f"patch_{name}_test_images"])
 
 
 def test_frechet_distance_against_scipy():
@@ -380,7 +531,7 @@ def trainings(monkeypatch, tmp_path):
     """An empty cache, and the datasets that a classifier was trained for."""
     calls = []
 
-    def train_classifier(train, progress=None):
+    def train_classifier(train, seed, steps, progress=None, minutes=None):
         calls.append(train)
         return build_classifier(train.images.shape[1:], train.num_classes, seed=len(calls))
 
@@ -398,6 +549,28 @@ def test_a_classifier_is_trained_once(toy, trainings):
     labels = np.where(test.labels < 5, first(test.images)[1].argmax(1), 99)
     half = ImageData("toy", "1.0.0", "test", test.images, labels, test.class_names)
     assert evaluation_classifier(train, half).accuracy == (test.labels < 5).mean()
+
+
+def test_another_seed_is_another_classifier(toy, trainings):
+    first, second = (evaluation_classifier(*toy, seed=seed) for seed in (0, 1))
+    assert len(trainings) == 2
+    assert not np.array_equal(first(toy[1].images)[0], second(toy[1].images)[0])
+    assert evaluation_classifier(*toy, seed=1).origin == "trained earlier"
+
+
+def test_the_work_of_a_classifier_is_bounded(toy):
+    def of(shape, n):
+        images = np.broadcast_to(np.uint8(0), (n, *shape))
+        return classifiers.steps_of(ImageData("d", "1", "train", images, None, None))
+
+    assert of((28, 28, 1), 60_000) == classifiers.STEPS
+    assert of((64, 64, 3), 60_000) == pytest.approx(classifiers.STEPS * 28**2 / 64**2, abs=1)
+    assert of((28, 28, 1), 100) == classifiers.LEAST_STEPS == of((256, 256, 3), 10**6)
+    lines = []
+    with pytest.raises(UserError, match="minutes to train, more than the 1e-06 of --classifier"):
+        classifiers.train_classifier(toy[0], steps=30, minutes=1e-6, progress=lines.append)
+    classifiers.train_classifier(toy[0], steps=30, minutes=60, progress=lines.append)
+    assert lines[0].startswith("classifier: ") and lines[0].split()[-1] in ("seconds", "minutes")
 
 
 def test_other_data_of_the_same_name_get_another_classifier(toy, trainings):
@@ -563,7 +736,7 @@ def test_evaluate_refuses_what_does_not_fit(toy):
 def cvae_file(toy, judge, monkeypatch, tmp_path):
     """A CVAE on disk, and a dataset and a classifier for `kae evaluate` to find."""
     monkeypatch.setattr("keras_ae.data.load_splits", lambda name, **kwargs: toy)
-    monkeypatch.setattr(evaluation, "evaluation_classifier", lambda *args: judge)
+    monkeypatch.setattr(evaluation.figures, "evaluation_classifier", lambda *args: judge)
     save_model(small(keras_ae.CVAE), tmp_path / "model.keras")
     return str(tmp_path / "model.keras")
 
@@ -586,6 +759,43 @@ def test_command_prints_a_table(cvae_file):
     assert "CVAE on 100 images of toy test; 40 samples from N(0, I)" in lines[0]
     assert any("ELBO" in line and "nats per image, likelihood laplace" in line for line in lines)
     assert any("no log likelihood: no importance samples" in line for line in lines)
+
+
+def test_what_needs_no_classifier_is_told_before_it_is_made(toy, judge, monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        evaluation.figures, "evaluation_classifier", lambda *a: order.append("classifier") or judge
+    )
+    figures = evaluation.evaluate(
+        small(keras_ae.CVAE), *toy, samples=60, found=lambda new: order.extend(new)
+    )
+    before = order[: order.index("classifier")]
+    assert {"psnr", "bits_per_dimension", "patch_swd", "nearest_training_image"} <= set(before)
+    assert not set(before) & set(figures["by_classifier"])
+    assert {"fid", "kid", "swd", "coverage"} <= set(figures["by_classifier"])
+    order.clear()
+    figures = evaluation.evaluate(small(keras_ae.CVAE), *toy, samples=60, classifier=False)
+    assert order == [] and figures["fid"] is None and figures["patch_swd"] > 0
+
+
+def test_a_second_classifier_tells_the_spread(toy, judge, monkeypatch):
+    def classifier(train, test, progress, seed, minutes):
+        return Classifier(build_classifier((28, 28, 1), 10, seed), 0.5, "trained now")
+
+    monkeypatch.setattr(evaluation.figures, "evaluation_classifier", classifier)
+    figures = evaluation.evaluate(small(keras_ae.CVAE), *toy, samples=60, second_classifier=True)
+    second = figures["second_classifier"]
+    assert set(figures["by_classifier"]) < set(second)
+    assert second["fid"] > 0 and second["fid"] != figures["fid"]
+
+
+def test_command_and_library_give_the_same_figures(cvae_file, toy, judge):
+    arguments = ["--json", "--samples", "60", "--no-classifier"]
+    of_command = json.loads(CliRunner().invoke(cli, ["evaluate", cvae_file, *arguments]).stdout)
+    model = keras_ae.load_model(cvae_file)
+    ours = keras_ae.evaluate(model, *toy, samples=60, classifier=False)
+    del of_command["path"], of_command["seconds"], ours["seconds"]
+    assert of_command == ours
 
 
 def test_command_says_what_is_wrong(cvae_file, tmp_path):

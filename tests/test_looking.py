@@ -149,13 +149,33 @@ def test_compare(kae):
     assert re.fullmatch(r"\d+\.\d", seconds)
     assert lines[0].split() == ["vae", "cvae"] and lines[1].split() == ["model", "vae", "cvae"]
     assert {line.split()[0] for line in lines[2:]} == {
-        "epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight"
+        "epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight",
+        "elbo", "bits_per_dimension", "psnr",
     }  # fmt: skip
     runs = json.loads(kae("compare", "vae", "cvae", "--json").stdout)["runs"]
     final = json.loads((kae.folder / "checkpoints/vae/run.json").read_text())["final"]
     assert runs[0]["final"]["val_loss"] == pytest.approx(final["val_loss"])
     assert runs[1]["settings"]["model"] == "cvae"
     assert "<svg" in (kae.folder / "curves.svg").read_text()
+
+
+def test_compare_of_unlike_losses(kae):
+    """A figure that they have in common, and each name once, of a run that is unfinished as well."""
+    for name in ("mse", "bce"):
+        done = kae(
+            "fit", "vae", *SMALL, "--epochs", 1, "-q", "--reconstruction", name, "--out", name
+        )
+        assert done.exit_code == 0
+    record = json.loads((kae.folder / "bce/run.json").read_text())
+    record["settings"]["epochs"] = 9
+    (kae.folder / "bce/run.json").write_text(json.dumps(record))
+    *lines, note = kae("compare", "vae", "mse", "bce").stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert len(rows) == len(lines) - 1
+    assert rows["epochs"] == ["2", "1", "1", "of", "9"]
+    assert all(4 < float(value) < 20 for value in rows["psnr"])
+    assert rows["bits_per_dimension"][2] == "-" != rows["bits_per_dimension"][1]
+    assert "(l1, mse, bce)" in note and "psnr" in note
 
 
 def test_one_seed_is_one_picture_on_every_backend(kae):

@@ -6,6 +6,7 @@ from kae import console, options
 from keras_ae.errors import printable
 
 FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight")
+COMMON = ("elbo", "bits_per_dimension", "psnr")  # of the test images; the last two of any loss
 
 
 @click.command("compare")
@@ -35,42 +36,76 @@ def command(runs, everything, out, force, as_json):
         console.write(
             out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]), echoed=False
         )
-    settings = {run: place.settings for run, place in found.items()}
-    figures = {
-        run: {
-            "epochs": len(histories[run]),
-            "seconds": round(sum(row["seconds"] for row in histories[run]), 1),
-        }
-        | {k: histories[run][-1].get(k) for k in FIGURES[2:] if histories[run]}
-        for run, place in found.items()
-    }
+    figures = {run: figures_of(place, histories[run]) for run, place in found.items()}
     if as_json:
         return console.print_json(
             {
                 "runs": [
-                    {"run": run, "finished": place.run.get("finished"), "settings": settings[run],
+                    {"run": run, "finished": place.run.get("finished"), "settings": place.settings,
                      "final": figures[run]}
                     for run, place in found.items()
                 ]
             }
         )  # fmt: skip
-    names = list(dict.fromkeys(name for values in settings.values() for name in values))
-    rows = [["", *map(printable, runs)]]
+    for line in table({run: place.settings for run, place in found.items()}, figures, everything):
+        console.echo(line)
+    return None
+
+
+def figures_of(place, history):
+    """The figures of a run: of its history, and what was measured of the model in the end.
+
+    Args:
+        place: its `checkpoints.Checkpoint`.
+        history: of `checkpoints.read_history`.
+    """
+    seconds = round(sum(row["seconds"] for row in history), 1)
+    last = {name: history[-1].get(name) for name in FIGURES[2:]} if history else {}
+    final = place.run.get("final", {})
+    return {"epochs": len(history), "seconds": seconds, **last} | {k: final.get(k) for k in COMMON}
+
+
+def table(settings, figures, everything=False, rows=(*FIGURES, *COMMON)):
+    """The lines of a table of runs: settings, those that differ or all, and figures.
+
+    Args:
+        settings, figures: {run: {name: value}}, of the same runs.
+        everything: all settings.
+        rows: the names of the figures.
+    """
+    runs = list(settings)
+    names = dict.fromkeys(name for values in settings.values() for name in values)
+    lines = [["", *map(printable, runs)]]
     for name in names:
         values = [settings[run].get(name) for run in runs]
-        if everything or any(value != values[0] for value in values):
+        if name not in rows and (everything or any(value != values[0] for value in values)):
             cells = ("-" if value is None else printable(value) for value in values)
-            rows.append([printable(name), *cells])
-    for name in FIGURES:
+            lines.append([printable(name), *cells])
+    for name in rows:
         values = [figures[run].get(name) for run in runs]
         if any(value is not None for value in values):
-            places = 1 if name == "seconds" else 4
-            rows.append([name, *(number(value, places) for value in values)])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for head, *cells in rows:
+            places = {"seconds": 1, "psnr": 2}.get(name, 4)
+            # What is a setting as well is said once: what was reached, of what was asked for.
+            planned = [settings[run].get(name) for run in runs]
+            lines.append([name, *(reached(*pair, places) for pair in zip(values, planned))])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for head, *cells in lines:
         cells = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))
-        console.echo("  ".join([f"{head:{widths[0]}}", *cells]).rstrip())
-    return None
+        yield "  ".join([f"{head:{widths[0]}}", *cells]).rstrip()
+    terms = list(dict.fromkeys(str(settings[run].get("reconstruction")) for run in runs))
+    if len(terms) > 1:
+        yield (
+            f"loss, reconstruction and elbo are of unlike terms ({', '.join(map(printable, terms))}) and do "
+            "not compare; bits_per_dimension and psnr (dB) do."
+        )
+
+
+def reached(value, planned, places):
+    """A figure in a cell, and what was planned where it is another."""
+    if planned is None or value is None or value == planned:
+        return number(value, places)
+    near = isinstance(planned, float) and abs(value - planned) < 1e-6 * abs(planned)
+    return number(value, places) if near else f"{number(value, places)} of {printable(planned)}"
 
 
 def number(value, places):

@@ -1,5 +1,7 @@
 """kae evaluate: the figures of a model."""
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -27,7 +29,11 @@ TABLE = {
 }
 SETS = {"": "samples", "_reconstructions": "reconstructions", "_test_images": "test images"}
 DISTANCES = {"fid": "FID", "kid": "KID", "swd": "sliced Wasserstein"}
-for by, words in (("patch_", "by patches"), ("onnx_", "by ONNX features"), ("", "by the classifier")):
+for by, words in (
+    ("patch_", "by patches"),
+    ("onnx_", "by ONNX features"),
+    ("", "by the classifier"),
+):
     for name, title in DISTANCES.items():
         for of, what in SETS.items():
             TABLE[f"{by}{name}{of}"] = (f"{title} of {what}", f"from training images, {words}")
@@ -104,12 +110,13 @@ def command(
     dataset = dataset or console.dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
     network.check_data(test)
-    known = {}
+    known, stdout = {}, sys.stdout
 
     def found(figures):
         known.update(figures)
-        for line in [] if as_json else table(figures, known):
-            console.echo(line)
+        with contextlib.redirect_stdout(stdout):
+            for line in [] if as_json else table(figures, known):
+                console.echo(line)
 
     figures = console.stdout_to_stderr(evaluate)(
         network,

@@ -1,5 +1,6 @@
 """kae fit: train a model and write a run folder."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -183,23 +184,10 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
-    verbose = 0 if quiet else 1 if sys.stderr.isatty() else 2
-    try:
-        with console.usage_errors():
-            result = console.stdout_to_stderr(fitting.fit)(
-                settings, folder, data_dir, resume, force, verbose, report, callbacks
-            )
-    except KeyboardInterrupt:
-        raise click.ClickException(
-            f"Stopped. The run is kept in {folder}; go on with it by: {resuming(settings, out, data_dir)}"
-            if fitting.can_resume(folder)
-            else "Stopped before the run began."
-        ) from None
-    except OSError as error:
-        raise click.ClickException(
-            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
-            "; --resume goes on with it, once there is room."
-        ) from error
+    with explained(folder, resuming(settings, out, data_dir)), console.usage_errors():
+        result = console.stdout_to_stderr(fitting.fit)(
+            settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks
+        )
     distributed.stop()
     if result is None:
         return None
@@ -222,3 +210,28 @@ def resuming(settings, out, data_dir):
     for name, value in (("--out", out), ("--data-dir", data_dir)):
         words += [] if value is None else [name, str(value)]
     return shlex.join([*words, "--resume"])
+
+
+def verbosity(quiet):
+    """Keras' `verbose`: a bar for a terminal, a line an epoch for anything else."""
+    return 0 if quiet else 1 if sys.stderr.isatty() else 2
+
+
+@contextlib.contextmanager
+def explained(folder, again):
+    """One line for a run that was stopped, or that could not be written, with the command that goes on."""
+    from keras_ae import fitting
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"Stopped. The run is kept in {folder}; go on with it by: {again}"
+            if any(fitting.can_resume(run) for run in (folder, *folder.glob("*/")))
+            else "Stopped before the run began."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
+            f"; once there is room, go on with it by: {again}"
+        ) from error

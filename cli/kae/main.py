@@ -16,6 +16,7 @@ STARTED = time.perf_counter()
 
 COMMANDS = {
     "fit": "Train a model and write a run folder.",
+    "sweep": "Train for several KL weights and compare the runs.",
     "sample": "Draw new images.",
     "reconstruct": "Draw images over their reconstructions.",
     "interpolate": "Draw what lies between images or classes.",
@@ -27,6 +28,7 @@ COMMANDS = {
     "explore": "Write a page in which to play with a model, in any browser.",
     "report": "Write a page with all that there is to see of a model.",
     "evaluate": "Measure reconstruction, likelihood and samples.",
+    "score": "Tell how odd images are to a model.",
     "compare": "Show settings and figures of runs side by side.",
     "export": "Write a model for another runtime.",
     "data": "List, prepare, import and verify datasets.",

@@ -31,10 +31,12 @@ from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, laplac
 from keras_ae.evaluation.figures import evaluate, final_figures
 from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import psnr, reconstruction_error, ssim
+from keras_ae.evaluation.scores import auroc, percentiles, score
 
 __all__ = [
     "OnnxFeatures",
     "active_units",
+    "auroc",
     "bits_per_dimension",
     "closest_pairs",
     "conditional_accuracy",
@@ -52,8 +54,10 @@ __all__ = [
     "mean_with_interval",
     "mutual_information",
     "nearest_training_images",
+    "percentiles",
     "psnr",
     "reconstruction_error",
+    "score",
     "set_distances",
     "sliced_wasserstein",
     "ssim",

@@ -153,9 +153,7 @@ def _kernel(x, y):
 
 def _kernel_sums(x, y):
     """The sum over y of the kernel of each x: (N,)."""
-    sums = [
-        ((x[rows] @ y.T / x.shape[1] + 1) ** 3).sum(1) for rows in chunks(len(x), len(y))
-    ]
+    sums = [((x[rows] @ y.T / x.shape[1] + 1) ** 3).sum(1) for rows in chunks(len(x), len(y))]
     return np.concatenate(sums)
 
 

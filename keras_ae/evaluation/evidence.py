@@ -11,6 +11,7 @@ from keras_ae.priors import StandardNormal
 
 ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use
 
+
 def kl_per_latent(mean, log_var):
     """KL(q(z|x) || N(0, I)) of each latent, averaged over images, in nats: (N, D) twice -> (D,).
 
@@ -35,7 +36,9 @@ def elbo(model, inputs, seed=0):
     codes = mean + np.exp(0.5 * log_var) * noise
     result = np.empty(len(images))
     for rows in chunks(len(images), images[0].size):
-        nll, likelihood = _nll(model, images[rows], codes[rows], rows_of(labels, rows))
+        nll, likelihood = negative_log_likelihood(
+            model, images[rows], codes[rows], rows_of(labels, rows)
+        )
         kl = 0.5 * (np.square(mean[rows]) + np.exp(log_var[rows]) - 1 - log_var[rows])
         result[rows] = -nll - kl.sum(-1, dtype="float64")
     return result, likelihood
@@ -75,7 +78,7 @@ def importance_weighted_log_likelihood(
         log_q = -0.5 * (np.square(noise) + spread + np.log(2 * np.pi)).sum(-1)
         codes = codes.reshape(-1, mean.shape[1])
         repeated = None if labels is None else np.repeat(labels[rows], k)
-        nll, _ = _nll(model, np.repeat(images[rows], k, axis=0), codes, repeated)
+        nll, _ = negative_log_likelihood(model, np.repeat(images[rows], k, axis=0), codes, repeated)
         log_joint = density.log_prob(codes, repeated) - nll
         result[rows] = logsumexp(log_joint.reshape(-1, k) - log_q, axis=1) - np.log(k)
         if 10 * rows.start // len(images) < 10 * rows.stop // len(images):
@@ -122,7 +125,7 @@ def mutual_information(mean, log_var, seed=0):
     return float(total / n)
 
 
-def _nll(model, images, codes, labels):
+def negative_log_likelihood(model, images, codes, labels):
     """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
     term = find_reconstruction(model.reconstruction)(to_float(images), rebuilt)

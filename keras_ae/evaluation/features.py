@@ -5,9 +5,8 @@ import math
 import numpy as np
 from scipy.ndimage import convolve1d
 
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, need
 from keras_ae.evaluation.arrays import chunks
-from keras_ae.pictures import to_float
 from keras_ae.pictures import to_float
 
 SIDE = 7  # pixels of a patch
@@ -122,10 +121,9 @@ class OnnxFeatures:
     """
 
     def __init__(self, path, image_shape):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError("ONNX files need onnxruntime: pip install 'keras-ae[onnx]'") from error
+        need("An ONNX file", "onnxruntime")
+        import onnxruntime
+
         self.path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

@@ -172,9 +172,7 @@ def evaluate(
 
     def judge(classifier_seed):
         try:
-            return evaluation_classifier(
-                train, test, progress, classifier_seed, classifier_minutes
-            )
+            return evaluation_classifier(train, test, progress, classifier_seed, classifier_minutes)
         except UserError as error:
             reasons["classifier"] = str(error)
 
@@ -280,9 +278,7 @@ def _by_patches(sets, train_images, seed, reasons):
 
     An interval is the mean of those of the scales, as if they moved together, which is the widest case.
     """
-    figures = _no_distances("patch_") | {
-        f"patch_swd_per_scale{of}": None for of in SETS
-    }
+    figures = _no_distances("patch_") | {f"patch_swd_per_scale{of}": None for of in SETS}
     few = min(len(images) for images in sets.values() if images is not None)
     if min(few, len(train_images)) < 2:
         reasons["patch_swd"] = "fewer than 2 images or samples"
@@ -293,9 +289,7 @@ def _by_patches(sets, train_images, seed, reasons):
     for of, images in sets.items():
         if images is None:
             continue
-        levels = normalised(
-            laplacian_patches(images[:PATCHED], seed=seed + 1), reference, channels
-        )
+        levels = normalised(laplacian_patches(images[:PATCHED], seed=seed + 1), reference, channels)
         found = [set_distances(*pair, seed) for pair in zip(levels, levels_of_reference)]
         for name in DISTANCES:
             figures[f"patch_{name}{of}"] = float(np.mean([x[name] for x in found]))
@@ -382,9 +376,7 @@ def _no_distances(prefix):
 def _named(prefix, of, found):
     """What `set_distances` found, by the names of the figures: fid_interval of a set is fid_SET_interval."""
     names = {name: f"{prefix}{name}{of}" for name in DISTANCES}
-    return {
-        names[key.removesuffix("_interval")] + key[3:]: value for key, value in found.items()
-    }
+    return {names[key.removesuffix("_interval")] + key[3:]: value for key, value in found.items()}
 
 
 def _distances(images, train_images):

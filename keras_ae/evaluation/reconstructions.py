@@ -1,10 +1,8 @@
 """How near reconstructions come to their images."""
 
-import importlib.util
-
 import numpy as np
 
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, installed
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.pictures import to_float
 
@@ -51,8 +49,8 @@ def missing_for_ssim(image_shape):
     """Why there is no SSIM of images of a shape: one line, None where there is one."""
     if min(image_shape[:2]) < WINDOW:
         return f"its window is {WINDOW} pixels wide, these images {min(image_shape[:2])}"
-    if importlib.util.find_spec("skimage") is None:
-        return "it needs scikit-image: pip install 'keras-ae[figures]'"
+    if not installed("skimage"):
+        return "it needs scikit-image: pip install scikit-image"
     return None
 
 

@@ -1,0 +1,189 @@
+"""kae score: how odd images are to a model."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+import click
+
+from kae import console, options
+
+SHOWN = 20  # images in the picture of the highest
+
+
+@click.command("score")
+@options.model_argument
+@options.files_argument
+@click.option(
+    "--dataset",
+    help="Score the test images of this TFDS dataset.  [default: what the model was trained on]",
+)
+@options.data_dir_option
+@click.option(
+    "--odd",
+    "classes",
+    multiple=True,
+    help="A class of the dataset that is odd, by name or number; may be given more than once.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
+@options.label_option
+@options.crop_option
+@options.invert_option
+@options.seed_option
+@options.out_option([".csv"], "csv on stdout")
+@options.force_option
+@options.json_option
+def command(
+    model, files, dataset, data_dir, classes, limit, labels, crop, invert, seed, out, force, as_json
+):
+    """Score how odd image files are to MODEL, or the test images of a dataset: the higher, the odder.
+
+    \b
+    kae score vae photo.png                    among the test images that the model should know
+    kae score vae --dataset fashion_mnist      and how well they are told apart (AUROC)
+    kae score vae --odd 3                      of a model that was trained without threes
+
+    A row of the csv: the error of the reconstruction, the negative ELBO and the negative log density of the
+    code under the fitted prior, both in nats, each with its percentile among the test images of the
+    model's own dataset. The oddest are drawn over their reconstructions, by their negative ELBO where
+    there is one. A cvae that is not told the class takes the lowest score of all classes.
+    """
+    target = console.target_of(out, "", (".csv",), force) if out else None
+    picture = Path("samples") / f"{console.stem_of(model)}-odd.png"
+    if target:
+        picture = target.with_suffix(".png")
+        console.check_free(picture, force)
+    if files and (dataset or classes):
+        raise click.UsageError("Give files, or --dataset and --odd.")
+    network, checkpoint = console.load(model)
+
+    import numpy as np
+
+    from keras_ae import data, evaluation, pictures
+
+    own = console.dataset_of(checkpoint, data_dir)
+    known = console.load_test(network, checkpoint, own, data_dir, limit)
+    usual, odd, told = known, None, False
+    if files:
+        told = bool(labels)
+        # A cvae that is not told the class of a file is asked under each.
+        anything = tuple(network.names[:1]) if network.num_classes else ()
+        scored = console.load_files(network, files, labels or anything, crop, invert)
+        if not told:
+            scored = dataclasses.replace(scored, labels=None)
+    elif dataset and dataset != own:
+        if classes:
+            raise click.UsageError("--odd is for classes of the model's own dataset.")
+        _, scored = data.load_splits(dataset, data_dir, limit, console.say)
+        odd = np.ones(len(scored.images), bool)
+    else:
+        scored, told = known, bool(network.num_classes) and not classes
+        if classes:
+            odd = np.isin(known.labels, _classes(known, classes))
+            usual = rows_of(known, ~odd)
+            if not 0 < odd.sum() < len(odd):
+                raise click.UsageError("--odd must leave test images of both kinds.")
+    each = (
+        f", under each of {network.num_classes} classes" if network.num_classes and not told else ""
+    )
+    console.say(
+        f"scoring {len(scored.images):,} images among {len(usual.images):,} test images of {usual.name}"
+        f"{each} …"
+    )
+
+    def inputs(images):
+        return network.inputs_of(images) if told else images.images
+
+    reference = evaluation.score(network, inputs(usual), seed=seed)
+    scores = reference
+    if scored is not usual:
+        scores = evaluation.score(network, inputs(scored), seed=seed)
+    area = None
+    if odd is not None:
+        area = {
+            name: evaluation.auroc(values[odd], reference[name]) for name, values in scores.items()
+        }
+    by = "negative_elbo" if "negative_elbo" in scores else "reconstruction_error"
+    highest = np.argsort(-scores[by], kind="stable")[:SHOWN]
+    columns = {}
+    for name, values in scores.items():
+        columns[name] = values
+        columns[f"{name}_percentile"] = evaluation.percentiles(values, reference[name])
+    names = console.names_of(scored)
+    rows = [
+        {
+            "image": str(files[i]) if files else i,
+            **({"class": names[i]} if names else {}),
+            **({"odd": bool(odd[i])} if odd is not None and classes else {}),
+            **{name: float(column[i]) for name, column in columns.items()},
+        }
+        for i in range(len(scored.images))
+    ]
+
+    shown = rows_of(scored, highest)
+    rebuilt = _rebuilt(network, shown, told)
+    sheet = pictures.pairs(shown.images, rebuilt, names=[f"{scores[by][i]:.4g}" for i in highest])
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    console.write(picture, sheet.save, echoed=False)
+    for name, value in (area or {}).items():
+        console.say(f"AUROC by {name.replace('_', ' ')}: {value:.4f}")
+    if target:
+        console.write(target, lambda path: Path(path).write_text(_csv(rows), "utf-8"))
+    if as_json:
+        return console.print_json(
+            {
+                "path": str(checkpoint.path), "n": len(rows), "reference": usual.name,
+                "reference_n": len(usual.images), "auroc": area, "picture": str(picture),
+                "out": str(target) if target else None, "highest": [rows[i] for i in highest],
+                **({} if target else {"images": rows}),
+            }
+        )  # fmt: skip
+    return console.echo(target) if target else console.echo(_csv(rows), nl=False)
+
+
+def _classes(images, names):
+    """The numbers of classes of a dataset, by name or number."""
+    if images.labels is None:
+        raise click.UsageError(f"{images.name} has no classes for --odd.")
+    listed = list(images.class_names)
+    for name in names:
+        if name not in listed and not (name.isdecimal() and int(name) < len(listed)):
+            raise click.UsageError(
+                f"--odd must be a class of {images.name} ({', '.join(listed)}); got {name!r}."
+            )
+    return [listed.index(name) if name in listed else int(name) for name in names]
+
+
+def rows_of(images, rows):
+    """Some images of an `ImageData`, with their labels."""
+    from keras_ae.data import select
+
+    labels = None if images.labels is None else images.labels[rows]
+    return dataclasses.replace(images, images=select(images.images, rows), labels=labels)
+
+
+def _rebuilt(network, images, told):
+    """Reconstructions; of a cvae that is not told the class, by the class that rebuilds each best."""
+    import numpy as np
+
+    if told or not network.num_classes:
+        return network.reconstruct(network.inputs_of(images) if told else images.images)
+    from keras_ae.pictures import to_float
+
+    each = np.stack(
+        [
+            network.reconstruct((images.images, np.full(len(images.images), y)))
+            for y in range(network.num_classes)
+        ]
+    )
+    errors = np.abs(each - to_float(images.images)).sum((2, 3, 4))
+    return each[errors.argmin(0), np.arange(len(images.images))]
+
+
+def _csv(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

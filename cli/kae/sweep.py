@@ -1,0 +1,113 @@
+"""kae sweep: a run for each of some KL weights, side by side."""
+
+from pathlib import Path
+
+import click
+
+from kae import compare, console, fit
+from keras_ae.settings import Settings
+
+ROWS = ("rate", "distortion", "elbo", "bits_per_dimension", "psnr", "epochs", "seconds")
+# What a sweep takes of the options of `kae fit`, beside the settings.
+SHARED = ("model", "config", "data_dir", "tensorboard", "force", "quiet", "as_json")
+
+
+class Weights(click.ParamType):
+    """Numbers with commas between: 0.02,0.1,0.5."""
+
+    name = "X,X"
+
+    def convert(self, value, param, context):
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.02,0.1,0.5", param, context)
+
+
+@click.command("sweep")
+@click.option(
+    "--kl-weight",
+    "kl_weights",
+    type=Weights(),
+    required=True,
+    help="Final weights of the KL divergence, a run each, such as 0.02,0.1,0.5.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the runs.  [default: checkpoints/sweep-MODEL]",
+)
+def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
+    """Train MODEL (vae or cvae) for several KL weights, and show what each costs and gives.
+
+    \b
+    kae sweep vae --kl-weight 0.02,0.1,0.5 --epochs 3
+
+    It takes the options of `kae fit`. Each run has a folder of its own; a run that is finished is not run
+    again, and one that was stopped goes on. Beside them lies rate-distortion.png: nats of the code
+    against the error of the reconstruction.
+    """
+    from keras_ae import data
+
+    values["dataset"] = data.lasting_name(values["dataset"], data_dir)
+    with console.usage_errors():
+        settings = Settings(**values, kl_weight=kl_weights[0])
+    console.check_clock()
+    console.start_backend(training=True)
+    from keras_ae import distributed, pictures, sweeping
+    from keras_ae.callbacks import TensorBoard
+    from keras_ae.fast.memory import keep_memory
+
+    if distributed.launched_by_torchrun():
+        raise click.UsageError("A sweep runs in one process; start each `kae fit` by torchrun.")
+    keep_memory()  # for this process is ours alone
+    report = (lambda message: None) if quiet else console.say
+    missing = pictures.missing_for_plots()
+    if missing:
+        report(f"no rate-distortion plot: {missing}")
+    suffix = "" if settings.dataset == "mnist" else f"-{Path(settings.dataset).name}"
+    folder = out or Path("checkpoints") / f"sweep-{settings.model}{suffix}"
+    with fit.explained(folder, "the same command"), console.usage_errors():
+        results = console.stdout_to_stderr(sweeping.sweep)(
+            settings,
+            kl_weights,
+            folder,
+            data_dir,
+            force,
+            fit.verbosity(quiet),
+            report,
+            (lambda run: [TensorBoard(run)]) if tensorboard else (lambda run: ()),
+        )
+    plot = None
+    if not missing:
+        plot = folder / "rate-distortion.png"
+        figure = pictures.rate_distortion(results, settings.reconstruction)
+        console.write(plot, lambda path: pictures.save_plot(figure, path), echoed=False)
+    if as_json:
+        return console.print_json(
+            {"sweep": str(folder), "runs": results, "plot": None if plot is None else str(plot)}
+        )
+    for line in table(results, settings):
+        console.echo(line)
+    return None
+
+
+def table(results, settings):
+    """The lines of the table of `kae compare`, with rate and distortion in place of the losses."""
+    runs = {Path(result["run"]).name: result for result in results}
+    planned = {name: {"kl_weight": result["kl_weight"]} for name, result in runs.items()}
+    yield from compare.table(planned, runs, rows=ROWS)
+    yield (
+        f"rate: KL in nats an image; distortion: {settings.reconstruction}, a sum over an image; psnr: dB; "
+        "all of test images."
+    )
+
+
+_own = {parameter.name for parameter in command.params} | {"kl_weight"}
+command.params[:0] = [
+    parameter
+    for parameter in fit.command.params
+    if parameter.name in {*SHARED, *fit.DEFAULTS} - _own
+]

@@ -1,0 +1,113 @@
+"""How odd images are to a model: anomaly scores, an image each."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_ae.errors import UserError
+from keras_ae.evaluation.arrays import BATCH, chunks, rows_of
+from keras_ae.evaluation.evidence import negative_log_likelihood, why_no_likelihood
+from keras_ae.losses import find_reconstruction
+from keras_ae.pictures import to_float
+
+DRAWS = 4  # codes of an image that its evidence is averaged over
+SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
+
+
+def score(model, inputs, reference=None, seed=0):
+    """How odd images are to a model: the higher, the odder.
+
+    An image's scores do not depend on the other images. What a model cannot rebuild is odd; so is what its
+    likelihood or the prior of its codes gives little probability; the three often disagree.
+
+    Args:
+        model: AE, VAE or CVAE.
+        inputs: images (N, H, W, C), uint8 or float in [0, 1]; for a CVAE also a pair (images, labels).
+            Without labels, each of its scores is that of the class under which it is lowest.
+        reference: usual images, likewise, such as the test images, among which scores get a percentile.
+        seed: of the codes that the evidence is averaged over.
+
+    Returns:
+        A dict of float64 (N,):
+
+        - "reconstruction_error": the model's own reconstruction term, the mean over the values of an
+          image, its code the mean of q(z|x);
+        - "negative_elbo": in nats, see `elbo`, of a VAE or CVAE whose loss stands for a likelihood;
+        - "negative_log_prior": -log p(z) in nats of that code under the model's prior, as fitted by
+          `fit_prior`, of a VAE or CVAE;
+
+        and with a reference for each "NAME_percentile": the share of the reference in percent whose score
+        is lower.
+
+    Raises:
+        UserError: labels for a model without classes, or images of another shape.
+
+    References:
+        An & Cho 2015, Variational Autoencoder based Anomaly Detection using Reconstruction Probability.
+        Nalisnick et al. 2019, Do Deep Generative Models Know What They Don't Know?, arXiv:1810.09136.
+    """
+    images, labels = inputs if isinstance(inputs, tuple | list) else (inputs, None)
+    if labels is not None and not model.num_classes:
+        raise UserError("This model has no classes: give images alone.")
+    if tuple(images.shape[1:]) != tuple(model.image_shape):
+        raise UserError(
+            f"This model takes images of {tuple(model.image_shape)}; these are {tuple(images.shape[1:])}."
+        )
+    if model.num_classes and labels is None:
+        each = [np.full(len(images), y) for y in range(model.num_classes)]
+        scores = [_scores(model, images, labels, seed) for labels in each]
+        found = {name: np.min([of[name] for of in scores], axis=0) for name in scores[0]}
+    else:
+        found = _scores(model, images, labels, seed)
+    if reference is None:
+        return found
+    usual = score(model, reference, seed=seed)
+    ranks = {f"{k}_percentile": percentiles(found[k], usual[k]) for k in found}
+    return found | ranks
+
+
+def percentiles(values, reference):
+    """The share of the reference in percent that is lower: (N,), (M,) -> (N,)."""
+    return 100 * np.searchsorted(np.sort(reference), values) / len(reference)
+
+
+def auroc(odd, usual):
+    """The probability that an odd image has a higher score than a usual one; 0.5 is chance.
+
+    Shapes (N,), (M,) -> float: the area under the receiver operating characteristic.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([1, 0], [len(odd), len(usual)])
+    return float(roc_auc_score(truth, np.concatenate([odd, usual])))
+
+
+def _scores(model, images, labels, seed):
+    """The scores of images of known classes, or of a model without classes."""
+    parts = [
+        _of_part(model, images[rows], rows_of(labels, rows), seed)
+        for rows in chunks(len(images), 4 * math.prod(model.image_shape))
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _of_part(model, images, labels, seed):
+    inputs = images if labels is None else (images, labels)
+    term = find_reconstruction(model.reconstruction)
+    rebuilt = model.reconstruct(inputs, batch_size=BATCH)
+    error = keras.ops.convert_to_numpy(term(to_float(images), rebuilt)).astype("float64")
+    found = {"reconstruction_error": error / images[0].size}
+    if not hasattr(model, "posterior"):
+        return found
+    mean, log_var = (x.astype("float64") for x in model.posterior(inputs, batch_size=BATCH))
+    if why_no_likelihood(model) is None:
+        kl = 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).sum(-1)
+        # The same noise for every image: its score is its own.
+        noise = np.random.default_rng(seed).standard_normal((DRAWS, mean.shape[1]))
+        codes = [mean + np.exp(0.5 * log_var) * row for row in noise]
+        found["negative_elbo"] = kl + np.mean(
+            [negative_log_likelihood(model, images, code, labels)[0] for code in codes], axis=0
+        )
+    found["negative_log_prior"] = -np.asarray(model.prior.log_prob(mean, labels), "float64")
+    return found

@@ -1,0 +1,100 @@
+"""Runs that differ in `kl_weight` alone, and what each gives for it: rate against distortion."""
+
+import dataclasses
+from pathlib import Path
+
+from keras_ae import checkpoints
+from keras_ae.errors import RunError
+from keras_ae.fitting import differences, fit, settled
+from keras_ae.settings import Settings
+
+
+def sweep(
+    settings,
+    kl_weights,
+    folder,
+    data_dir=None,
+    force=False,
+    verbose="auto",
+    report=print,
+    callbacks=lambda folder: (),
+    train=None,
+    test=None,
+):
+    """Train a model once for each of some KL weights, in folders of one sweep.
+
+    A run that is finished is not run again, one that was stopped goes on from where it stood.
+
+    Args:
+        settings: a `Settings` of a model with a KL divergence, whose `kl_weight` is replaced.
+        kl_weights: the weights, all different.
+        folder: of the sweep; the run of weight 0.1 is in its folder `kl_weight-0.1`.
+        data_dir, verbose, report, train, test: as for `keras_ae.fit`.
+        force: replace the runs that are there.
+        callbacks: given the folder of a run, its further callbacks.
+
+    Returns:
+        A list of dicts, one a weight, in the order of the weights: "kl_weight", "run" (its folder), "rate"
+        (KL divergence of the test images in nats), "distortion" (their reconstruction term, a sum over an
+        image, codes drawn from the posterior), "elbo", "bits_per_dimension", "psnr" (see
+        `evaluation.final_figures`), "epochs", "seconds", and "trained": whether it was, just now.
+
+    Raises:
+        ValueError: for a model without a KL divergence, or weights that are not different or none.
+        RunError: a folder holds a run of other settings; also as for `keras_ae.fit`.
+
+    References:
+        Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
+    """
+    kl_weights = list(kl_weights)
+    if settings.model == "ae":
+        raise ValueError("An ae has no KL divergence to weigh: a sweep is for a vae or a cvae.")
+    if not kl_weights or len(set(kl_weights)) < len(kl_weights):
+        raise ValueError(f"A sweep takes KL weights that are all different; got {kl_weights}.")
+    runs = {
+        Path(folder) / f"kl_weight-{weight:g}": dataclasses.replace(settings, kl_weight=weight)
+        for weight in kl_weights
+    }
+    if len(runs) < len(kl_weights):
+        raise ValueError("KL weights must differ in their first six digits.")
+    # All that is there is looked at before the first run begins.
+    there = {place: None if force else _record(place, own) for place, own in runs.items()}
+    results = []
+    for i, (place, own) in enumerate(runs.items()):
+        record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
+        trained = not (record and record.get("finished"))
+        if trained:
+            report(f"{count}: {place}")
+            fit(
+                own, place, data_dir, bool(record), force, verbose, report, callbacks(place),
+                train=train, test=test,
+            )  # fmt: skip
+        else:
+            report(f"{count}: finished already in {place}")
+        results.append({**_figures(place, own), "trained": trained})
+    return results
+
+
+def _record(place, settings):
+    """The run.json of a run of these settings, None where there is none."""
+    record = checkpoints.read_run(place)
+    if not record:
+        return None
+    stored = settled(Settings.from_dict(record["settings"]))
+    if other := set(differences(settled(settings), stored)) - {"dataset"}:
+        raise RunError(
+            f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "
+            "writes elsewhere."
+        )
+    return record
+
+
+def _figures(place, settings):
+    final = checkpoints.read_run(place)["final"]
+    return {
+        "kl_weight": settings.kl_weight,
+        "run": str(place),
+        "rate": final["val_kl"],
+        "distortion": final["val_reconstruction"],
+        **{k: final.get(k) for k in ("elbo", "bits_per_dimension", "psnr", "epochs", "seconds")},
+    }

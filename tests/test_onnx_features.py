@@ -1,0 +1,67 @@
+"""The features of an ONNX file that is made here: what it is fed and what comes back."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from keras_ae.errors import UserError
+from keras_ae.evaluation import OnnxFeatures
+
+
+def write(path, shape, kind=TensorProto.FLOAT, metadata=None, batch="N"):
+    """An ONNX file that gives its input back as a row: the features are what it was fed."""
+    inputs = [helper.make_tensor_value_info("pixels", kind, [batch, *shape])]
+    outputs = [
+        helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, *shape]),
+        helper.make_tensor_value_info("pooled", TensorProto.FLOAT, [batch, None]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["map"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["map"], ["pooled"], axis=1),
+    ]
+    graph = helper.make_graph(nodes, "features", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if metadata:
+        helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+
+
+def test_floats_of_channels_first_are_in_0_1(images, tmp_path):
+    network = OnnxFeatures(write(tmp_path / "f.onnx", [3, "H", "W"]), (4, 6, 3))
+    expected = np.moveaxis(images / 255, -1, 1).reshape(5, -1)
+    np.testing.assert_allclose(network(images), expected, atol=1e-6)
+    said = network.describe()
+    assert "4x6, 3 channels, channels first, float32 from 0 to 1" in said and "no range" in said
+
+
+def test_the_range_and_the_order_that_the_file_states(images, tmp_path):
+    stated = {"Image.NominalPixelRange": "Normalized_1_1", "Image.BitmapPixelFormat": "Bgr8"}
+    network = OnnxFeatures(write(tmp_path / "f.onnx", [4, 6, 3], metadata=stated), (4, 6, 3))
+    expected = (images[..., ::-1] / 127.5 - 1).reshape(5, -1)
+    np.testing.assert_allclose(network(images), expected, atol=1e-6)
+    assert "BGR, channels last, float32 from -1 to 1 (as the file says)" in network.describe()
+
+
+def test_bytes_grey_to_colour_a_fixed_batch_and_another_size(tmp_path):
+    grey = np.full((5, 4, 6, 1), 51, np.uint8)
+    path = write(tmp_path / "f.onnx", [3, 8, 8], TensorProto.UINT8, batch=2)
+    features = OnnxFeatures(path, (4, 6, 1))(grey)
+    assert features.shape == (5, 3 * 8 * 8) and (features == 51).all()
+
+
+def test_what_is_no_network_of_features(tmp_path):
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(UserError, match="no ONNX file"):
+        OnnxFeatures(tmp_path / "text.onnx", (4, 6, 3))
+    with pytest.raises(UserError, match="5 channels"):
+        OnnxFeatures(write(tmp_path / "five.onnx", [5, 8, 8]), (4, 6, 3))
+    stated = {"Image.NominalPixelRange": "Normalized_7"}
+    with pytest.raises(UserError, match="normalized_7"):
+        OnnxFeatures(write(tmp_path / "odd.onnx", [3, 8, 8], metadata=stated), (4, 6, 3))
