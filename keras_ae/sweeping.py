@@ -77,7 +77,7 @@ def sweep(
 
 def _record(place, settings):
     """The run.json of a run of these settings, None where there is none."""
-    record = checkpoints.read_run(place)
+    record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
     stored = settled(Settings.from_dict(record["settings"]))

@@ -1,5 +1,6 @@
 """The commands that look at a model, run in this process on real MNIST."""
 
+import csv
 import json
 import os
 import re
@@ -176,6 +177,66 @@ def test_compare_of_unlike_losses(kae):
     assert all(4 < float(value) < 20 for value in rows["psnr"])
     assert rows["bits_per_dimension"][2] == "-" != rows["bits_per_dimension"][1]
     assert "(l1, mse, bce)" in note and "psnr" in note
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "cvae"])
+def test_score_test_images(kae, name):
+    done = kae("score", name, "--limit", 30, "--out", f"{name}.csv")
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((kae.folder / f"{name}.csv").open()))
+    by = "negative_elbo" if name != "ae" else "reconstruction_error"
+    assert len(rows) == 30 and ("negative_log_prior" in rows[0]) == (name != "ae")
+    values = [float(row[by]) for row in rows]
+    for row, value in zip(rows, values):
+        share = 100 * np.mean([other < value for other in values])
+        assert float(row[f"{by}_percentile"]) == pytest.approx(share)
+    assert Image.open(kae.folder / f"{name}.png").size[0] > 28
+    refused(kae("score", name, "--out", f"{name}.csv"), 1, f"{name}.csv exists")
+
+
+def test_score_a_class_and_a_file(kae, photo):
+    result = json.loads(kae("score", "vae", "--odd", "3", "--limit", 60, "--json").stdout)
+    odd = [row["negative_elbo"] for row in result["images"] if row["odd"]]
+    usual = [row["negative_elbo"] for row in result["images"] if not row["odd"]]
+    assert {row["class"] for row in result["images"] if row["odd"]} == {"3"}
+    pairs = np.mean([a > b for a in odd for b in usual])
+    assert result["auroc"]["negative_elbo"] == pytest.approx(pairs)
+    assert result["reference_n"] == len(usual) and len(result["highest"]) == 20
+    for name in ("vae", "cvae"):
+        result = json.loads(kae("score", name, photo, "--limit", 30, "--json").stdout)
+        (row,) = result["images"]
+        assert row["image"] == photo and result["auroc"] is None
+        assert 0 <= row["negative_elbo_percentile"] <= 100 and row["reconstruction_error"] > 0
+    refused(kae("score", "vae", "--odd", "fish"), 2, "fish", "0, 1, 2")
+    refused(kae("score", "vae", photo, "--odd", "3"), 2, "files, or")
+
+
+def test_sweep(kae):
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--kl-weight"]
+    done = kae(*command, "0.1,1", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    runs = result["runs"]
+    assert [run["trained"] for run in runs] == [True, True]
+    assert all(run["rate"] > 0 and run["distortion"] > 0 and run["psnr"] > 4 for run in runs)
+    assert Image.open(kae.folder / result["plot"]).format == "PNG"
+    folder = kae.folder / "checkpoints/sweep-vae"
+    records = [json.loads((folder / f"kl_weight-{w}/run.json").read_text()) for w in ("0.1", "1")]
+    assert [record["settings"]["kl_weight"] for record in records] == [0.1, 1.0]
+    assert runs[0]["rate"] == records[0]["final"]["val_kl"]
+
+    # A run that is there is not run again; one more is.
+    before = (folder / "kl_weight-1/model.keras").stat().st_mtime_ns
+    *lines, note = kae(*command, "0.1,0.5,1").stdout.splitlines()
+    assert (folder / "kl_weight-1/model.keras").stat().st_mtime_ns == before
+    assert (folder / "kl_weight-0.5/model.keras").is_file()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows["kl_weight"] == ["0.1", "0.5", "1.0"] and len(rows["bits_per_dimension"]) == 3
+    assert "KL in nats" in note
+    refused(kae(*command, "1", "--epochs", 2), 1, "other epochs", "--force")
+    refused(kae("sweep", "ae", "--kl-weight", "0.5"), 2, "no KL divergence")
+    refused(kae("sweep", "vae", "--kl-weight", "1,1"), 2, "different")
+    refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")
 
 
 def test_one_seed_is_one_picture_on_every_backend(kae):
