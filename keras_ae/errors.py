@@ -4,7 +4,12 @@ import importlib.util
 import sys
 
 # What is installed under another name than it is imported by.
-PACKAGES = {"sklearn": "scikit-learn", "umap": "umap-learn", "PIL": "pillow", "skimage": "scikit-image"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "umap": "umap-learn",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+}
 
 
 def printable(text, keep="") -> str:
