@@ -1,4 +1,4 @@
-"""Trains the recipes of the README on MNIST, evaluates them and prints its table.
+"""Trains the recipes of docs/quality.md on MNIST, evaluates them and prints its table.
 
     python benchmarks/quality.py                       every recipe, seed 0: about 20 minutes on 2 cores
     python benchmarks/quality.py --seed 1 cvae         these, with another seed
@@ -7,7 +7,7 @@
 Each recipe is a `kae fit` followed by a `kae evaluate`, as processes: the seconds are what a user waits.
 Runs go to checkpoints/quality/RECIPE-SEED; a run that is there is evaluated again, not trained again.
 `--release` copies those of seed 0 to checkpoints/released/, each with its model card, and draws the
-pictures of the README.
+pictures of README and docs/quality.md.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def release(name, run, figures):
 
 
 def draw():
-    """The pictures of the README, from the released weights: docs/cvae.png, docs/nearest.png."""
+    """Pictures from the released weights: docs/cvae.png, docs/nearest.png."""
     kae("sample", RELEASED / "cvae", "--out", ROOT / "docs" / "cvae.png", "--force")
     import numpy as np
 

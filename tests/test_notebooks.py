@@ -22,7 +22,8 @@ assert rows[-1]["kl_weight"] > rows[0]["kl_weight"]
 assert kl.sum(axis=1).mean() > 5 > 0.5 > kl_collapsed, "one collapses, the other does not"
 """,
     "3-cvae": """
-assert fitted > 0.6 and fitted > normal
+assert fitted > 0.8 and fitted > normal
+assert heads["one head"] > heads["two heads"]
 styles = judge(same_style)[1].argmax(axis=1)
 assert (styles == range(10)).sum() >= 6, f"one style in every class: {styles}"
 """,

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_its_pictures_are_whole(page):
     assert kinds.count("gif") == 1 and kinds.count("svg+xml") == 4
 
 
+def test_it_has_no_path_of_the_machine_that_made_it(page, tmp_path_factory):
+    _, text = page
+    plots = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", text)
+    drawn = "".join(base64.b64decode(plot).decode() for plot in plots)
+    for path in (tmp_path_factory.getbasetemp().parent, Path.home(), Path.cwd()):
+        assert plots and str(path) not in text + drawn
+
+
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_shows_it(page, tmp_path):
     _, text = page

@@ -20,7 +20,7 @@ from kae import console, options
 @options.out_option([".csv", ".npy"], "csv on stdout")
 @options.force_option
 def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, force):
-    """Write the codes of image files, or of the test images of a dataset.
+    """Write the codes (embeddings) of image files, or of the test images of a dataset.
 
     A row of the csv is what the image is (file, or index of a test image), its class where it is known,
     and its code; .npy is float32 (N, latents). The code of a vae and cvae is the mean of q(z|x).

@@ -22,7 +22,7 @@ COMMANDS = {
     "interpolate": "Draw what lies between images or classes.",
     "manifold": "Draw a grid across the latent space.",
     "traverse": "Draw what each latent does.",
-    "encode": "Write the codes of images.",
+    "encode": "Write the codes (embeddings) of images.",
     "scatter": "Plot the codes of test images by class.",
     "animate": "Make a GIF of the epochs of a run.",
     "explore": "Write a page in which to play with a model, in any browser.",
