@@ -10,16 +10,24 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers
 
 from keras_ae.distributed import BatchNormalization
+from keras_ae.resampling import Down, Up
 
 # What fills the weights of the networks built in this context: None for Keras' own initializers, else a
-# function from the name of a weight to an initializer.
+# function from the name of a weight and its gain to an initializer.
 _filling = contextvars.ContextVar("filling", default=None)
+
+SIZES = ("small", "base", "large")
+SIDE_OF_STAGES = 48  # of the shorter side: from here on, stages go down to LAST_SIDE
+LAST_SIDE = 4
+INPUTS = 256  # of a dense layer, up to which they are not scaled
+LARGEST_GAIN = 16.0
 
 
 @contextlib.contextmanager
@@ -37,19 +45,26 @@ def zero_weights():
     On jax each shape that an initializer of Keras fills, be it with zeros, is a program to compile: 6.8
     of 7 s of loading the released CVAE.
     """
-    return _filled_by(lambda weight: Zeros())
+    return _filled_by(lambda weight, gain: Zeros())
 
 
 def seeded_weights(seed):
     """A context in which the kernels of networks follow from a seed, and from no global state."""
     seeds = np.random.default_rng(seed)
 
-    def initializer(weight):
-        if weight != "kernel":
-            return None
-        return keras.initializers.GlorotUniform(int(seeds.integers(2**31)))
+    def initializer(weight, gain):
+        return _uniform(gain, int(seeds.integers(2**31))) if weight == "kernel" else None
 
     return _filled_by(initializer)
+
+
+def _keras_own(weight, gain):
+    return _uniform(gain) if weight == "kernel" and gain != 1.0 else None
+
+
+def _uniform(gain, seed=None):
+    """Glorot's uniform initializer, of a variance that is `gain` times as large."""
+    return keras.initializers.VarianceScaling(gain, "fan_avg", "uniform", seed)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -60,34 +75,55 @@ class Zeros(keras.initializers.Initializer):
         return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
 
 
-def _initializers(*weights):
+def _initializers(*weights, gain=1.0):
     """Arguments of a layer for these of its weights; none where its own initializers are right."""
-    filling = _filling.get() or (lambda weight: None)
-    found = {f"{weight}_initializer": filling(weight) for weight in weights}
+    filling = _filling.get() or _keras_own
+    found = {f"{weight}_initializer": filling(weight, gain) for weight in weights}
     return {name: initializer for name, initializer in found.items() if initializer is not None}
 
 
-def dense(units, **kwargs):
+def dense(units, gain=1.0, **kwargs):
     """`keras.layers.Dense`, filled as the context says."""
-    return layers.Dense(units, **_initializers("kernel", "bias"), **kwargs)
+    return layers.Dense(units, **_initializers("kernel", "bias", gain=gain), **kwargs)
 
 
-def convolution(filters, size, kind=layers.Conv2D, use_bias=False, **kwargs):
+def convolution(filters, size, kind=layers.Conv2D, use_bias=False, strides=2, **kwargs):
     """A convolution of stride 2 that halves the sides, or, of kind Conv2DTranspose, doubles them."""
     weights = _initializers("kernel", *(["bias"] if use_bias else []))
-    return kind(filters, size, strides=2, padding="same", use_bias=use_bias, **weights, **kwargs)
+    return kind(
+        filters, size, strides=strides, padding="same", use_bias=use_bias, **weights, **kwargs
+    )
 
 
-def normalized_silu(x, name):
-    """Batch normalisation, then SiLU.
+def normalized_silu(x, name, shortcut=None):
+    """Batch normalisation, the shortcut added where there is one, then SiLU.
 
     The normalisation is what keeps the l1 loss out of its trap, an output that is black everywhere:
     with it, three epochs reach what twelve reach without. Its averages remember about ten batches, so
     that they are of use after a few dozen.
     """
-    weights = _initializers("beta", "gamma", "moving_mean", "moving_variance")
-    x = BatchNormalization(momentum=0.9, name=f"{name}_norm", **weights)(x)
+    x = _normalized(x, f"{name}_norm")
+    if shortcut is not None:
+        x = layers.Add(name=f"{name}_add")([x, shortcut])
     return layers.Activation("silu", name=f"{name}_silu")(x)
+
+
+def _normalized(x, name, **kwargs):
+    weights = _initializers("beta", "gamma", "moving_mean", "moving_variance")
+    return BatchNormalization(momentum=0.9, name=name, **(kwargs | weights))(x)
+
+
+def _residual_blocks(x, blocks, name):
+    """Pairs of convolutions with a shortcut around each, which begin as the identity."""
+    filters = x.shape[-1]
+    for i in range(blocks):
+        part = f"{name}_block_{i}"
+        y = convolution(filters, 3, strides=1, name=f"{part}_a")(x)
+        y = normalized_silu(y, f"{part}_a")
+        y = convolution(filters, 3, strides=1, name=f"{part}_b")(y)
+        y = _normalized(y, f"{part}_b_norm", gamma_initializer="zeros")
+        x = layers.Add(name=f"{part}_add")([x, y])
+    return x
 
 
 def _image(image_shape):
@@ -102,10 +138,25 @@ def _join_label(x, inputs, num_classes):
     return layers.Concatenate(name="join_label")([x, label])
 
 
-def _heads(x, inputs, widths, latent_dim, heads):
+def _flattened(x, scaled):
+    """x (N, …) as (N, n), scaled down where n is large; and the gain of a hidden layer on it.
+
+    A step of Adam moves every weight by the learning rate, so that a sum over n inputs moves by up to n
+    times as much, however small the gradient and whatever the initial weights: of 64x64 pixels, a few
+    steps bring means and log-variances to hundreds, and the KL term to millions.
+    """
+    x = layers.Flatten(name="flatten")(x)
+    n = x.shape[-1]
+    if not scaled or n <= INPUTS:
+        return x, 1.0
+    return layers.Rescaling(INPUTS / n, name="scale")(x), min(LARGEST_GAIN, n / INPUTS)
+
+
+def _heads(x, inputs, widths, latent_dim, heads, gain=1.0):
     """The end of an encoder: dense layers, and one more for each head."""
     for i, width in enumerate(widths):
-        x = dense(width, activation="silu", name=f"dense_{i}")(x)
+        x = dense(width, gain, activation="silu", name=f"dense_{i}")(x)
+        gain = 1.0
     outputs = {head: dense(latent_dim, name=head, dtype="float32")(x) for head in heads}
     return keras.Model(inputs, outputs, name="encoder")
 
@@ -125,70 +176,139 @@ def _in_unit_range(inputs, x):
     return keras.Model(inputs, image, name="decoder")
 
 
-def mlp_encoder(image_shape, latent_dim, heads, hidden, num_classes=0):
-    """Dense layers of the widths `hidden`."""
+class Widths(NamedTuple):
+    """The widths of an encoder; its decoder has them in reverse.
+
+    Attributes:
+        filters: of each convolution of stride 2, the first one at the image.
+        dense: widths of the dense layers after them. A network of convolutions without any has its heads
+            straight on the last map, and shortcuts without weights around the convolutions.
+        blocks: residual blocks after each convolution.
+        scaled: whether the inputs of the first dense layer are scaled down. (Not in format 1.)
+    """
+
+    filters: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
+    blocks: int = 0
+    scaled: bool = True
+
+
+def mlp_widths(image_shape, size, hidden):
+    """Two dense layers, or those of `hidden`."""
+    own = {"small": (256, 128), "base": (512, 256), "large": (1024, 512)}[size]
+    return Widths(dense=hidden or own)
+
+
+def mlp_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
+    """Dense layers."""
     inputs = [image := _image(image_shape)]
-    x = layers.Flatten(name="flatten")(image)
-    return _heads(_join_label(x, inputs, num_classes), inputs, hidden, latent_dim, heads)
+    x, gain = _flattened(image, widths.scaled)
+    x = _join_label(x, inputs, num_classes)
+    return _heads(x, inputs, widths.dense, latent_dim, heads, gain)
 
 
-def mlp_decoder(image_shape, latent_dim, hidden, num_classes=0):
+def mlp_decoder(image_shape, latent_dim, widths, num_classes=0):
     """The encoder, mirrored."""
-    inputs, x = _start(latent_dim, hidden[::-1], num_classes)
+    inputs, x = _start(latent_dim, widths.dense[::-1], num_classes)
     x = dense(math.prod(image_shape), name="pixels")(x)
     return _in_unit_range(inputs, layers.Reshape(image_shape, name="reshape")(x))
 
 
-def _mlp_weights(image_shape, latent_dim, heads, hidden, num_classes):
-    pixels = math.prod(image_shape)
-    encoder = _dense_weights([pixels + num_classes, *hidden]) + heads * _dense_weights(
-        [hidden[-1], latent_dim]
-    )
+def _mlp_weights(image_shape, latent_dim, heads, widths, num_classes):
+    pixels, hidden = math.prod(image_shape), widths.dense
+    encoder = _dense_weights([pixels + num_classes, *hidden])
+    encoder += heads * _dense_weights([hidden[-1], latent_dim])
     return encoder + _dense_weights([latent_dim + num_classes, *hidden[::-1], pixels])
 
 
-def conv_encoder(image_shape, latent_dim, heads, hidden, num_classes=0):
-    """Convolutions of stride 2, then a dense layer: `hidden` is filters of each, then its width."""
-    *filters, width = hidden
+def conv_widths(image_shape, size, hidden):
+    """Convolutions that follow the shorter side, or those of `hidden`: filters of each, then a dense width.
+
+    Small images, up to 47 pixels: two and a dense layer. Larger ones: so many that a side of about 4 is
+    left, and no dense layer, which would hold nearly all of the weights.
+    """
+    if hidden:
+        return Widths(hidden[:-1], hidden[-1:])
+    shorter = min(image_shape[:2])
+    if shorter < SIDE_OF_STAGES:
+        return {
+            "small": Widths((16, 32), (128,)),
+            "base": Widths((32, 64), (256,)),
+            "large": Widths((64, 128), (512,), blocks=1),
+        }[size]
+    first, most, blocks = {"small": (8, 128, 0), "base": (16, 256, 0), "large": (32, 512, 1)}[size]
+    stages = round(math.log2(shorter / LAST_SIDE))
+    return Widths(tuple(min(first * 2**i, most) for i in range(stages)), blocks=blocks)
+
+
+def _sides(image_shape, stages):
+    """(rows, columns) of the image and after each stage: stages + 1 pairs."""
+    return [
+        tuple(math.ceil(side / 2**stage) for side in image_shape[:2]) for stage in range(stages + 1)
+    ]
+
+
+def conv_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
+    """Convolutions of stride 2, then dense layers."""
     inputs = [x := _image(image_shape)]
-    for i, count in enumerate(filters):
-        x = convolution(count, 3, name=f"conv_{i}")(x)
-        x = normalized_silu(x, f"conv_{i}")
-    x = layers.Flatten(name="flatten")(x)
-    return _heads(_join_label(x, inputs, num_classes), inputs, [width], latent_dim, heads)
+    for i, filters in enumerate(widths.filters):
+        name, before = f"conv_{i}", x
+        x = convolution(filters, 3, name=name)(x)
+        shortcut = None
+        if not widths.dense and i:
+            shortcut = Down(filters, name=f"{name}_shortcut")(before)
+        x = normalized_silu(x, name, shortcut)
+        x = _residual_blocks(x, widths.blocks, name)
+    x, gain = _flattened(x, widths.scaled)
+    x = _join_label(x, inputs, num_classes)
+    return _heads(x, inputs, widths.dense, latent_dim, heads, gain)
 
 
-def conv_decoder(image_shape, latent_dim, hidden, num_classes=0):
+def conv_decoder(image_shape, latent_dim, widths, num_classes=0):
     """The encoder, mirrored, by transposed convolutions."""
-    (height, width, channels), up = image_shape, {"kind": layers.Conv2DTranspose}
-    *filters, units = hidden
-    filters = filters[::-1]
-    inputs, x = _start(latent_dim, [units], num_classes)
-    rows, columns = (math.ceil(side / 2 ** len(filters)) for side in (height, width))
-    size = rows * columns * filters[0]
+    up, sides = {"kind": layers.Conv2DTranspose}, _sides(image_shape, len(widths.filters))
+    *filters, last = widths.filters
+    inputs, x = _start(latent_dim, widths.dense[::-1], num_classes)
+    size = math.prod(sides[-1]) * last
     x = layers.Dense(size, use_bias=False, name="unflatten", **_initializers("kernel"))(x)
-    x = layers.Reshape((rows, columns, filters[0]), name="reshape")(x)
+    x = layers.Reshape((*sides[-1], last), name="reshape")(x)
     x = normalized_silu(x, "unflatten")
-    for i, count in enumerate(filters[1:]):
-        x = convolution(count, 4, name=f"upconv_{i}", **up)(x)
-        x = normalized_silu(x, f"upconv_{i}")
-    x = convolution(channels, 4, use_bias=True, name="pixels", **up)(x)
-    # Sides that are no multiple of the strides come out larger: cut off what is over.
-    extra = (rows * 2 ** len(filters) - height, columns * 2 ** len(filters) - width)
-    if any(extra):
-        x = layers.Cropping2D([(e // 2, e - e // 2) for e in extra], name="crop")(x)
-    return _in_unit_range(inputs, x)
+    x = _residual_blocks(x, widths.blocks, "unflatten")
+    for i, count in enumerate(reversed(filters)):
+        name, before, side = f"upconv_{i}", x, sides[len(filters) - i]
+        x = convolution(count, 4, name=name, **up)(x)
+        shortcut = None
+        if not widths.dense:
+            x = _cropped(x, side, f"{name}_crop")
+            shortcut = Up(count, name=f"{name}_shortcut")(before)
+            shortcut = _cropped(shortcut, side, f"{name}_shortcut_crop")
+        x = normalized_silu(x, name, shortcut)
+        x = _residual_blocks(x, widths.blocks, name)
+    x = convolution(image_shape[2], 4, use_bias=True, name="pixels", **up)(x)
+    return _in_unit_range(inputs, _cropped(x, sides[0], "crop"))
 
 
-def _conv_weights(image_shape, latent_dim, heads, hidden, num_classes):
-    (height, width, channels), (*filters, units) = image_shape, hidden
-    sides = [math.ceil(side / 2 ** len(filters)) for side in (height, width)]
-    flat, maps, norm = math.prod(sides) * filters[-1], [channels, *filters], 4 * sum(filters)
-    kernels = sum(a * b for a, b in zip(maps, maps[1:]))
-    encoder = 9 * kernels + norm + _dense_weights([flat + num_classes, units])
-    encoder += heads * _dense_weights([units, latent_dim])
-    decoder = _dense_weights([latent_dim + num_classes, units]) + units * flat
-    return encoder + decoder + 16 * kernels + channels + norm
+def _cropped(x, sides, name):
+    """Without the rows and columns that sides which are no multiple of the strides leave over."""
+    over = [have - wanted for have, wanted in zip(x.shape[1:3], sides)]
+    if not any(over):
+        return x
+    return layers.Cropping2D([(e // 2, e - e // 2) for e in over], name=name)(x)
+
+
+def _conv_weights(image_shape, latent_dim, heads, widths, num_classes):
+    filters, hidden = widths.filters, widths.dense
+    flat, maps = (
+        math.prod(_sides(image_shape, len(filters))[-1]) * filters[-1],
+        [image_shape[2], *filters],
+    )
+    encoder = [flat + num_classes, *hidden]
+    decoder = [latent_dim + num_classes, *hidden[::-1]]
+    heads_and_dense = _dense_weights(encoder) + heads * _dense_weights([encoder[-1], latent_dim])
+    unflatten = _dense_weights(decoder) + decoder[-1] * flat
+    stages = 25 * sum(a * b for a, b in zip(maps, maps[1:])) + image_shape[2] + 8 * sum(filters)
+    blocks = 2 * widths.blocks * sum(18 * count**2 + 8 * count for count in filters)
+    return heads_and_dense + unflatten + stages + blocks
 
 
 def _dense_weights(sizes):
@@ -202,14 +322,15 @@ class Backbone:
     `BACKBONES["name"] = Backbone(...)` adds one; an object is accepted wherever a name is.
 
     Attributes:
-        encoder: (image_shape, latent_dim, heads, hidden, num_classes) -> a `keras.Model` from `image`
+        encoder: (image_shape, latent_dim, heads, widths, num_classes) -> a `keras.Model` from `image`
             (N, H, W, C) in [0, 1] [and one-hot `label` (N, K)] to a dict of (N, latent_dim) float32 by
             head. Each head needs a layer of its own: one shared by mean and log-variance costs more than
             anything else in a VAE.
-        decoder: (image_shape, latent_dim, hidden, num_classes) -> a `keras.Model` from `latent` (N, D)
+        decoder: (image_shape, latent_dim, widths, num_classes) -> a `keras.Model` from `latent` (N, D)
             [and one-hot `label`] to images (N, H, W, C) float32 in [0, 1].
-        hidden: default widths of the hidden layers.
-        count_weights: (image_shape, latent_dim, number of heads, hidden, num_classes) -> how many numbers
+        widths: (image_shape, size, hidden) -> the widths that encoder and decoder are given, of any kind;
+            `hidden` are those that somebody asked for, or None for those of the size, one of SIZES.
+        count_weights: (image_shape, latent_dim, number of heads, widths, num_classes) -> how many numbers
             the weights of both networks hold, without building them.
         learning_rate: the peak that it trains well with.
         fewest: how many widths `hidden` must have.
@@ -217,29 +338,43 @@ class Backbone:
 
     encoder: Callable
     decoder: Callable
-    hidden: tuple[int, ...]
+    widths: Callable
     count_weights: Callable
     learning_rate: float
     fewest: int = 1
 
-    def widths(self, hidden=None):
-        """`hidden`, checked, or the default.
+    def widths_of(self, image_shape, size="base", hidden=None):
+        """The widths for an image shape and a size, or those of `hidden`.
 
         Raises:
-            ValueError: for too few widths, or one below 1.
+            ValueError: for a size that is not known, too few widths in `hidden`, or one below 1.
         """
-        hidden = tuple(hidden or self.hidden)
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
+        if hidden is None:
+            return self.widths(image_shape, size, None)
         if len(hidden) < self.fewest or min(hidden) < 1:
             raise ValueError(
-                f"hidden must be {self.fewest} widths or more, each 1 or more; got {hidden}."
+                f"hidden must be {self.fewest} widths or more, each 1 or more; got {tuple(hidden)}."
             )
-        return hidden
+        return self.widths(image_shape, size, tuple(hidden))
 
 
 BACKBONES = {
-    "conv": Backbone(conv_encoder, conv_decoder, (32, 64, 256), _conv_weights, 4e-3, fewest=2),
-    "mlp": Backbone(mlp_encoder, mlp_decoder, (512, 256), _mlp_weights, 1e-3),
+    "conv": Backbone(conv_encoder, conv_decoder, conv_widths, _conv_weights, 4e-3, fewest=2),
+    "mlp": Backbone(mlp_encoder, mlp_decoder, mlp_widths, _mlp_weights, 1e-3),
 }
+
+
+def backbone_of_format_1(name):
+    """The backbone that a name stands for in a model of format 1, which 0.1.0 has written."""
+    found = find_backbone(name)
+
+    def widths(image_shape, size, hidden):
+        before = {"conv": (32, 64, 256), "mlp": (512, 256)}
+        return found.widths(image_shape, size, hidden or before[name])._replace(scaled=False)
+
+    return dataclasses.replace(found, widths=widths)
 
 
 def find_backbone(backbone):
@@ -257,39 +392,26 @@ def find_backbone(backbone):
     )
 
 
-def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
-    """image (N, H, W, C) in [0, 1], perhaps a one-hot label (N, K) -> a (N, latent_dim) tensor per head.
-
-    Args:
-        image_shape: (H, W, C).
-        latent_dim: size D of the latent code.
-        heads: names of the outputs, e.g. ("mean", "log_var").
-        backbone: a name in `BACKBONES`, or a `Backbone`.
-        hidden: widths of the hidden layers, None for the backbone's own.
-        num_classes: number of classes K, 0 for a network without a label.
-    """
-    found = find_backbone(backbone)
-    return found.encoder(image_shape, latent_dim, heads, found.widths(hidden), num_classes)
-
-
-def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_classes=0):
-    """latent (N, D) [, one-hot label (N, K)] -> image (N, H, W, C) in [0, 1]; see `build_encoder`."""
-    found = find_backbone(backbone)
-    return found.decoder(image_shape, latent_dim, found.widths(hidden), num_classes)
-
-
-def count_weights(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
+def count_weights(
+    image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0, size="base"
+):
     """How many numbers the weights of an encoder and its decoder hold, without building them.
 
     Args:
-        heads: how many outputs the encoder has; the others as of `build_encoder`.
+        image_shape: (H, W, C).
+        latent_dim: number of latents D.
+        heads: how many outputs the encoder has, such as 2 for mean and log-variance.
+        backbone: a name in `BACKBONES`, or a `Backbone`.
+        hidden, size: see `Backbone.widths_of`.
+        num_classes: number of classes K, 0 for networks without a label.
     """
     found = find_backbone(backbone)
-    return found.count_weights(image_shape, latent_dim, heads, found.widths(hidden), num_classes)
+    widths = found.widths_of(image_shape, size, hidden)
+    return found.count_weights(image_shape, latent_dim, heads, widths, num_classes)
 
 
 def check_encoder(network, image_shape, latent_dim, heads, num_classes=0):
-    """A `keras.Model` of the user's as an encoder: what `build_encoder` returns.
+    """A `keras.Model` of the user's as an encoder: what `Backbone.encoder` returns.
 
     It is called on the image or, with classes, on [image, one-hot label], and returns one tensor
     (N, latent_dim) for each head, in a dict by head or in a list in their order.
@@ -311,7 +433,7 @@ def check_encoder(network, image_shape, latent_dim, heads, num_classes=0):
 
 
 def check_decoder(network, image_shape, latent_dim, num_classes=0):
-    """A `keras.Model` of the user's as a decoder: what `build_decoder` returns.
+    """A `keras.Model` of the user's as a decoder: what `Backbone.decoder` returns.
 
     It is called on the code (N, latent_dim) or, with classes, on [code, one-hot label], and returns
     images (N, H, W, C) in [0, 1].

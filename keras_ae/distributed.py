@@ -12,6 +12,7 @@ import os
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_ae.errors import UserError
 
@@ -103,6 +104,17 @@ def weighted_mean(tensors, n):
         torch.distributed.all_reduce(flat)
     means = (flat[:-1] / flat[-1]).split([len(part) for part in parts])
     return [mean.reshape(tensor.shape) for mean, tensor in zip(means, tensors)]
+
+
+def batch_mean(x, weights=None):
+    """The mean, or the weighted one, of x (N,) over the batches of all processes, with no gradient: a scalar."""
+    x = ops.stop_gradient(x)
+    total, count = ops.sum(x), ops.size(x)
+    if weights is not None:
+        total, count = ops.sum(x * weights), ops.sum(weights)
+    if size() > 1:
+        return weighted_mean([total], float(count))[0]
+    return total / ops.maximum(ops.cast(count, "float32"), keras.config.epsilon())
 
 
 def batch_moments(x):

@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers
 
 from keras_ae.errors import UserError
+from keras_ae.resampling import Down, Up
 
 # What `keras.activations` has under these names, by what the runtime calls it and its numbers.
 ACTIVATIONS = {
@@ -232,6 +233,11 @@ def _operation(layer, shapes):
         return {"op": "activation", "activation": ["softmax"]}
     if isinstance(layer, (layers.Flatten, layers.Reshape)):
         return {"op": "reshape"}
+    if isinstance(layer, Down):
+        parts = 1 if layer.filters == shape[-1] else 2
+        return {"op": "down", "parts": parts}
+    if isinstance(layer, Up):
+        return {"op": "up", "parts": shape[-1] // layer.filters}
     if isinstance(layer, layers.Permute):
         return {"op": "permute", "axes": [axis - 1 for axis in layer.dims]}
     if isinstance(layer, layers.Concatenate):

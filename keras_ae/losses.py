@@ -13,6 +13,8 @@ from collections.abc import Callable
 from keras import ops
 
 PIXELS = (-3, -2, -1)
+LEAST_SCALE = 1e-3  # of a likelihood: a quarter of a grey level of 8 bits
+SCALE_MOMENTUM = 0.99  # of its running mean: about the last hundred batches
 
 
 def l1(target, reconstruction):
@@ -84,14 +86,15 @@ class Reconstruction:
         likelihood: (sum over pixels of an image, number of values, scale) -> (-log p(x|z) in nats, name
             of the likelihood). Minimising `term + b * kl` maximises the evidence lower bound under the
             likelihood of scale b. None where the term is no log-likelihood: there is no ELBO then.
-        scaled: whether the likelihood has a scale, so that a weight of 0 stands for none.
+        scale: the likeliest scale is so many times the mean of the term a value; None where the likelihood
+            has no scale. With one, a weight of 0 stands for no likelihood.
         of_logits: the same term from the logits of the reconstruction, for a decoder that ends in a
             sigmoid; None where probabilities serve as well.
     """
 
     term: Callable
     likelihood: Callable | None = None
-    scaled: bool = True
+    scale: float | None = None
     of_logits: Callable | None = None
 
     def __call__(self, target, reconstruction):
@@ -99,9 +102,9 @@ class Reconstruction:
 
 
 RECONSTRUCTIONS = {
-    "l1": Reconstruction(l1, laplace),
-    "mse": Reconstruction(mse, normal),
-    "bce": Reconstruction(bce, bernoulli, scaled=False, of_logits=bce_of_logits),
+    "l1": Reconstruction(l1, laplace, scale=1.0),
+    "mse": Reconstruction(mse, normal, scale=2.0),
+    "bce": Reconstruction(bce, bernoulli, of_logits=bce_of_logits),
 }
 
 
@@ -121,6 +124,33 @@ def find_reconstruction(reconstruction):
     raise ValueError(
         f"reconstruction must be a function, or one of {names}; got {reconstruction!r}."
     )
+
+
+def likeliest_scale(reconstruction, mean_term, num_values):
+    """The scale b under which a batch is most likely, with no gradient through it.
+
+    With the scale free as well, the evidence lower bound is highest at b = mean |x - x'| a value for a
+    Laplace distribution, and at b = twice the mean (x - x')^2 for a Gaussian of variance b / 2
+    (sigma-VAE, Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
+
+    Args:
+        reconstruction: a `Reconstruction`.
+        mean_term: mean over the batch of its term, a sum over an image; a scalar.
+        num_values: H * W * C.
+
+    Returns:
+        A scalar, at least LEAST_SCALE; 1 for a likelihood without a scale.
+    """
+    if reconstruction.scale is None:
+        return ops.ones_like(mean_term)
+    mean = ops.stop_gradient(mean_term) * (reconstruction.scale / num_values)
+    return ops.maximum(mean, LEAST_SCALE)
+
+
+def running_scale(scale, likeliest):
+    """The running mean of the scale after a batch; of 0, which is before the first one, that batch's own."""
+    moved = scale + (1.0 - SCALE_MOMENTUM) * (likeliest - scale)
+    return ops.where(scale > 0.0, moved, likeliest)
 
 
 def gaussian_kl(mean, log_var):

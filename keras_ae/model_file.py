@@ -13,7 +13,7 @@ import zipfile
 
 import keras
 
-from keras_ae.backbones import BACKBONES, count_weights
+from keras_ae.backbones import BACKBONES, SIZES, backbone_of_format_1, count_weights
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import AE, CVAE, MODELS
 from keras_ae.priors import PRIORS, Prior
@@ -129,11 +129,12 @@ MODEL_CONFIG = ANY_CONFIG | {
     "format": _whole(0),
     "image_shape": _shape,
     "backbone": lambda value: type(value) is str and value in BACKBONES,
+    "size": lambda value: value in SIZES,
     "hidden": _widths,
     "reconstruction": lambda value: (
         value in RECONSTRUCTIONS if type(value) is str else _is_function(value)
     ),
-    "kl_weight": lambda value: type(value) in (int, float),
+    "kl_weight": lambda value: type(value) in (int, float) or value == "auto",
     "prior": lambda value: value is None or isinstance(value, dict),
     "num_classes": _whole(1),
     "class_names": _texts,
@@ -189,7 +190,6 @@ def _check_config(whole, trusted):
     config = _known({k: v for k, v in config.items() if k not in networks}, kinds) | networks
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
         raise ValueError(f"its config lacks {min(missing)}")
-    BACKBONES[config["backbone"]].widths(config.get("hidden"))
     height, width, channels = config["image_shape"]
     if height * width * channels > PIXELS:
         raise ValueError(f"its config asks for images of {height} x {width} x {channels}")
@@ -232,13 +232,15 @@ def _check_size(cls, config, size):
     """Refuse to build what the weights in the file do not fill, or to read far more than they need."""
     count, known = 0, cls in MODELS.values() and not NETWORKS & config.keys()
     if not NETWORKS & config.keys():
+        backbone = config["backbone"]
         count = count_weights(
             config["image_shape"],
             config["latent_dim"],
             len(cls.heads),
-            config["backbone"],
+            backbone_of_format_1(backbone) if config.get("format") == 1 else backbone,
             config.get("hidden"),
             config.get("num_classes", 10) if issubclass(cls, CVAE) else 0,
+            config.get("size", "base"),
         )
     if config.get("prior") is not None:
         prior, arguments = config["prior"]

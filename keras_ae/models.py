@@ -13,6 +13,7 @@ from keras_ae import distributed
 from keras_ae.annealing import warn_of_early_choices
 from keras_ae.backbones import (
     BACKBONES,
+    backbone_of_format_1,
     check_decoder,
     check_encoder,
     ends_in_sigmoid,
@@ -24,13 +25,19 @@ from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, rank_of, unit_range
-from keras_ae.losses import RECONSTRUCTIONS, find_reconstruction, gaussian_kl
+from keras_ae.losses import (
+    RECONSTRUCTIONS,
+    find_reconstruction,
+    gaussian_kl,
+    likeliest_scale,
+    running_scale,
+)
 from keras_ae.objective import Objective
 from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
-FORMAT = 1  # of a model's config; `from_config` refuses what is newer
+FORMAT = 2  # of a model's config; `from_config` refuses what is newer
 
 
 @keras.saving.register_keras_serializable("keras_ae")
@@ -45,12 +52,13 @@ class AE(Steps, Objective):
         image_shape: (H, W, C) of the images.
         latent_dim: number of latents D.
         backbone: a name in `keras_ae.backbones.BACKBONES` ("conv", "mlp") or a `Backbone`.
-        hidden: widths of the hidden layers, None for the backbone's own.
+        hidden: widths of the hidden layers, None for those of the size.
         reconstruction: a name in `keras_ae.losses.RECONSTRUCTIONS` ("l1", "mse", "bce"), a
             `Reconstruction`, or a function (target, reconstruction) -> (N,), a sum over pixels.
         encoder, decoder: `keras.Model`s of your own in place of the backbone's; what they take and return
             is in `keras_ae.backbones.check_encoder` and `check_decoder`. They are saved with the model,
             classes of your own if they are registered (`keras.saving.register_keras_serializable`).
+        size: "small", "base" or "large": how wide the networks are.
         **kwargs: of `keras.Model`: `name`; `dtype`, a policy for the networks as well.
 
     Raises:
@@ -64,6 +72,7 @@ class AE(Steps, Objective):
     terms: tuple[str, ...] = ("reconstruction",)
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
+    format = FORMAT
     quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
 
     def __init__(
@@ -75,6 +84,7 @@ class AE(Steps, Objective):
         reconstruction="l1",
         encoder=None,
         decoder=None,
+        size="base",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -84,9 +94,10 @@ class AE(Steps, Objective):
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
         found = find_backbone(backbone)
-        widths, classes = found.widths(hidden), self.num_classes
+        widths, classes = found.widths_of(image_shape, size, hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
-        self.backbone, self.hidden = backbone, tuple(hidden) if hidden else None
+        self.backbone, self.size = backbone, size
+        self.hidden = None if hidden is None else tuple(hidden)
         self.reconstruction, self._term = reconstruction, find_reconstruction(reconstruction)
         given = {"encoder": encoder, "decoder": decoder}
         self.custom_networks = tuple(name for name, x in given.items() if x is not None)
@@ -268,10 +279,11 @@ class AE(Steps, Objective):
         return {
             **super().get_config(),
             **quantized,
-            "format": FORMAT,
+            "format": self.format,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
             "backbone": _named(self.backbone, BACKBONES, "backbone"),
+            "size": self.size,
             "hidden": self.hidden,
             "reconstruction": _named(self.reconstruction, RECONSTRUCTIONS, "reconstruction"),
             **{
@@ -293,7 +305,11 @@ class AE(Steps, Objective):
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
         quantization = config.pop("quantization", None)
+        named = config.get("backbone")
+        if version == 1 and isinstance(named, str):
+            config["backbone"] = backbone_of_format_1(named)
         model = cls(**config)
+        model.format, model.backbone = version, named or model.backbone
         if quantization is not None:
             model.quantize(config=quantization)
         return model
@@ -332,7 +348,9 @@ class VAE(AE):
 
     Args:
         kl_weight: the weight of the KL term until a callback sets it; 1 maximises the evidence lower
-            bound, in nats per image.
+            bound, in nats per image. "auto" for the scale of the likelihood that the images are likeliest
+            under, as it is learnt: the running mean of |x - x'| a value with "l1", of twice its square with
+            "mse" (`likelihood_scale`); what a callback sets is then a factor on it.
         prior: what `sample` draws codes from: a `StandardNormal` or `ClassMixture` layer, see
             `fit_prior`. None is N(0, I).
         **kwargs: the arguments of `AE`.
@@ -340,6 +358,7 @@ class VAE(AE):
     References:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, arXiv:1312.6114.
         Higgins et al. 2017, beta-VAE.
+        Rybkin, Daniilidis & Levine 2021, sigma-VAE, arXiv:2006.13202 (`kl_weight="auto"`).
     """
 
     terms = (*AE.terms, "kl")
@@ -347,14 +366,13 @@ class VAE(AE):
 
     def __init__(self, *args, kl_weight=1.0, prior=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kl_weight_at_start = float(kl_weight)
-        self.kl_weight = self.add_weight(
-            (),
-            keras.initializers.Constant(kl_weight),
-            trainable=False,
-            name="kl_weight",
-            dtype="float32",
-        )
+        auto = kl_weight == "auto"
+        self.kl_weight_at_start = "auto" if auto else float(kl_weight)
+        self.kl_weight = self._scalar("kl_weight", 1.0 if auto else kl_weight)
+        self.likelihood_scale = self._scalar("likelihood_scale", 0.0) if auto else None
+        if auto:
+            self._check_likelihood()
+            self.likelihood_scale_tracker = keras.metrics.Mean(name="likelihood_scale")
         self.seed_generator = keras.random.SeedGenerator()
         self.prior = prior or StandardNormal(self.latent_dim, name="prior")
         self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
@@ -381,12 +399,40 @@ class VAE(AE):
         return {**super().loss_terms(target, outputs), "kl": kl}
 
     def term_weights(self):
-        """`kl_weight` for the KL term."""
-        return {"kl": ops.convert_to_tensor(self.kl_weight)}
+        """`kl_weight` for the KL term, times the scale of the likelihood where that is learnt."""
+        weight = ops.convert_to_tensor(self.kl_weight)
+        return {"kl": weight if self.likelihood_scale is None else weight * self.likelihood_scale}
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        self.track({self.kl_weight_tracker: ops.convert_to_tensor(self.kl_weight)}, 1)
-        return super().compute_loss(x, y, y_pred, sample_weight, training=training)
+    def on_terms(self, terms, sample_weight, training):
+        """Learns the scale of the likelihood with `kl_weight="auto"`, and tracks the weight of the KL term."""
+        weights = {self.kl_weight_tracker: None}
+        if self.likelihood_scale is not None:
+            if training:
+                mean = distributed.batch_mean(terms["reconstruction"], sample_weight)
+                likeliest = likeliest_scale(self._term, mean, np.prod(self.image_shape))
+                self.likelihood_scale.assign(running_scale(self.likelihood_scale, likeliest))
+            weights[self.likelihood_scale_tracker] = ops.convert_to_tensor(self.likelihood_scale)
+        weights[self.kl_weight_tracker] = self.term_weights()["kl"]
+        self.track(weights, 1)
+
+    def scale_of_likelihood(self):
+        """The scale b of the likelihood that the loss stands for, a float: see `Reconstruction.likelihood`.
+
+        It is `likelihood_scale` with `kl_weight="auto"`, else `kl_weight`; 0 where neither is known yet.
+        """
+        variable = self.kl_weight if self.likelihood_scale is None else self.likelihood_scale
+        return float(ops.convert_to_numpy(variable))
+
+    def _scalar(self, name, value):
+        start = keras.initializers.Constant(value)
+        return self.add_weight((), start, trainable=False, name=name, dtype="float32")
+
+    def _check_likelihood(self):
+        if self._term.likelihood is None or "reconstruction" not in self.terms:
+            raise ValueError(
+                'kl_weight="auto" is the scale of a likelihood, and this reconstruction stands for none: '
+                "give a number."
+            )
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `AE.fit`; warns of callbacks that `KLAnnealing` leads astray."""

@@ -89,6 +89,15 @@ class Objective(StepMixin, keras.Model):
         """The weights of the terms: {name: scalar}; what is not named weighs 1."""
         return {}
 
+    def on_terms(self, terms, sample_weight, training):
+        """Called with the terms of a batch before they are weighed: for what follows from them.
+
+        Args:
+            terms: what `loss_terms` returned.
+            sample_weight: (N,) or None.
+            training: whether this is a training step.
+        """
+
     # The loss
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -107,10 +116,13 @@ class Objective(StepMixin, keras.Model):
         # A step of Keras' own, or of the user's, has only the reconstruction.
         outputs = y_pred if isinstance(y_pred, dict) else self.outputs_of(x, training)
         target = self.target(x, y)
-        terms, weights = self.loss_terms(target, outputs), self.term_weights()
-        self._check_terms(terms, weights)
+        terms = self.loss_terms(target, outputs)
+        self._check_terms(terms)
+        sample_weight = None if sample_weight is None else _rows_of(sample_weight)
+        self.on_terms(terms, sample_weight, training)
+        weights = self.term_weights()
+        self._check_weights(weights)
         if sample_weight is not None:
-            sample_weight = _rows_of(sample_weight)
             terms = {name: term * sample_weight for name, term in terms.items()}
         means = {name: ops.mean(terms[name]) for name in self.terms}
         self.track(
@@ -121,22 +133,24 @@ class Objective(StepMixin, keras.Model):
         weighted += self.additional_losses()
         return sum(weighted[1:], weighted[0])
 
-    def _check_terms(self, terms, weights):
+    def _check_terms(self, terms):
         name = type(self).__name__
         if terms.keys() != set(self.terms):
             raise ValueError(
                 f"loss_terms of {name} returned {', '.join(terms) or 'nothing'}; its `terms` are "
                 f"{', '.join(self.terms)}: the two must name the same."
             )
-        if odd := weights.keys() - set(self.terms):
-            raise ValueError(
-                f"term_weights of {name} has {min(odd)!r}, which is none of its terms."
-            )
         for term, values in terms.items():
             if len(values.shape) != 1:
                 raise ValueError(
                     f"The term {term!r} must be (N,), a number an image; got {tuple(values.shape)}."
                 )
+
+    def _check_weights(self, weights):
+        if odd := weights.keys() - set(self.terms):
+            raise ValueError(
+                f"term_weights of {type(self).__name__} has {min(odd)!r}, which is none of its terms."
+            )
 
     def step_loss(self, data, training):
         """The loss of a batch as `fit` hands it to a step; updates all trackers and metrics."""

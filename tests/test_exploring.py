@@ -27,6 +27,7 @@ from keras_ae.data import ImageData
 from keras_ae.errors import UserError
 from keras_ae.evaluation import kl_per_latent
 from keras_ae.priors import StandardNormal
+from keras_ae.resampling import Down, Up
 
 ROOT = Path(__file__).parent.parent
 NODE = shutil.which("node")
@@ -126,6 +127,10 @@ NETWORKS = {
     "flatten": lambda: through(layers.Flatten(), layers.Reshape((4, 42))),
     "permute": lambda: through(layers.Permute((3, 1, 2))),
     "repeat": lambda: through(layers.UpSampling2D((2, 3))),
+    "down-each": lambda: through(Down(4)),
+    "down-two": lambda: through(Down(8)),
+    "up-each": lambda: through(Up(4)),
+    "up-two": lambda: through(Up(2)),
     "pad": lambda: through(layers.ZeroPadding2D(((1, 2), (3, 0)))),
     "crop": lambda: through(layers.Cropping2D(((1, 2), (0, 3)))),
     **{

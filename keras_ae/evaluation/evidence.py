@@ -130,16 +130,7 @@ def negative_log_likelihood(model, images, codes, labels):
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
     term = find_reconstruction(model.reconstruction)(to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
-    return nll_per_image(term, model.reconstruction, images[0].size, likelihood_scale(model))
-
-
-def likelihood_scale(model):
-    """The scale of the likelihood that a model's reconstruction term stands for: a float.
-
-    Minimising `term + b * kl` maximises the evidence lower bound under the likelihood of scale b, so that
-    it is the weight of the KL term that the model ended its training with.
-    """
-    return float(keras.ops.convert_to_numpy(model.kl_weight))
+    return nll_per_image(term, model.reconstruction, images[0].size, model.scale_of_likelihood())
 
 
 def why_no_likelihood(model):
@@ -147,7 +138,7 @@ def why_no_likelihood(model):
     reconstruction = find_reconstruction(model.reconstruction)
     if reconstruction.likelihood is None:
         return "this reconstruction term stands for no likelihood"
-    if not likelihood_scale(model) and reconstruction.scaled:
+    if not model.scale_of_likelihood() and reconstruction.scale is not None:
         return f"{model.reconstruction} at a kl_weight of 0 stands for no likelihood"
     return None
 

@@ -24,7 +24,6 @@ from keras_ae.evaluation.evidence import (
     elbo,
     importance_weighted_log_likelihood,
     kl_per_latent,
-    likelihood_scale,
     mutual_information,
     why_no_likelihood,
 )
@@ -240,7 +239,7 @@ def of_posterior(model, inputs, seed, reasons):
         return figures
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
     kl = kl_per_latent(mean, log_var)
-    figures["kl_weight"] = likelihood_scale(model)
+    figures["kl_weight"] = model.scale_of_likelihood()
     figures["kl"], figures["kl_per_latent"] = float(kl.sum()), kl.tolist()
     figures["active_units"] = active_units(mean)
     figures["mutual_information"] = mutual_information(mean[:MANIFOLD], log_var[:MANIFOLD], seed)

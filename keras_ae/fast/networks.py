@@ -9,6 +9,7 @@ built as (a hook, an adapter, another dtype, a `call` of its own), leaves the wh
 import keras
 
 from keras_ae import distributed, fast
+from keras_ae.resampling import Down, Up
 
 if keras.backend.backend() == "torch":
     import torch
@@ -245,4 +246,7 @@ FUNCTIONS = {
     ),
     keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(x.shape[0], -1),
     keras.layers.Cropping2D: _cropping,
+    keras.layers.Rescaling: lambda layer, training: lambda x: x * layer.scale + layer.offset,
+    Down: lambda layer, training: layer.call,
+    Up: lambda layer, training: layer.call,
 }

@@ -1,0 +1,85 @@
+"""Half or twice the sides of feature maps, without weights: the shortcuts around convolutions of stride 2.
+
+Space to depth, averaged, and depth to space, repeated, as in Chen et al. 2025, DC-AE, arXiv:2410.10733.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class Down(keras.layers.Layer):
+    """Half the sides: (N, H, W, C) -> (N, ceil(H / 2), ceil(W / 2), C or 2 C).
+
+    Two channels for each, the upper and the lower mean of 2x2 pixels, or one, the mean of all four.
+    Odd sides get a row or column of zeros.
+
+    Args:
+        filters: channels of the output.
+
+    Raises:
+        ValueError: they are neither C nor 2 C.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def build(self, shape):
+        if self.filters not in (shape[-1], 2 * shape[-1]):
+            raise ValueError(f"filters must be {shape[-1]} or {2 * shape[-1]}; got {self.filters}.")
+
+    def call(self, x):
+        _, rows, columns, channels = x.shape
+        if rows % 2 or columns % 2:
+            x = ops.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        half = (-(-rows // 2), -(-columns // 2))
+        x = ops.reshape(x, (-1, half[0], 2, half[1], 2, channels))
+        if self.filters == channels:
+            return ops.mean(x, axis=(2, 4))
+        x = ops.transpose(ops.mean(x, axis=4), (0, 1, 3, 2, 4))
+        return ops.reshape(x, (-1, *half, self.filters))
+
+    def compute_output_shape(self, shape):
+        return (shape[0], math.ceil(shape[1] / 2), math.ceil(shape[2] / 2), self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class Up(keras.layers.Layer):
+    """Twice the sides: (N, H, W, C) -> (N, 2 H, 2 W, C or C / 2), `Down` mirrored.
+
+    A pixel becomes 2x2: all four of its own channel, or the upper two of one and the lower two of the next.
+
+    Args:
+        filters: channels of the output.
+
+    Raises:
+        ValueError: they are neither C nor C / 2.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def build(self, shape):
+        if shape[-1] not in (self.filters, 2 * self.filters):
+            raise ValueError(f"filters must be {shape[-1]} or half of it; got {self.filters}.")
+
+    def call(self, x):
+        _, rows, columns, channels = x.shape
+        x = ops.reshape(x, (-1, rows, columns, channels // self.filters, self.filters))
+        x = ops.transpose(x, (0, 1, 3, 2, 4))  # (N, H, 1 or 2, W, filters)
+        x = ops.repeat(x, 2, axis=2) if channels == self.filters else x
+        x = ops.repeat(x, 2, axis=3)
+        return ops.reshape(x, (-1, 2 * rows, 2 * columns, self.filters))
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 2 * shape[1], 2 * shape[2], self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
