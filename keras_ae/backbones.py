@@ -18,12 +18,12 @@ from keras import layers
 
 from keras_ae.distributed import BatchNormalization
 from keras_ae.resampling import Down, Up
+from keras_ae.settings import SIZES
 
 # What fills the weights of the networks built in this context: None for Keras' own initializers, else a
 # function from the name of a weight and its gain to an initializer.
 _filling = contextvars.ContextVar("filling", default=None)
 
-SIZES = ("small", "base", "large")
 SIDE_OF_STAGES = 48  # of the shorter side: from here on, stages go down to LAST_SIDE
 LAST_SIDE = 4
 INPUTS = 256  # of a dense layer, up to which they are not scaled

@@ -35,13 +35,14 @@ from keras_ae.fast.gathering import batches
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
+from keras_ae.recommended import recommended
 from keras_ae.settings import Settings
 
 IMAGES_PER_EXECUTION = 2048  # trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
 COPIES_IN_TRAINING = 4  # of the weights: themselves, gradients, two means of Adam
 # Settings that a model of one's own has made up its mind about.
-OF_THE_MODEL = ("latent_dim", "backbone", "hidden", "reconstruction", "dtype")
+OF_THE_MODEL = ("latent_dim", "backbone", "size", "hidden", "reconstruction", "dtype")
 
 
 def fit(
@@ -70,7 +71,8 @@ def fit(
         callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
             keep in memory is theirs to restore when a run is resumed.
         model: a model of your own to train, not compiled: an `AE` or a subclass. None for that of the
-            settings; else `latent_dim`, `backbone`, `hidden`, `reconstruction` and `dtype` are its own.
+            settings; else `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype` are its own,
+            and so is `kl_weight` where the settings give none.
         train, test: images of your own, both or neither: arrays (N, H, W, C), uint8 or float in [0, 1],
             pairs (images, labels), or `keras_ae.data.ImageData`. None for those of `settings.dataset`.
 
@@ -189,9 +191,14 @@ class Run:
         """Take the model that is given, or build that of the settings."""
         if model is not None:
             self.settings = settings_of(self.settings, model)
-        self.settings = settled(self.settings)
+        self.settings = settled(self.settings, self.train)
         if self.resume:
-            stored = settled(Settings.from_dict(self.record["settings"]))
+            if "size" not in self.record["settings"]:
+                raise RunError(
+                    f"The run in {self.folder} was begun by keras-ae 0.1, whose networks were others: finish "
+                    "it there, or start over with --force."
+                )
+            stored = Settings.from_dict(self.record["settings"])
             # The dataset may have moved: it was compared by what is in it.
             if other := [x for x in differences(self.settings, stored) if x != "dataset"]:
                 raise RunError(
@@ -304,8 +311,8 @@ class Run:
         stopwatch = Stopwatch(done)
         callbacks = []
         if "kl" in model.terms:
-            annealing = settings.kl_schedule, settings.kl_weight, settings.kl_warmup
-            callbacks.append(KLAnnealing(*annealing))
+            weight = 1.0 if settings.kl_weight == "auto" else settings.kl_weight
+            callbacks.append(KLAnnealing(settings.kl_schedule, weight, settings.kl_warmup))
         if settings.ema is not None:
             callbacks.append(SwapEMA(done))
         callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
@@ -405,20 +412,33 @@ def settings_of(settings, model):
                 f"The model has {name} {value!r}, and the settings {getattr(settings, name)!r}: leave it "
                 "out of the settings."
             )
+    if (weight := getattr(model, "kl_weight_at_start", None)) is not None:
+        asked = settings.kl_weight
+        if asked is not None and asked != weight and "auto" in (asked, weight):
+            raise ValueError(
+                f"The model has kl_weight {weight!r}, and the settings {asked!r}: leave it out of the "
+                "settings."
+            )
+        decided["kl_weight"] = weight if asked is None else asked
     return dataclasses.replace(settings, **decided)
 
 
-def settled(settings):
-    """Settings in which what follows from others is filled in.
+def settled(settings, train=None):
+    """Settings in which what follows from others, and from the training images, is filled in.
 
     Raises:
         ValueError: the backbone does not take these widths.
     """
     backbone = find_backbone(settings.backbone)
-    backbone.widths(settings.hidden)
-    if settings.learning_rate is not None:
-        return settings
-    return dataclasses.replace(settings, learning_rate=backbone.learning_rate)
+    shape = (28, 28, 1) if train is None else train.images.shape[1:]
+    backbone.widths_of(shape, settings.size, settings.hidden)
+    found = {"learning_rate": backbone.learning_rate}
+    if train is not None:
+        found |= recommended(train.name, shape, len(train.images))
+    if settings.model == "ae":
+        found.pop("kl_weight", None)
+    missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **missing)
 
 
 def build_model(settings, train):
@@ -427,6 +447,8 @@ def build_model(settings, train):
     arguments = model.arguments_for(train) | {
         name: getattr(settings, name) for name in OF_THE_MODEL
     }
+    if settings.kl_weight == "auto":
+        arguments["kl_weight"] = "auto"
     weights = count_weights(
         arguments["image_shape"],
         settings.latent_dim,
@@ -434,6 +456,7 @@ def build_model(settings, train):
         settings.backbone,
         settings.hidden,
         arguments.get("num_classes", 0),
+        settings.size,
     )
     needed = COPIES_IN_TRAINING * 4 * weights
     if needed > (memory := total_memory()):

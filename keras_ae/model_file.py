@@ -13,10 +13,11 @@ import zipfile
 
 import keras
 
-from keras_ae.backbones import BACKBONES, SIZES, backbone_of_format_1, count_weights
+from keras_ae.backbones import BACKBONES, backbone_of_format_1, count_weights
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import AE, CVAE, MODELS
 from keras_ae.priors import PRIORS, Prior
+from keras_ae.settings import SIZES
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}

@@ -10,6 +10,7 @@ from pathlib import Path
 KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
 DTYPES = ("float32", "mixed_bfloat16")
+SIZES = ("small", "base", "large")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
 EXPORT_SUFFIXES = {
     "onnx": ".onnx",
@@ -62,8 +63,10 @@ class Settings:
         model: "ae", "vae" or "cvae", or another name in `keras_ae.models.MODELS`.
         dataset: name of a TFDS dataset, or of what arrays of one's own are called.
         backbone: "conv" or "mlp", or another name in `keras_ae.backbones.BACKBONES`.
-        hidden: widths of the hidden layers (see `keras_ae.backbones`), None for the backbone's own.
-        latent_dim: number of latents.
+        size: "small", "base" or "large": how wide the networks are.
+        hidden: widths of the hidden layers (see `keras_ae.backbones`), None for those of the size.
+        latent_dim: number of latents. None, here and for the next two and `kl_weight`: what serves images of
+            this shape and number (see `keras_ae.recommended`).
         epochs: passes over the training images.
         batch_size: images a step; the last batch of an epoch may be smaller.
         optimizer: a name in OPTIMIZERS.
@@ -71,7 +74,8 @@ class Settings:
         lr_schedule: "onecycle" (linear up for a tenth of the run, then half a cosine down to 0),
             "cosine" (half a cosine down to 0) or "constant".
         reconstruction: "l1", "mse" or "bce", summed over pixels.
-        kl_weight: final weight of the KL term in nats per image; 1 is the evidence lower bound.
+        kl_weight: final weight of the KL term in nats per image; 1 is the evidence lower bound, "auto" the
+            likelihood's own scale (see `keras_ae.VAE`).
         kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
         kl_warmup: fraction of the run that this takes, in (0, 1].
         binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
@@ -88,15 +92,16 @@ class Settings:
     model: str
     dataset: str = "mnist"
     backbone: str = "conv"
+    size: str = "base"
     hidden: tuple[int, ...] | None = None
-    latent_dim: int = 16
-    epochs: int = 15
-    batch_size: int = 128
+    latent_dim: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
     optimizer: str = "adam"
     learning_rate: float | None = None
     lr_schedule: str = "onecycle"
     reconstruction: str = "l1"
-    kl_weight: float = 0.5
+    kl_weight: float | str | None = None
     kl_schedule: str = "linear"
     kl_warmup: float = 1.0
     binarize: bool = False
@@ -110,6 +115,7 @@ class Settings:
         for field, names in (
             ("model", models()),
             ("backbone", backbones()),
+            ("size", SIZES),
             ("optimizer", OPTIMIZERS),
             ("lr_schedule", LR_SCHEDULES),
             ("reconstruction", reconstructions()),
@@ -126,19 +132,21 @@ class Settings:
                 f"dataset must be a name; got a {kind}. Arrays are given to "
                 "keras_ae.fit(settings, folder, train=…, test=…)."
             )
-        for field in ("latent_dim", "epochs", "batch_size", "seed", "limit"):
-            value = getattr(self, field)
-            if type(value) is not int and (field, value) != ("limit", None):
+        if type(self.seed) is not int:
+            raise ValueError(f"seed must be a whole number; got {self.seed!r}.")
+        for field in ("latent_dim", "epochs", "batch_size", "limit"):
+            if (value := getattr(self, field)) is None:
+                continue
+            if type(value) is not int:
                 raise ValueError(f"{field} must be a whole number; got {value!r}.")
-        for field in ("latent_dim", "epochs", "batch_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be 1 or more; got {getattr(self, field)}.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be 1 or more; got {self.limit}.")
+            if value < 1:
+                raise ValueError(f"{field} must be 1 or more; got {value}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be 0 or more; got {self.kl_weight}.")
+        if self.kl_weight not in (None, "auto") and (
+            isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf
+        ):
+            raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {self.kl_weight}.')
         if not 0 < self.kl_warmup <= 1:
             raise ValueError(
                 f"kl_warmup is a fraction of the run, in (0, 1]; got {self.kl_warmup}. A warm-up longer "
@@ -146,7 +154,7 @@ class Settings:
             )
         if self.early_stopping is not None and self.early_stopping < 1:
             raise ValueError(f"early_stopping must be 1 or more; got {self.early_stopping}.")
-        if self.early_stopping and self.warmup_epochs >= self.epochs:
+        if self.early_stopping and self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 "early_stopping begins after the warm-up of the KL weight, and that takes the whole run: "
                 "give a kl_warmup below 1."
@@ -159,6 +167,8 @@ class Settings:
             object.__setattr__(self, "hidden", tuple(self.hidden))
             if not self.hidden or min(self.hidden) < 1:
                 raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
+            if self.size != "base":
+                raise ValueError("hidden says all widths, and so does size: give one of them.")
         if self.model == "ae":
             self._refuse_kl_settings()
 

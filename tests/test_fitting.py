@@ -32,6 +32,8 @@ def callbacks_at_every_step(monkeypatch):
 def small(model="vae", **kwargs):
     """Settings of a run of well under a second: 50 images in batches of 16, 16, 16 and 2."""
     values = {"backbone": "mlp", "hidden": (16, 8), "latent_dim": 3, "limit": 50, "batch_size": 16}
+    if model != "ae":
+        values["kl_weight"] = 0.5
     return Settings(model, **{"epochs": 3, **values, **kwargs})
 
 

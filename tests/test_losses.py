@@ -122,3 +122,30 @@ def test_bce_of_an_untrained_model_is_ln_2_a_pixel_then_falls_far_below(make, di
     model.fit(images, epochs=6, batch_size=64, verbose=0)
     after = model.evaluate(images, verbose=0, return_dict=True)["reconstruction"]
     assert after < 300
+
+
+@pytest.mark.parametrize("name", ["l1", "mse"])
+def test_the_likeliest_scale_is_that_of_a_fitted_distribution(name):
+    errors = np.random.default_rng(0).laplace(scale=0.1, size=(50, 200))
+    terms = np.abs(errors) if name == "l1" else np.square(errors)
+    mean = keras.ops.convert_to_tensor(terms.sum(1).mean().astype("float32"))
+    scale = float(losses.likeliest_scale(losses.RECONSTRUCTIONS[name], mean, 200))
+    if name == "l1":
+        fitted = stats.laplace.fit(errors.ravel(), floc=0)[1]
+    else:
+        fitted = 2 * stats.norm.fit(errors.ravel(), floc=0)[1] ** 2
+    assert scale == pytest.approx(fitted, rel=1e-5)
+
+
+def test_a_scale_has_a_floor_and_bce_has_none():
+    zero = keras.ops.convert_to_tensor(0.0)
+    least = float(losses.likeliest_scale(losses.RECONSTRUCTIONS["l1"], zero, 10))
+    assert least == pytest.approx(losses.LEAST_SCALE)
+    assert float(losses.likeliest_scale(losses.RECONSTRUCTIONS["bce"], zero, 10)) == 1.0
+
+
+def test_the_first_batch_counts_whole():
+    first, second = (keras.ops.convert_to_tensor(v) for v in (0.4, 0.2))
+    scale = losses.running_scale(keras.ops.convert_to_tensor(0.0), first)
+    assert float(scale) == pytest.approx(0.4)
+    assert float(losses.running_scale(scale, second)) == pytest.approx(0.4 * 0.99 + 0.2 * 0.01)

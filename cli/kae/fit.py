@@ -17,6 +17,7 @@ from kae import console, main, options
 from keras_ae import settings as choices
 from keras_ae.settings import Settings
 
+FOLLOWS = "[default: follows from the images]"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
@@ -38,6 +39,15 @@ class Name(click.Choice):
     @choices.setter
     def choices(self, names):
         """They are asked for anew each time."""
+
+
+class Weight(click.ParamType):
+    """A number, or auto."""
+
+    name = "FLOAT|auto"
+
+    def convert(self, value, param, context):
+        return value if value == "auto" else click.FLOAT.convert(value, param, context)
 
 
 class Widths(click.ParamType):
@@ -101,17 +111,23 @@ def setting(name, kind, help, **kwargs):
 @setting("dataset", str, "A TFDS dataset, by its name or its folder.")
 @options.data_dir_option
 @setting("backbone", Name(choices.backbones), "Convolutions, or dense layers only.")
-@setting("latent_dim", click.IntRange(1), "Number of latents.")
-@setting("epochs", click.IntRange(1), "Passes over the training images.")
+@setting("size", click.Choice(choices.SIZES), "How wide the networks are.")
+@setting("latent_dim", click.IntRange(1), f"Number of latents.  {FOLLOWS}")
+@setting("epochs", click.IntRange(1), f"Passes over the training images.  {FOLLOWS}")
 @setting(
     "hidden", Widths(), "conv: filters of each convolution, then a dense width; mlp: dense widths."
 )
-@setting("batch_size", click.IntRange(1), "Images a step.")
+@setting("batch_size", click.IntRange(1), f"Images a step.  {FOLLOWS}")
 @setting("optimizer", click.Choice(choices.OPTIMIZERS), "Optimizer.")
 @setting("learning_rate", float, "Peak of the learning rate.  [default: the backbone's own]")
 @setting("lr_schedule", click.Choice(choices.LR_SCHEDULES), "Schedule of the learning rate.")
 @setting("reconstruction", Name(choices.reconstructions), "Loss of an image, a sum over pixels.")
-@setting("kl_weight", float, "Final weight of the KL divergence; 1 is the evidence lower bound.")
+@setting(
+    "kl_weight",
+    Weight(),
+    "Final weight of the KL divergence: 1 is the evidence lower bound, auto the likelihood's own scale.  "
+    + FOLLOWS,
+)
 @setting("kl_schedule", click.Choice(choices.KL_SCHEDULES), "Schedule of the KL weight.")
 @setting("kl_warmup", float, "Fraction of the run that the schedule of the KL weight takes.")
 @click.option(

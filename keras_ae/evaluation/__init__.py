@@ -24,7 +24,6 @@ from keras_ae.evaluation.evidence import (
     elbo,
     importance_weighted_log_likelihood,
     kl_per_latent,
-    likelihood_scale,
     mutual_information,
 )
 from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, laplacian_pyramid
@@ -49,7 +48,6 @@ __all__ = [
     "kl_per_latent",
     "laplacian_patches",
     "laplacian_pyramid",
-    "likelihood_scale",
     "manifold_overlap",
     "mean_with_interval",
     "mutual_information",
