@@ -8,9 +8,8 @@ Codes are drawn by NumPy on the host: one seed gives one picture on every backen
 """
 
 import io
-import warnings
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -21,7 +20,12 @@ REGULARISATION = (
     1e-2  # variance added to each latent of a component, whose codes are of the order of 1
 )
 FACTORS = 1 << 24  # numbers of Cholesky factors that `draw` gathers at a time, 64 MiB
-CANDIDATES = (1, 10, 20, 40, 100, 200)
+CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # components of a class
+SHRINKAGES = (1.0, 0.1, 4.0)  # in codes for each latent
+CODES_A_COMPONENT = 8  # at least, where k-means begins
+GUESSED = 200  # codes a component that k-means sees
+ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; nats a code that an iteration has to gain
+MOST_NUMBERS = 1 << 21  # of the covariances that a search may choose, 8 MiB in the model's file
 
 
 class Prior(keras.layers.Layer):
@@ -239,53 +243,77 @@ class ClassMixture(Prior):
         return mixtures * (1 + latents + latents**2)
 
     @classmethod
-    def fit(cls, codes, labels=None, num_classes=1, components=CANDIDATES, seed=0, **kwargs):
-        """Fit a mixture with full covariances to each class by expectation maximisation.
+    def fit(
+        cls,
+        codes,
+        labels=None,
+        num_classes=1,
+        components=CANDIDATES,
+        shrinkage=SHRINKAGES,
+        seed=0,
+        **kwargs,
+    ):
+        """Fit a mixture to each class by expectation maximisation, with shrunk covariances.
 
-        The number of components, one for all classes, is the candidate under which a tenth of the
-        codes, held out of the fits, is most likely. (With one candidate all codes are fitted.)
+        The covariance of a component that holds n codes is (n S + nu T) / (n + nu): S that of its codes,
+        T the mean within the components of its class, shrunk in turn to that of all classes. So
+        a component needs no more codes than latents, and a class of few codes borrows the shape of the
+        others.
+
+        The number of components, one for all classes, and nu are those under which a tenth of the
+        codes, held out, is most likely; then all codes are fitted.
 
         Args:
             codes: (N, D) latent codes.
             labels: (N,) classes in [0, num_classes), or None for one mixture over all codes.
             num_classes: number of classes K. A class without codes keeps N(0, I).
-            components: candidates, ascending. The search stops at the first that does worse.
-            seed: of the split and of scikit-learn's initialisation.
+            components: candidates, ascending. The search stops at the first that does worse, or whose
+                covariances would be more than MOST_NUMBERS.
+            shrinkage: candidates for nu, in multiples of D. The first serves to find the components.
+            seed: of the split and of the first guess.
 
         Returns:
             A `ClassMixture`.
-
-        Raises:
-            ValueError: codes that no mixture can be fitted to, as those of a run that diverged.
         """
-        codes = np.asarray(codes, "float64")
+        codes = np.asarray(codes, "float32")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
-        if not np.isfinite(codes).all():
-            raise ValueError("A prior cannot be fitted to codes that are no finite numbers.")
         order = np.random.default_rng(seed).permutation(len(codes))
-        tenth = len(codes) // 10 if len(components) > 1 else 0  # where there is something to choose
+        choices = len(components) * len(shrinkage)
+        tenth = len(codes) // 10 if choices > 1 else 0  # where there is something to choose
         held_out, kept = np.sort(order[:tenth]), np.sort(order[tenth:])
         by_class = {y: codes[kept][labels[kept] == y] for y in np.unique(labels[kept])}
-        best, best_score = {}, -np.inf
-        for m in components:
-            mixtures = _mixtures(by_class, m, seed)
-            score = sum(
-                mixtures[y].score_samples(codes[held_out][labels[held_out] == y]).sum()
+
+        def score(m, nu):
+            mixtures = fit_mixtures(by_class, m, nu * codes.shape[1], seed)
+            return sum(
+                mixtures[y].log_prob(codes[held_out][labels[held_out] == y]).sum()
                 for y in np.intersect1d(labels[held_out], list(mixtures))
             )
-            if score <= best_score:
-                break
-            best, best_score = mixtures, score
 
-        size = max(mixture.n_components for mixture in best.values())
+        chosen, nu = components[0], shrinkage[0]
+        if tenth:
+            best = score(chosen, nu)
+            for m in components[1:]:
+                if num_classes * m * codes.shape[1] ** 2 > MOST_NUMBERS:
+                    break
+                if (found := score(m, nu)) <= best:
+                    break
+                chosen, best = m, found
+            for other in shrinkage[1:]:
+                if (found := score(chosen, other)) > best:
+                    nu, best = other, found
+            by_class = {y: codes[labels == y] for y in np.unique(labels)}
+        best = fit_mixtures(by_class, chosen, nu * codes.shape[1], seed)
+
+        size = max(len(mixture.weights) for mixture in best.values())
         prior = cls(codes.shape[1], num_classes, size, **kwargs)
         logits = prior.logits.copy()
         for y, mixture in best.items():
-            m = mixture.n_components  # fewer than the others have, where a class has few codes
+            m = len(mixture.weights)  # fewer than the others have, where a class has few codes
             logits[y] = -np.inf
-            logits[y, :m] = np.log(mixture.weights_)
-            prior.means[y, :m] = mixture.means_
-            prior.cholesky[y, :m] = np.linalg.cholesky(mixture.covariances_)
+            logits[y, :m] = np.log(mixture.weights)
+            prior.means[y, :m] = mixture.means
+            prior.cholesky[y, :m] = mixture.factors
         prior.logits = logits
         return prior
 
@@ -318,35 +346,96 @@ class ClassMixture(Prior):
         }
 
 
-def _mixtures(by_class, components, seed):
-    """Fit a mixture to the codes of each class; {class: GaussianMixture}."""
-    from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
+@dataclass
+class Mixture:
+    """A mixture of M Gaussians over D latents: weights (M,), means (M, D), Cholesky factors (M, D, D)."""
 
-    def fitted(codes):
-        # A covariance of D latents needs more than D codes to say anything.
-        m = max(1, min(components, len(codes) // (codes.shape[1] + 1)))
-        if len(codes) == 1:
-            codes = np.repeat(codes, 2, axis=0)
-        mixture = GaussianMixture(
-            m, reg_covar=REGULARISATION, max_iter=100, tol=5e-3, random_state=seed
-        )
-        try:
-            return mixture.fit(codes)
-        except ValueError as error:  # covariances beyond what float64 tells apart
-            low, high = codes.min(), codes.max()
-            raise ValueError(
-                f"A prior cannot be fitted to these codes, from {low:.3g} to {high:.3g}: they are too far apart."
-            ) from error
+    weights: np.ndarray
+    means: np.ndarray
+    factors: np.ndarray
 
-    # A class to a thread, where there are several: their matrices are too small for more.
-    with (
-        threadpool_limits(1 if len(by_class) > 1 else None),
-        ThreadPoolExecutor() as pool,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # of fits that stop at max_iter
-        return dict(zip(by_class, pool.map(fitted, by_class.values())))
+    def __post_init__(self):
+        # In float32, as all that is done for each code is.
+        self._whiten = np.linalg.inv(self.factors).astype("float32")
+        self._offsets = np.einsum("mij,mj->mi", self._whiten, self.means).astype("float32")
+        diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
+        log_volume = 0.5 * self.means.shape[1] * np.log(2 * np.pi) + np.log(diagonals).sum(-1)
+        self._constants = (np.log(self.weights) - log_volume).astype("float32")
+
+    def joint(self, codes):
+        """log p(z, component): codes (n, D) -> (n, M) float32."""
+        result = np.empty((len(codes), len(self.weights)), "float32")
+        for m, (whiten, offset) in enumerate(zip(self._whiten, self._offsets)):
+            white = codes @ whiten.T - offset
+            result[:, m] = self._constants[m] - 0.5 * np.einsum("nd,nd->n", white, white)
+        return result
+
+    def log_prob(self, codes):
+        """log p(z): codes (n, D) -> (n,)."""
+        return logsumexp(self.joint(np.asarray(codes, "float32")))
+
+
+def logsumexp(terms):
+    """log sum exp over the last axis of (n, M)."""
+    largest = terms.max(-1, keepdims=True)
+    return largest[:, 0] + np.log(np.exp(terms - largest).sum(-1))
+
+
+def fit_mixtures(by_class, components, shrinkage, seed=0):
+    """Fit a mixture to the codes of each class, all at once; {class: Mixture}.
+
+    Args:
+        by_class: {class: (n, D) float32 codes}.
+        components: of each class; fewer where it has few codes.
+        shrinkage: nu, how many codes the pooled covariance counts as; see `ClassMixture.fit`.
+        seed: of the first guess, by k-means.
+    """
+    shares = {y: _first_guess(codes, components, seed) for y, codes in by_class.items()}
+    total = sum(map(len, by_class.values()))
+    before = -np.inf
+    for _ in range(ITERATIONS):
+        sums = {y: _sums(codes, shares[y]) for y, codes in by_class.items()}
+        pooled = sum(scatter.sum(0) for _, _, scatter in sums.values()) / total
+        dim = len(pooled)
+        mixtures, likelihood = {}, 0.0
+        for y, (counts, means, scatter) in sums.items():
+            n = counts.sum()
+            within = (scatter.sum(0) + dim * pooled) / (n + dim)
+            covariances = (scatter + shrinkage * within) / (counts + shrinkage)[:, None, None]
+            covariances += REGULARISATION * np.eye(dim)
+            mixtures[y] = Mixture(counts / n, means, np.linalg.cholesky(covariances))
+            joint = mixtures[y].joint(by_class[y])
+            evidence = logsumexp(joint)
+            shares[y] = np.exp(joint - evidence[:, None])
+            likelihood += evidence.sum(dtype="float64")
+        if likelihood - before < TOLERANCE * total:
+            break
+        before = likelihood
+    return mixtures
+
+
+def _first_guess(codes, components, seed):
+    """Shares (n, M) of the codes in the components, by k-means of some of them."""
+    from sklearn.cluster import KMeans
+
+    m = max(1, min(components, len(codes) // CODES_A_COMPONENT))
+    if m == 1:
+        return np.ones((len(codes), 1), "float32")
+    some = codes[np.random.default_rng(seed).permutation(len(codes))[: GUESSED * m]]
+    means = KMeans(m, n_init=1, max_iter=20, random_state=seed).fit(some)
+    return np.eye(m, dtype="float32")[means.predict(codes)]
+
+
+def _sums(codes, shares):
+    """Of each component: its number of codes (M,), their mean (M, D) and scatter (M, D, D) around it."""
+    counts = shares.sum(0, dtype="float64") + 1e-9
+    means = (shares.T @ codes) / counts[:, None]
+    scatter = np.empty((len(means), codes.shape[1], codes.shape[1]))
+    for m, mean in enumerate(means):
+        rows = np.flatnonzero(shares[:, m] > 1e-4)
+        around = (codes[rows] - mean.astype("float32")) * np.sqrt(shares[rows, m])[:, None]
+        scatter[m] = around.T @ around
+    return counts, means, scatter
 
 
 PRIORS = {"normal": StandardNormal, "mixture": ClassMixture}

@@ -44,6 +44,9 @@ class LinearGaussian:
         self.variance = self.kl_weight / 2
         self.error, self.widening, self.prior = error, widening, prior
 
+    def scale_of_likelihood(self):
+        return self.kl_weight
+
     def draw(self, n, seed=0):
         rng = np.random.default_rng(seed)
         noise = np.sqrt(self.variance) * rng.normal(size=(n, 6))

@@ -48,7 +48,7 @@ def test_log_prob_is_that_of_scikit_learn(components):
     theirs = GaussianMixture(
         components, reg_covar=1e-2, max_iter=100, tol=5e-3, random_state=0
     ).fit(codes)
-    ours = ClassMixture.fit(codes, components=(components,))
+    ours = ClassMixture.fit(codes, components=(components,), shrinkage=(0.0,))
     z = clusters(50, 3, seed=1)
     np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z), rtol=1e-4)
 
@@ -56,13 +56,40 @@ def test_log_prob_is_that_of_scikit_learn(components):
 def test_log_prob_of_each_class_is_its_own_gaussian():
     codes = clusters(400, 2)
     labels = (codes[:, 0] > 0).astype(int)
-    prior = ClassMixture.fit(codes, labels, num_classes=2, components=(1,))
+    prior = ClassMixture.fit(codes, labels, num_classes=2, components=(1,), shrinkage=(0.0,))
     z = np.random.default_rng(1).normal(size=(10, 2))
     for y in (0, 1):
         mine = codes[labels == y]
         covariance = np.cov(mine.T, bias=True) + 1e-2 * np.eye(2)
         expected = stats.multivariate_normal(mine.mean(0), covariance).logpdf(z)
         np.testing.assert_allclose(prior.log_prob(z, np.full(10, y)), expected, rtol=1e-4)
+
+
+def test_shrinkage_serves_components_of_fewer_codes_than_latents():
+    rng = np.random.default_rng(0)
+    shape = rng.normal(size=(30, 30)) / 5  # of all clusters
+    centres = rng.normal(size=(20, 30)) * 3
+
+    def drawn(n):
+        return centres[rng.integers(20, size=n)] + rng.normal(size=(n, 30)) @ shape
+
+    codes, others = drawn(500), drawn(500)  # 25 codes a cluster
+    scores = [
+        ClassMixture.fit(codes, components=c, shrinkage=nu).log_prob(others).mean()
+        for c, nu in [((20,), (1.0,)), ((20,), (0.0,)), ((1,), (1.0,))]
+    ]
+    assert scores[0] > max(scores[1:]) + 1
+
+
+def test_a_class_of_few_codes_borrows_the_shape_of_the_others():
+    rng = np.random.default_rng(0)
+    shape = rng.normal(size=(10, 10))
+    codes = rng.normal(size=(1005, 10)) @ shape
+    labels = (np.arange(1005) >= 1000).astype(int)
+    prior = ClassMixture.fit(codes, labels, num_classes=2, components=(1,), shrinkage=(1.0,))
+    z = rng.normal(size=(500, 10)) @ shape
+    few, many = (prior.log_prob(z, np.full(500, y)).mean() for y in (1, 0))
+    assert few > many - 10  # alone, five codes leave five directions to the regularisation
 
 
 def test_draws_have_the_moments_of_the_codes():
