@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_ae import distributed
+from keras_ae import distributed, fast
 
 WINDOW = 256 << 20  # bytes of images that are shuffled at a time
 BLOCK = 128 << 10  # bytes of images that stay neighbours in a larger set
@@ -38,6 +38,14 @@ class Feed(keras.utils.PyDataset):
             self.order = epoch_order(n, self.images.nbytes // n, (self.seed, epoch))
         else:
             self.order = np.arange(n)
+
+    def batches(self):
+        """What to give to `fit`: the feed itself, or on tensorflow what gathers its batches in the graph."""
+        if fast.ON and keras.backend.backend() == "tensorflow":
+            from keras_ae.fast.gathering import gathered
+
+            return gathered(self)
+        return self
 
     @property
     def steps(self):

@@ -31,7 +31,6 @@ from keras_ae.callbacks import (
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
 from keras_ae.fast.adam import Adam
-from keras_ae.fast.gathering import batches
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
@@ -290,7 +289,7 @@ class Run:
                 break
             self.feed.set_epoch(start_epoch, batch)
             self.model.fit(
-                batches(self.feed),
+                self.feed.batches(),
                 epochs=end_epoch,
                 initial_epoch=start_epoch,
                 shuffle=False,  # the feed has its order

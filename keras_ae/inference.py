@@ -6,9 +6,14 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.data.stored import memory_bound
+from keras_ae.data.arrays import memory_bound
 from keras_ae.errors import UserError
-from keras_ae.fast.prediction import predictor
+
+BACKEND = keras.backend.backend()
+if BACKEND == "torch":
+    import torch
+if BACKEND == "jax":
+    from keras_ae.fast.prediction import predictor
 
 COPIES = 4  # of the largest layer's numbers: its input, its output, and what is made in between
 LEAST = 1 << 30  # bytes that may be taken on any machine
@@ -31,29 +36,46 @@ class View(keras.Model):
 def in_batches(network, inputs, batch_size):
     """The outputs of a network for a list of arrays, as arrays.
 
-    Batches are smaller where one would take more memory than `keras_ae.data.stored.memory_bound`.
+    Batches are smaller where one would take more memory than `keras_ae.data.arrays.memory_bound`.
 
     Raises:
         UserError: one image, or all outputs together, would take more.
     """
-    if not len(inputs[0]):  # Keras cannot: none of the outputs of one
+    n = len(inputs[0])
+    if not n:  # Keras cannot: none of the outputs of one
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
-    devices = distributed.devices()
-    n, batch_size = len(inputs[0]), distributed.divisible(batch_size, devices)
-    if (more := distributed.divisible(n, devices) - n) > 0:
-        longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
-        outputs = in_batches(network, longer, batch_size)
-        return keras.tree.map_structure(lambda output: output[:n], outputs)
     check_memory(4 * n * _numbers(network), f"{n:,} outputs")
-    forward, batches = predictor(network), []
-    batch_size = distributed.divisible(min(batch_size, images_at_a_time(network)), devices)
-    for i in range(0, n, batch_size):
+    batch_size = min(batch_size, images_at_a_time(network))
+    if keras.distribution.distribution() is not None:  # whose devices share each batch evenly
+        devices = distributed.devices()
+        batch_size = distributed.divisible(batch_size, devices)
+        more = distributed.divisible(n, devices) - n
+        inputs = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
+    forward, batches = _forward_pass(network), []
+    for i in range(0, len(inputs[0]), batch_size):
         batches.append(forward([array[i : i + batch_size] for array in inputs]))
         if i == 0:  # now all networks tell
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
-    return keras.tree.map_structure(_joined, *batches)
+    return keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
+
+
+def _forward_pass(network):
+    """A function from a list of arrays, of a batch, to the outputs of a network."""
+    if BACKEND == "torch":
+        return lambda arrays: _without_gradients(network, arrays)
+    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Under a
+    # strategy of tensorflow, predict would have each device take the whole batch.
+    strategy = getattr(network, "distribute_strategy", None)
+    if BACKEND == "openvino" or (strategy is not None and strategy.num_replicas_in_sync > 1):
+        return network
+    return predictor(network) if BACKEND == "jax" else network.predict_on_batch
+
+
+def _without_gradients(network, arrays):
+    with torch.no_grad():
+        return network([keras.ops.convert_to_tensor(array) for array in arrays])
 
 
 def images_at_a_time(network):
@@ -101,6 +123,6 @@ def _joined(*batches):
 
 def _array(tensor):
     """A tensor as an array; `keras.ops.convert_to_numpy` of one on the host takes longer."""
-    if keras.backend.backend() == "torch":
+    if BACKEND == "torch":
         return tensor.detach().cpu().numpy()
     return np.array(tensor)

@@ -14,10 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from keras_ae.data import cache, disk, reading
+from keras_ae.data.arrays import ImageData, StoredImages, select
 from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
 from keras_ae.data.preparing import prepare
-from keras_ae.data.reading import ImageData
-from keras_ae.data.stored import StoredImages, select
 
 __all__ = [
     "DataError",

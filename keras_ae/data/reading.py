@@ -8,13 +8,13 @@ import contextlib
 import io
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from keras_ae.data import disk
+from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.stored import StoredImages
 
 PIXELS = 1 << 26  # in an image: a small file can unpack to any size
 BATCH = 1024  # records held in memory as bytes at a time, at most,
@@ -27,38 +27,6 @@ FEATURES = "tensorflow_datasets.core.features."
 DICT = f"{FEATURES}features_dict.FeaturesDict"
 IMAGE = f"{FEATURES}image_feature.Image"
 LABEL = f"{FEATURES}class_label_feature.ClassLabel"
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """One split of an image dataset.
-
-    Attributes:
-        name: TFDS name with its config, "mnist" or "emnist/balanced".
-        version: TFDS version, "3.0.1".
-        split: "train", "test", ... or which part of one it is.
-        images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. What is too large for memory is a
-            `StoredImages`, which reads the rows that it is asked for.
-        labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
-        class_names: one name per class; None for a dataset without classes.
-    """
-
-    name: str
-    version: str
-    split: str
-    images: np.ndarray | StoredImages
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-
-    @property
-    def num_classes(self) -> int:
-        """0 for a dataset without classes."""
-        return len(self.class_names or ())
-
-    def first(self, n) -> "ImageData":
-        """The first n images with their labels."""
-        labels = None if self.labels is None else self.labels[:n]
-        return replace(self, images=self.images[:n], labels=labels)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.data.stored import StoredImages, memory_bound, select
+from keras_ae.data.arrays import StoredImages, memory_bound, select
 from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
