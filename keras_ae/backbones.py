@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_ae.distributed import BatchNormalization
+from keras_ae import distributed
 
 # What fills the weights of the networks built in this context: None for Keras' own initializers, else a
 # function from the name of a weight to an initializer.
@@ -76,6 +76,23 @@ def convolution(filters, size, kind=layers.Conv2D, use_bias=False, **kwargs):
     """A convolution of stride 2 that halves the sides, or, of kind Conv2DTranspose, doubles them."""
     weights = _initializers("kernel", *(["bias"] if use_bias else []))
     return kind(filters, size, strides=2, padding="same", use_bias=use_bias, **weights, **kwargs)
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, whose statistics are those of the batches of all processes."""
+
+    def call(self, inputs, training=None, mask=None):
+        shared = training and self.trainable and distributed.size() > 1
+        plain = self.axis in (-1, len(inputs.shape) - 1) and self.scale and self.center
+        if not (shared and plain and mask is None):
+            return super().call(inputs, training=training, mask=mask)
+        mean, variance = distributed.batch_moments(inputs)
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(average * self.momentum + value.detach() * (1.0 - self.momentum))
+        scale = self.gamma.value * (variance + self.epsilon).rsqrt()
+        outputs = (inputs.float() - mean) * scale + self.beta.value
+        return outputs.to(inputs.dtype)
 
 
 def normalized_silu(x, name):

@@ -953,7 +953,7 @@ LAYERS = {
     "channels_first": lambda: keras.layers.BatchNormalization(axis=1),
     "no_scale": lambda: keras.layers.BatchNormalization(scale=False),
     "no_center": lambda: keras.layers.BatchNormalization(center=False),
-    "ours_channels_first": lambda: keras_ae.distributed.BatchNormalization(axis=1),
+    "ours_channels_first": lambda: keras_ae.backbones.BatchNormalization(axis=1),
     "transposed": lambda: keras.layers.Conv2DTranspose(4, 3, strides=2, padding="same"),
     "transposed_valid": lambda: keras.layers.Conv2DTranspose(4, 3, strides=2),
     "dropout": lambda: keras.layers.Dropout(0.0),

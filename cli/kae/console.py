@@ -96,12 +96,12 @@ def load(model):
             f"MODEL must be {', '.join(settings.models())}, a run folder or a .keras file; got {model!r}."
         )
     start_backend()
-    from keras_ae import checkpoints
+    from keras_ae.checkpoints import find_checkpoint, load_model
 
-    found = checkpoints.find_checkpoint(model)
+    found = find_checkpoint(model)
     say(f"using {found.path}{whence(found, model)}")
     trusted = bool(click.get_current_context().find_root().params.get("modules"))
-    return checkpoints.load_model(found.path, trusted), found
+    return load_model(found.path, trusted), found
 
 
 def whence(found, name):
@@ -162,10 +162,10 @@ def save_images(target, images, picture):
     """Write .npy as uint8 (N, H, W, C), anything else as a picture, which `picture` makes."""
     import numpy as np
 
-    from keras_ae import pictures
+    from keras_ae.pictures import to_uint8
 
     if target.suffix == ".npy":
-        write(target, lambda path: np.save(path, pictures.to_uint8(images)))
+        write(target, lambda path: np.save(path, to_uint8(images)))
     else:
         write(target, picture().save)
 

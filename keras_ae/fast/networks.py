@@ -9,6 +9,7 @@ built as (a hook, an adapter, another dtype, a `call` of its own), leaves the wh
 import keras
 
 from keras_ae import distributed, fast
+from keras_ae.backbones import BatchNormalization
 
 if keras.backend.backend() == "torch":
     import torch
@@ -234,7 +235,7 @@ FUNCTIONS = {
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv2DTranspose: _transposed_convolution,
     keras.layers.BatchNormalization: _normalisation,
-    distributed.BatchNormalization: _normalisation,
+    BatchNormalization: _normalisation,
     keras.layers.Activation: lambda layer: _activation(layer) or (lambda x: x),
     keras.layers.Concatenate: lambda layer: lambda *x: torch.cat(x, layer.axis),
     keras.layers.Add: lambda layer: lambda *x: sum(x[1:], x[0]),
