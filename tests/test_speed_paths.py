@@ -8,6 +8,7 @@ import pytest
 
 import keras_ae
 from keras_ae import distributed, fast
+from keras_ae.fast.networks import call_network
 from keras_ae.feed import Feed
 
 torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="levers of torch")
@@ -98,11 +99,10 @@ def test_the_shortcuts_are_taken(digits, monkeypatch):
     import torch
 
     x = [torch.tensor(digits[0][:4]), torch.tensor(digits[1][:4])]
-    for training in (True, False):
-        model.forward(x, training=training, sample=training)
+    model.forward(x, training=True, sample=True)
     assert calls == []
     monkeypatch.setattr(fast, "ON", False)
-    model.forward(x)
+    model.forward(x, training=True, sample=True)
     assert calls
 
 
@@ -124,8 +124,12 @@ def test_processes_share_the_noise_of_the_whole_batch(monkeypatch):
 def test_a_layer_that_is_changed_is_left_to_keras(change, digits):
     """Or its change is followed: what a network computes is what Keras computes of it."""
     model = keras_ae.VAE(latent_dim=2, backbone="mlp", hidden=(8, 4))
-    dense, x = model.decoder.get_layer("dense_0"), np.ones((3, 2), "float32")
-    before = model.decode(x)
+    dense, x = model.decoder.get_layer("dense_0"), keras.ops.ones((3, 2))
+
+    def decoded():
+        return keras.ops.convert_to_numpy(call_network(model.decoder, [x], training=True))
+
+    before = decoded()
     if change == "hook":
         dense.register_forward_hook(lambda layer, inputs, output: output * 2.0)
     elif change == "activation":
@@ -137,9 +141,9 @@ def test_a_layer_that_is_changed_is_left_to_keras(change, digits):
         dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
     else:
         dense.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
-    changed = model.decode(x)
+    changed = decoded()
     assert np.abs(changed - before).max() > 1e-6
-    expected = keras.ops.convert_to_numpy(model.decoder(keras.ops.convert_to_tensor(x)))
+    expected = keras.ops.convert_to_numpy(model.decoder(x, training=True))
     np.testing.assert_allclose(changed, expected, atol=1e-6)
 
 
@@ -160,10 +164,7 @@ LAYERS = {
 
 @torch_only
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("training", [False, True])
-def test_every_layer_is_that_of_keras(name, training, images_of):
-    from keras_ae.fast.networks import call_network
-
+def test_every_layer_is_that_of_keras(name, images_of):
     keras.utils.set_random_seed(0)
     image = keras.Input((9, 8, 2))
     network = keras.Model(image, LAYERS[name]()(image))
@@ -172,9 +173,9 @@ def test_every_layer_is_that_of_keras(name, training, images_of):
     x = keras.ops.convert_to_tensor(images_of((9, 8, 2), 6) / np.float32(255))
     other = keras.models.clone_model(network)
     other.set_weights(network.get_weights())
-    ours, theirs = call_network(network, [x], training), other(x, training=training)
+    ours, theirs = call_network(network, [x], training=True), other(x, training=True)
     ours, theirs = (keras.ops.convert_to_numpy(y) for y in (ours, theirs))
-    if name == "dropout" and training:
+    if name == "dropout":
         assert ((ours == 0) | (ours == 2 * keras.ops.convert_to_numpy(x))).all()
     else:
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
