@@ -42,11 +42,11 @@ LATENTS, RATE = 16, 1e-3
 def ours(kind, backbone, batch, images, labels):
     """A function that trains one epoch."""
     import keras
+    from kae.console import keep_memory
 
     import keras_ae
     from keras_ae.callbacks import StartEpoch
     from keras_ae.checkpoints import Progress
-    from keras_ae.fast.memory import keep_memory
     from keras_ae.feed import Feed
     from keras_ae.fitting import steps_per_execution
 

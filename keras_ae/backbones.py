@@ -16,6 +16,7 @@ import numpy as np
 from keras import layers
 
 from keras_ae import distributed
+from keras_ae.settings import Registry
 
 # What fills the weights of the networks built in this context: None for Keras' own initializers, else a
 # function from the name of a weight to an initializer.
@@ -253,25 +254,14 @@ class Backbone:
         return hidden
 
 
-BACKBONES = {
-    "conv": Backbone(conv_encoder, conv_decoder, (32, 64, 256), _conv_weights, 4e-3, fewest=2),
-    "mlp": Backbone(mlp_encoder, mlp_decoder, (512, 256), _mlp_weights, 1e-3),
-}
-
-
-def find_backbone(backbone):
-    """The `Backbone` of a name, or the one that is given.
-
-    Raises:
-        ValueError: for a name that is not known, or something else.
-    """
-    if isinstance(backbone, Backbone):
-        return backbone
-    if isinstance(backbone, str) and backbone in BACKBONES:
-        return BACKBONES[backbone]
-    raise ValueError(
-        f"backbone must be a Backbone, or one of {', '.join(BACKBONES)}; got {backbone!r}."
-    )
+BACKBONES = Registry(
+    "backbone",
+    Backbone,
+    {
+        "conv": Backbone(conv_encoder, conv_decoder, (32, 64, 256), _conv_weights, 4e-3, fewest=2),
+        "mlp": Backbone(mlp_encoder, mlp_decoder, (512, 256), _mlp_weights, 1e-3),
+    },
+)
 
 
 def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, num_classes=0):
@@ -285,13 +275,13 @@ def build_encoder(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
         hidden: widths of the hidden layers, None for the backbone's own.
         num_classes: number of classes K, 0 for a network without a label.
     """
-    found = find_backbone(backbone)
+    found = BACKBONES.find(backbone)
     return found.encoder(image_shape, latent_dim, heads, found.widths(hidden), num_classes)
 
 
 def build_decoder(image_shape, latent_dim, backbone="conv", hidden=None, num_classes=0):
     """latent (N, D) [, one-hot label (N, K)] -> image (N, H, W, C) in [0, 1]; see `build_encoder`."""
-    found = find_backbone(backbone)
+    found = BACKBONES.find(backbone)
     return found.decoder(image_shape, latent_dim, found.widths(hidden), num_classes)
 
 
@@ -301,7 +291,7 @@ def count_weights(image_shape, latent_dim, heads, backbone="conv", hidden=None, 
     Args:
         heads: how many outputs the encoder has; the others as of `build_encoder`.
     """
-    found = find_backbone(backbone)
+    found = BACKBONES.find(backbone)
     return found.count_weights(image_shape, latent_dim, heads, found.widths(hidden), num_classes)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_ae import checkpoints, data, distributed, evaluation, fast
 from keras_ae.annealing import KLAnnealing
-from keras_ae.backbones import count_weights, find_backbone, seeded_weights
+from keras_ae.backbones import BACKBONES, count_weights, seeded_weights
 from keras_ae.callbacks import (
     Callbacks,
     EarlyStopping,
@@ -413,7 +413,7 @@ def settled(settings):
     Raises:
         ValueError: the backbone does not take these widths.
     """
-    backbone = find_backbone(settings.backbone)
+    backbone = BACKBONES.find(settings.backbone)
     backbone.widths(settings.hidden)
     if settings.learning_rate is not None:
         return settings

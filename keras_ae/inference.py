@@ -15,7 +15,9 @@ if BACKEND == "torch":
 if BACKEND == "jax":
     from keras_ae.fast.prediction import predictor
 
-COPIES = 4  # of the largest layer's numbers: its input, its output, and what is made in between
+COPIES_OF_LARGEST = (
+    4  # of the largest layer's numbers: its input, its output, and what is made in between
+)
 LEAST = 1 << 30  # bytes that may be taken on any machine
 
 
@@ -46,12 +48,13 @@ def in_batches(network, inputs, batch_size):
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
     check_memory(4 * n * _numbers(network), f"{n:,} outputs")
-    batch_size = min(batch_size, images_at_a_time(network))
+    if batch_size * (one := memory_of_one(network)) > LEAST:
+        batch_size = min(batch_size, images_at_a_time(one))
     if keras.distribution.distribution() is not None:  # whose devices share each batch evenly
         devices = distributed.devices()
         batch_size = distributed.divisible(batch_size, devices)
-        more = distributed.divisible(n, devices) - n
-        inputs = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
+        if (more := distributed.divisible(n, devices) - n) > 0:
+            inputs = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
     forward, batches = _forward_pass(network), []
     for i in range(0, len(inputs[0]), batch_size):
         batches.append(forward([array[i : i + batch_size] for array in inputs]))
@@ -78,11 +81,15 @@ def _without_gradients(network, arrays):
         return network([keras.ops.convert_to_tensor(array) for array in arrays])
 
 
-def images_at_a_time(network):
-    """How many images a network may take at once, by an estimate of the memory of one."""
-    one = 4 * COPIES * max(map(_numbers, network._flatten_layers()), default=0)
+def memory_of_one(network):
+    """Bytes that one image takes in a network, by an estimate."""
+    return 4 * COPIES_OF_LARGEST * max(map(_numbers, network._flatten_layers()), default=0)
+
+
+def images_at_a_time(one):
+    """How many images may be taken at once of so many bytes each."""
     check_memory(one, "one image in this network")
-    return max(1, _bound() // max(1, one))
+    return max(1, _bound() // one)
 
 
 def check_memory(size, what):
@@ -91,7 +98,7 @@ def check_memory(size, what):
     Raises:
         UserError: it would.
     """
-    if size > (bound := _bound()):
+    if size > LEAST and size > (bound := _bound()):
         raise UserError(
             f"The memory of {what} would be about {size / 2**30:,.1f} GiB, and may be {bound / 2**30:,.1f}: "
             f"KAE_MEMORY={math.ceil(size / 2**30)} allows it."

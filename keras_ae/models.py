@@ -16,7 +16,6 @@ from keras_ae.backbones import (
     check_decoder,
     check_encoder,
     ends_in_sigmoid,
-    find_backbone,
     logits_of,
 )
 from keras_ae.errors import RunError, UserError
@@ -24,7 +23,7 @@ from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, rank_of, unit_range
-from keras_ae.losses import RECONSTRUCTIONS, find_reconstruction, gaussian_kl
+from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl
 from keras_ae.objective import Objective
 from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
 
@@ -83,11 +82,11 @@ class AE(Steps, Objective):
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
-        found = find_backbone(backbone)
+        found = BACKBONES.find(backbone)
         widths, classes = found.widths(hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
         self.backbone, self.hidden = backbone, tuple(hidden) if hidden else None
-        self.reconstruction, self._term = reconstruction, find_reconstruction(reconstruction)
+        self.reconstruction, self._term = reconstruction, RECONSTRUCTIONS.find(reconstruction)
         given = {"encoder": encoder, "decoder": decoder}
         self.custom_networks = tuple(name for name, x in given.items() if x is not None)
         before = keras.config.dtype_policy()

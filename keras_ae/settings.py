@@ -21,6 +21,38 @@ EXPORT_SUFFIXES = {
 EXPORT_PARTS = ("decoder", "encoder", "autoencoder", "sampler")
 
 
+class Registry(dict):
+    """What names stand for. `REGISTRY["name"] = entry` adds one; an entry is accepted wherever a name is.
+
+    Args:
+        what: an entry is called as an argument, such as "backbone".
+        kind: class of the entries.
+        entries: {name: entry}.
+        of_function: makes an entry of a plain function; None where none is accepted.
+    """
+
+    def __init__(self, what, kind, entries, of_function=None):
+        super().__init__(entries)
+        self.what, self.kind, self.of_function = what, kind, of_function
+
+    def find(self, value):
+        """The entry of a name, or the one that is given.
+
+        Raises:
+            ValueError: for a name that is not known, or something else.
+        """
+        if isinstance(value, str) and value in self:
+            return self[value]
+        if isinstance(value, self.kind):
+            return value
+        if self.of_function and callable(value):
+            return self.of_function(value)
+        accepted = "a function" if self.of_function else f"a {self.kind.__name__}"
+        raise ValueError(
+            f"{self.what} must be {accepted}, or one of {', '.join(self)}; got {value!r}."
+        )
+
+
 def models():
     """Names of the models, as in `keras_ae.models.MODELS`."""
     return _names("models", "MODELS")
@@ -50,7 +82,8 @@ def _names_in_source(module, registry):
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
             registry
         ]:
-            return tuple(ast.literal_eval(key) for key in node.value.keys)
+            entries = next(x for x in ast.walk(node.value) if isinstance(x, ast.Dict))
+            return tuple(ast.literal_eval(key) for key in entries.keys)
     raise LookupError(f"{module}.py has no {registry}.")
 
 

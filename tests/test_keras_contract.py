@@ -33,7 +33,6 @@ from keras_ae import (
     fast,
 )
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.fast import memory
 from keras_ae.losses import bce
 from keras_ae.priors import Prior, StandardNormal
 
@@ -1036,13 +1035,12 @@ def test_threads_do_not_share_how_networks_are_built(digits, tmp_path):
 
 
 def test_a_run_changes_no_state_of_the_process(digits, tmp_path, monkeypatch):
-    """The umask, how memory is kept and the seeds of others are not its own."""
+    """The umask and the seeds of others are not its own."""
 
     def refuse(*arguments):
         raise AssertionError("the state of the process was changed")
 
     monkeypatch.setattr(os, "umask", refuse)
-    monkeypatch.setattr(memory, "keep_memory", refuse)
     monkeypatch.setattr(keras.utils, "set_random_seed", refuse)
     drawn = []
     for seed in (1, 2):

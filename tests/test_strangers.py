@@ -260,14 +260,15 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
     model = CVAE((28, 28, 1), 2, "conv", (4, 8, 8), num_classes=3)
     labels = np.arange(10) % 3
     whole = model.sample(10, labels)
-    one = inference._bound() // inference.images_at_a_time(model.decoder)
-    sizes, predictor = [], inference.predictor
+    one = inference.memory_of_one(model.decoder)
+    sizes, forward_pass = [], inference._forward_pass
 
     def recorded(network):
-        forward = predictor(network)
+        forward = forward_pass(network)
         return lambda arrays: (sizes.append(len(arrays[0])), forward(arrays))[1]
 
-    monkeypatch.setattr(inference, "predictor", recorded)
+    monkeypatch.setattr(inference, "_forward_pass", recorded)
+    monkeypatch.setattr(inference, "LEAST", 1)
     monkeypatch.setattr(inference, "_bound", lambda: max(4 * 10 * 28 * 28, 4 * one))
     np.testing.assert_allclose(model.sample(10, labels), whole, atol=1e-6)
     assert sizes == [4, 4, 2]

@@ -1,6 +1,7 @@
 """What goes in and out of a command: messages, models and images that it is asked for, files that it writes."""
 
 import contextlib
+import ctypes
 import difflib
 import functools
 import gc
@@ -24,6 +25,7 @@ BACKENDS = {
     "numpy": ("jax", "scipy"),
     "openvino": ("openvino", "scipy"),
 }
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt, in malloc.h
 TRAINING = ("torch", "jax", "tensorflow")
 
 
@@ -63,6 +65,20 @@ def start_backend(training=False):
         finally:
             if enabled:
                 gc.enable()
+
+
+@functools.cache
+def keep_memory():
+    """Have glibc keep freed memory for the next step.
+
+    By default it gives large arrays back to the system at once, which clears each page anew when the next
+    step asks for it: 110 of 200 ms of a step of the default CVAE on tensorflow, 20 of 265 ms on jax, 1.7 of
+    14 ms of the mlp on torch. The setting is the whole process's, which does not shrink again but for what
+    lies free above 1 GiB at the end of its heap. Does nothing with other C libraries.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(TRIM_THRESHOLD, 1 << 30)
+        mallopt(MMAP_MAX, 0)
 
 
 def check_clock():
@@ -106,11 +122,11 @@ def load(model):
 
 def whence(found, name):
     """Where a checkpoint that was asked for by its name comes from, and where the other one of that name is."""
-    from keras_ae import checkpoints
+    from keras_ae.checkpoints import released
 
     if found.origin == "path":
         return ""
-    other = checkpoints.released(name)
+    other = released(name)
     if found.origin != "trained here" or not (other / "model.keras").is_file():
         return f" ({found.origin})"
     here = Path.cwd()

@@ -160,9 +160,8 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
     console.start_backend(training=True)
     from keras_ae import distributed, fitting
     from keras_ae.callbacks import TensorBoard
-    from keras_ae.fast.memory import keep_memory
 
-    keep_memory()  # for this process is ours alone
+    console.keep_memory()  # for this process is ours alone
     if distributed.launched_by_torchrun():
         distributed.start()
     # Of the processes of torchrun, the first one speaks.

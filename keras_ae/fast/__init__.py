@@ -10,7 +10,6 @@ means         executions_*    the running means of an epoch in one kernel, on to
 Adam          adam            the fused kernels of torch and tensorflow
 gathering     gathering       batches gathered within tensorflow's graph
 prediction    prediction      what a forward pass on jax does not change is not written back
-memory        memory          freed memory is kept for the next step: `keep_memory`, for a program to choose
 """
 
 import importlib
