@@ -115,6 +115,12 @@ def test_the_time_left_is_that_of_the_whole_run(run_of):
     assert first.startswith("400/400  6s  loss 31.23") and first.endswith("  5s left")
 
 
+def test_figures_are_told_in_the_order_of_the_terms():
+    logs = dict.fromkeys(["kl", "kl_weight", "loss", "val_kl", "reconstruction", "val_loss"], 1.0)
+    names = [figure.split()[0] for figure in callbacks.figures_of(logs, ("reconstruction", "kl"))]
+    assert names == ["loss", "reconstruction", "kl", "kl_weight", "val_loss", "val_kl"]
+
+
 def test_where_nobody_looks_an_epoch_is_a_line(run_of):
     lines = run_of(40, verbose=2).splitlines()
     assert [line.split()[0] for line in lines] == ["Epoch", "400/400"] * 2

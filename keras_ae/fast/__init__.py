@@ -1,7 +1,7 @@
 """Levers: what makes training faster than Keras' own loops do. Everything is right without them.
 
 KAE_FAST=0 in the environment, before the first import, switches all of them off. What each of them pays
-is in docs/speed.md.
+is in docs/levers.md.
 
 lever         module          what it does
 executions    executions_*    several steps between two calls of the callbacks, on every backend
