@@ -34,6 +34,8 @@ from keras_ae.data.images import opened
 from keras_ae.errors import UserError, printable
 from keras_ae.settings import EXPORT_SUFFIXES
 
+pytestmark = pytest.mark.long
+
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
