@@ -41,6 +41,15 @@ TENSORBOARD = "tensorboard"
 NEXT = ".next"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
 BACKUP = ("backup/state.npz", "backup/dataset")  # files of one that is not finished
+KINDS = {  # of what run.json has
+    "finished": bool,
+    "settings": dict,
+    "data": dict,
+    "environment": dict,
+    "earlier_environments": list,
+    "prior": dict,
+    "final": dict,
+}
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -196,7 +205,11 @@ def read_run(folder):
         version = run.get("format", 0)
         if isinstance(version, int) and version <= FORMAT:
             Settings.from_dict({"model": "vae", **run.get("settings", {})})
-            dict(run.get("data", {}))
+            for key, kind in KINDS.items():
+                if not isinstance(run.get(key, kind()), kind):
+                    raise ValueError(f"its {key} is no {kind.__name__}")
+            if not isinstance(run.get("environment", {}).get("versions", {}), dict):
+                raise ValueError("its versions are no dict")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -253,11 +266,15 @@ def read_history(folder):
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        return [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
+        rows = [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("its epochs are not 1, 2 and so on")
+        return rows
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is damaged: {why}") from error
 
 
 def read_epochs(folder):

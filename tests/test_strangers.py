@@ -650,13 +650,41 @@ def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
         ("a.toml", "epochs = " + "[" * 100_000), ("a.json", "[" * 100_000), ("a.json", '{"a":' * 100_000),
         ("a.json", '{"epochs": 1e400}'), ("a.toml", "epochs = inf"), ("a.toml", "latent_dim = nan"),
         ("a.json", '{"epochs": NaN}'), ("a.json", '{"dataset": "\\ud800"}'), ("a.json", "[]"), ("a.json", "5"),
+        ("a.json", '{"dataset": [1]}'), ("a.json", '{"kl_weight": [1]}'), ("a.json", '{"hidden": {"a": 1}}'),
         ("a.toml", 'x\x1b[31m = 1'), ("a.json", '{"\\u001b[31m": 1}'),
     ],
-    ids=range(12),
+    ids=range(15),
 )  # fmt: skip
 def test_settings_that_are_something_else(name, text, kae):
     Path(name).write_text(text)
     assert kae("fit", "vae", "--config", name).exit_code in (1, 2)
+
+
+DEEP = "[" * 400 + "]" * 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"settings": {{"model": "vae"}}, "data": {{"x": {DEEP}}}}}',
+        f'{{"settings": {{"model": "vae"}}, "x": {"[" * 100_000}',
+        '{"settings": {"model": "vae", "dataset": "\\ud800"}}',
+        '{"settings": {"model": "vae"}, "data": {"name": "\\udcff"}, "environment": {"\\ud800": "\\ud800"}}',
+        '{"settings": {"model": "vae", "epochs": 1e400}}',
+        '{"settings": {"model": "vae", "epochs": %s}}' % ("9" * 5000),
+        '{"settings": {"model": "vae"}, "final": {"val_loss": NaN, "epochs": {"a": 1}}}',
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_a_run_that_says_odd_things(text, saved, kae, mnist_env):
+    saved()
+    shutil.copytree("run", "other")
+    Path("run", "run.json").write_text(text)
+    for command in (
+        ["info", "run"], ["info", "run", "--json"], ["compare", "run", "other"], ["reconstruct", "run"], FIT[:-1] + ["run"],
+        FIT[:-1] + ["run", "--resume"], ["fit", "vae", "--config", "run/run.json", "--limit", "0"],
+    ):  # fmt: skip
+        assert kae(*command).exit_code in (0, 1, 2)
 
 
 def test_a_data_directory_of_many(tmp_path, kae):

@@ -74,8 +74,10 @@ def read_config(context, parameter, path):
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
         endless = isinstance(value, float) and not math.isfinite(value)
-        if not isinstance(value, str | int | float | list | None) or endless:
-            raise click.UsageError(f"{path}: {name} must be a word, a number or a list of numbers.")
+        kinds = str | int | float | list | None if name == "hidden" else str | int | float | None
+        if not isinstance(value, kinds) or endless:
+            kind = "a list of numbers" if name == "hidden" else "a word or a number"
+            raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
 
 
