@@ -58,11 +58,10 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     console.start_backend(training=True)
     from keras_ae import distributed, pictures, sweeping
     from keras_ae.callbacks import TensorBoard
-    from keras_ae.fast.memory import keep_memory
 
     if distributed.launched_by_torchrun():
         raise click.UsageError("A sweep runs in one process; start each `kae fit` by torchrun.")
-    keep_memory()  # for this process is ours alone
+    console.keep_memory()  # for this process is ours alone
     report = (lambda message: None) if quiet else console.say
     missing = pictures.missing_for_plots()
     if missing:
