@@ -19,6 +19,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -63,8 +64,10 @@ def save_model(model, path):
     The file holds a float32 model, in whatever precision this one computes.
 
     Raises:
-        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config.
+        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config, or a
+            clock that no file can be dated by.
     """
+    check_clock()
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
     try:
         with zero_weights():
@@ -82,6 +85,19 @@ def save_model(model, path):
         bare.set_prior(model.prior)
     with atomic(path) as temporary:
         bare.save(temporary)
+
+
+def check_clock():
+    """Refuse to write a zip, which a model file is, in years that it does not know.
+
+    Raises:
+        CheckpointError: the clock is before 1980 or after 2107.
+    """
+    year = time.localtime().tm_year
+    if not 1980 <= year <= 2107:
+        raise CheckpointError(
+            f"The clock of this machine says {year}, and model files know the years 1980 to 2107: set it."
+        )
 
 
 def load_model(path, trusted=False):

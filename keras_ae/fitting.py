@@ -117,6 +117,7 @@ class Run:
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         self.user_callbacks = list(callbacks)
         settled(settings)  # says now what is wrong with them
+        checkpoints.check_clock()
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
         self.writes = distributed.rank() == 0  # of several processes, the first one

@@ -407,7 +407,10 @@ class Contract:
         model = self.compiled()
         factor = 10 if dtype == "int64" else 1
         wrong = self.with_images(x, self.images(x).astype(dtype) * factor)
-        for use in (model.fit, model.evaluate, model.predict, model.reconstruct, model.encode):
+        uses = [model.fit, model.evaluate, model.predict, model.reconstruct, model.encode]
+        if hasattr(model, "fit_prior"):
+            uses.append(model.fit_prior)
+        for use in uses:
             with pytest.raises(ValueError, match="Rescale them, or give uint8"):
                 use(wrong)
         with pytest.raises(ValueError, match="Rescale them"):

@@ -632,6 +632,19 @@ def test_a_slim_installation_says_what_is_missing(arguments, saved, tmp_path, mn
     assert done.returncode == 1 and "install" in done.err
 
 
+def test_memory_that_torch_does_not_get(saved, kae, mnist_env, monkeypatch):
+    torch = pytest.importorskip("torch")
+    saved()
+
+    def greedy(self, *args, **kwargs):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(VAE, "sample", greedy)
+    for arguments in (["sample", "run"], FIT):  # a fit draws the samples of its picture
+        done = kae(*arguments)
+        assert done.exit_code == 1 and "Error: Out of memory. Try a smaller" in done.stderr
+
+
 @pytest.mark.parametrize("year", [1971, 2150])
 def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
     """A zip knows the years 1980 to 2107: said before the work, not after it."""
@@ -641,6 +654,9 @@ def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
     for arguments in (FIT, ["export", "run", "--format", "torch"]):
         done = kae(*arguments)
         assert done.exit_code == 1 and f"clock of this machine says {year}" in done.stderr
+    with pytest.raises(UserError, match="clock of this machine"):
+        checkpoints.save_model(VAE((28, 28, 1), 2, "mlp", (4,)), "a.keras")
+    assert not Path("a.keras").exists()
     assert kae("info", "run").exit_code == 0
 
 

@@ -11,6 +11,7 @@ from keras_ae.backbones import seeded_weights
 from keras_ae.data import ImageData
 from keras_ae.settings import Settings
 
+pytestmark = pytest.mark.long
 THREADS = 4
 
 
