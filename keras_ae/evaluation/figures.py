@@ -173,7 +173,7 @@ def evaluate(
         try:
             return evaluation_classifier(train, test, progress, classifier_seed, classifier_minutes)
         except UserError as error:
-            reasons["classifier"] = str(error)
+            reasons["second_classifier" if classifier_seed else "classifier"] = str(error)
 
     def judged(by):
         if by:
