@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 
+import numpy as np
 import pytest
 
-from keras_ae import callbacks
+from keras_ae import AE, VAE, callbacks, pictures
+from keras_ae.data import ImageData
 
 
 def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
@@ -125,3 +127,27 @@ def test_where_nobody_looks_an_epoch_is_a_line(run_of):
     lines = run_of(40, verbose=2).splitlines()
     assert [line.split()[0] for line in lines] == ["Epoch", "400/400"] * 2
     assert not any("\r" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("model", "titles"),
+    [
+        (AE, ["test images over their reconstructions"]),
+        (VAE, ["test images over their reconstructions", "samples of N(0, I)"]),
+    ],
+)
+def test_the_rows_of_the_picture_of_an_epoch_are_named(model, titles, digits, monkeypatch):
+    drawn = []
+
+    def with_title(picture, title):
+        drawn.append(title)
+        return before(picture, title)
+
+    before = pictures.with_title
+    monkeypatch.setattr(pictures, "with_title", with_title)
+    shown = ImageData("mnist", "", "test", digits[0][:4], digits[1][:4], tuple("0123456789"))
+    small = model((28, 28, 1), 2, "mlp", (4,))
+    picture = callbacks.picture_of(small, shown)
+    assert drawn == titles
+    rows = np.asarray(picture.convert("L"))[:22]  # of the first title
+    assert (rows > 150).any() and (rows == pictures.BACKGROUND).mean() > 0.5
