@@ -8,6 +8,7 @@ import numpy as np
 from keras_ae import distributed
 from keras_ae.data.arrays import memory_bound
 from keras_ae.errors import UserError
+from keras_ae.fast.networks import call_network
 
 BACKEND = keras.backend.backend()
 if BACKEND == "torch":
@@ -78,7 +79,7 @@ def _forward_pass(network):
 
 def _without_gradients(network, arrays):
     with torch.no_grad():
-        return network([keras.ops.convert_to_tensor(array) for array in arrays])
+        return call_network(network, [keras.ops.convert_to_tensor(array) for array in arrays])
 
 
 def memory_of_one(network):

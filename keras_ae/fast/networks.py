@@ -1,4 +1,4 @@
-"""A training step through a Functional network of layers that are known here, as torch's own functions on torch.
+"""A Functional network of layers that are known here, as torch's own functions on torch.
 
 `Layer.__call__` looks at masks, dtypes, shapes and scopes anew each time, for every layer, and Keras
 computes convolutions and normalisations on torch through its own general code. Here each layer is the one
@@ -20,9 +20,9 @@ else:
 
 def call_network(network, inputs, training=False):
     """`network(inputs, training=training)`, for a list of tensors."""
-    if training and torch is not None and fast.ON and isinstance(inputs[0], torch.Tensor):
+    if torch is not None and fast.ON and isinstance(inputs[0], torch.Tensor):
         program = program_of(network)
-        functions = program and inputs[0].device.type != "meta" and program.bind()
+        functions = program and inputs[0].device.type != "meta" and program.bind(training)
         if functions:
             return program.compute(functions, inputs)
     return network(inputs, training=training)
@@ -71,7 +71,7 @@ class Program:
             sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
 
-    def bind(self):
+    def bind(self, training):
         """The functions of the layers on the weights that they have now; None where Keras must do it."""
         if _hooked(self._network):
             return None
@@ -84,7 +84,7 @@ class Program:
                 or layer.activity_regularizer is not None
                 or getattr(layer, "lora_enabled", False)
                 or getattr(layer, "quantization_mode", None)
-                or (function := FUNCTIONS[type(layer)](layer)) is None
+                or (function := FUNCTIONS[type(layer)](layer, training)) is None
             ):
                 return None
             functions.append((function, sources, target))
@@ -137,7 +137,7 @@ def _activated(function, layer):
     return function if activation is None else lambda x: activation(function(x))
 
 
-def _dense(layer):
+def _dense(layer, training):
     kernel, bias = layer.kernel.value, layer.bias.value if layer.use_bias else None
 
     def dense(x):
@@ -149,7 +149,7 @@ def _dense(layer):
     return _activated(dense, layer)
 
 
-def _convolution(layer):
+def _convolution(layer, training):
     if layer.data_format != "channels_last":
         return None
     kernel = layer.kernel.value.permute(3, 2, 0, 1)
@@ -177,7 +177,7 @@ def _convolution(layer):
     return _activated(convolution, layer)
 
 
-def _transposed_convolution(layer):
+def _transposed_convolution(layer, training):
     crops = [size - stride for size, stride in zip(layer.kernel_size, layer.strides)]
     if (
         layer.padding != "same"
@@ -197,16 +197,14 @@ def _transposed_convolution(layer):
     return _activated(convolution, layer)
 
 
-def _normalisation(layer):
+def _normalisation(layer, training):
     last = layer.axis in (-1, len(layer.output.shape) - 1)
     if not (last and layer.scale and layer.center) or getattr(layer, "renorm", False):
         return None
-    if not layer.trainable:
-        return None
-    if distributed.size() > 1:
-        return lambda x: layer.call(x, training=True)
     gamma, beta = layer.gamma.value, layer.beta.value
     mean, variance = layer.moving_mean.value, layer.moving_variance.value
+    if training and layer.trainable and distributed.size() > 1:
+        return lambda x: layer.call(x, training=True)
 
     def normalise(x):
         y = _to_torch(x) if x.ndim == 4 else x
@@ -219,27 +217,33 @@ def _normalisation(layer):
             variance.lerp_(batch_variance, 1.0 - layer.momentum)
         return _to_keras(y) if x.ndim == 4 else y
 
-    return normalise
+    def normalise_by_averages(x):
+        scale = gamma * (variance + layer.epsilon).rsqrt()
+        return torch.addcmul(beta - mean * scale, x, scale)
+
+    return normalise if training and layer.trainable else normalise_by_averages
 
 
-def _cropping(layer):
+def _cropping(layer, training):
     if layer.data_format != "channels_last":
         return None
     (top, bottom), (left, right) = layer.cropping
     return lambda x: x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
-# What a layer computes, by its exact class: layer -> a function of tensors in training, None where Keras must do it.
+# What a layer computes, by its exact class: (layer, training) -> a function of tensors, None where Keras must do it.
 FUNCTIONS = {
     keras.layers.Dense: _dense,
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv2DTranspose: _transposed_convolution,
     keras.layers.BatchNormalization: _normalisation,
     BatchNormalization: _normalisation,
-    keras.layers.Activation: lambda layer: _activation(layer) or (lambda x: x),
-    keras.layers.Concatenate: lambda layer: lambda *x: torch.cat(x, layer.axis),
-    keras.layers.Add: lambda layer: lambda *x: sum(x[1:], x[0]),
-    keras.layers.Reshape: lambda layer: lambda x: x.reshape(x.shape[0], *layer.target_shape),
-    keras.layers.Flatten: lambda layer: lambda x: x.reshape(x.shape[0], -1),
+    keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
+    keras.layers.Concatenate: lambda layer, training: lambda *x: torch.cat(x, layer.axis),
+    keras.layers.Add: lambda layer, training: lambda *x: sum(x[1:], x[0]),
+    keras.layers.Reshape: lambda layer, training: (
+        lambda x: x.reshape(x.shape[0], *layer.target_shape)
+    ),
+    keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(x.shape[0], -1),
     keras.layers.Cropping2D: _cropping,
 }
