@@ -32,10 +32,10 @@ def score(model, inputs, reference=None, seed=0):
         A dict of float64 (N,):
 
         - "reconstruction_error": the model's own reconstruction term, the mean over the values of an
-          image, its code the mean of q(z|x);
+            image, its code the mean of q(z|x);
         - "negative_elbo": in nats, see `elbo`, of a VAE or CVAE whose loss stands for a likelihood;
         - "negative_log_prior": -log p(z) in nats of that code under the model's prior, as fitted by
-          `fit_prior`, of a VAE or CVAE;
+            `fit_prior`, of a VAE or CVAE;
 
         and with a reference for each "NAME_percentile": the share of the reference in percent whose score
         is lower.
