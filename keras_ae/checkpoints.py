@@ -8,6 +8,7 @@ checkpoints/cvae/
   tensorboard/       with --tensorboard: what it reads
   backup/state.npz   what --resume needs; removed when the run ends
   backup/dataset     the folder of the dataset, where it has no name in the data directory; the same
+  backup/start.keras the model that a run with --from started from; the same
   .next/             run.json and backup/ of a run that is to replace this one, until its first epoch is there
 """
 
@@ -32,22 +33,26 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
-from keras_ae.data.disk import open_file
+from keras_ae.data.disk import VERSION, open_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
 from keras_ae.settings import Settings, models
 
+ROOT = "checkpoints"  # the folder that holds the runs of a user
+MNIST = Settings("vae").dataset
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
-BACKUP = ("backup/state.npz", "backup/dataset")  # files of one that is not finished
+START = "backup/start.keras"  # the model that a run was given to start from
+BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of one that is not finished
 KINDS = {  # of what run.json has
     "finished": bool,
     "settings": dict,
     "data": dict,
     "environment": dict,
     "earlier_environments": list,
+    "from": dict,
     "prior": dict,
     "final": dict,
 }
@@ -172,11 +177,24 @@ def released(name):
     return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
 
 
-def find_checkpoint(model, root="checkpoints"):
+def default_folder(settings, root=ROOT):
+    """The folder of a run that nobody has named: ROOT/vae, and for another dataset than mnist ROOT/vae-emoji."""
+    dataset = settings.dataset
+    if os.path.isabs(dataset) or dataset.startswith(
+        (".", "~")
+    ):  # a folder, perhaps that of a version
+        folder = Path(dataset)
+        dataset = folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
+    dataset = dataset.partition(":")[0].replace("/", "-")
+    return Path(root, settings.model if dataset == MNIST else f"{settings.model}-{dataset}")
+
+
+def find_checkpoint(model, root=ROOT):
     """Find what MODEL names: a path first, then `checkpoints/<name>/`, then the released weights.
 
     Args:
-        model: "ae", "vae" or "cvae", the path of a run folder, or of a .keras file.
+        model: "ae", "vae" or "cvae", the name of a run in `root`, the path of a run folder, or of a
+            .keras file.
         root: the folder that holds the runs of this user.
 
     Raises:
@@ -202,6 +220,9 @@ def find_checkpoint(model, root="checkpoints"):
         origin = "path"
         if path.is_dir():
             path = path / "model.keras"
+        named = Path(root, model, "model.keras")
+        if not path.is_file() and Path(model).name == str(model) and named.is_file():
+            path, origin = named, "trained here"
         if not path.is_file():
             raise CheckpointError(
                 f"There is no checkpoint {path}. Give {', '.join(models())}, a run folder or a .keras file."
@@ -339,6 +360,20 @@ def write_backup(folder, model, progress):
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
+
+
+def save_start(folder, model):
+    """Keep the model that a run starts from, for one that goes on with the run."""
+    save_model(model, Path(folder) / START)
+
+
+def load_start(folder, trusted=False):
+    """The model that the unfinished run in a folder started from.
+
+    Raises:
+        CheckpointError: it is not there, not whole, or not one of ours.
+    """
+    return load_model(Path(folder) / START, trusted)
 
 
 def read_backup(folder, model):
@@ -524,6 +559,10 @@ def take_place(folder, replaced=()):
     source = read_source(folder / NEXT)
     remove([path for path in replaced if path not in written])
     write_source(folder, source)
+    if (start := folder / NEXT / START).is_file():
+        write_bytes(folder / START, start.read_bytes())
+    else:
+        remove([path for path in replaced if path == folder / START])
     os.replace(folder / NEXT / "run.json", folder / "run.json")
     remove_next(folder)
 

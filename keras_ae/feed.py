@@ -21,12 +21,16 @@ class Feed(keras.utils.PyDataset):
         seed: of the order, and of the coins of `binarize`.
         binarize: draw each pixel, 0 or 255, as a coin of its grey value.
         shuffle: whether there is an order other than that of the images.
+        augment: a `keras_ae.augmentation.Augment` that changes the images of a batch; None to leave them.
     """
 
-    def __init__(self, images, labels, batch_size, seed, binarize=False, shuffle=True):
+    def __init__(
+        self, images, labels, batch_size, seed, binarize=False, shuffle=True, augment=None
+    ):
         super().__init__()
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.binarize, self.shuffle = seed, binarize, shuffle
+        self.augment = augment
         self._devices = distributed.devices()  # of the thread that trains; others fetch batches
         self.set_epoch(0)
 
@@ -57,19 +61,22 @@ class Feed(keras.utils.PyDataset):
 
     def rows(self, index):
         """The numbers of the images of a batch: of this process's share of it."""
-        return self._batch(index)[0]
+        rows, mine = self._batch(index)
+        return rows[mine]
 
     def _batch(self, index):
         start = (self.first + index) * self.batch_size
         rows = self.order[start : start + self.batch_size]
         mine = distributed.local_rows(len(rows), self._devices)
-        return rows[mine], len(rows), mine
+        return rows, mine
 
     def __getitem__(self, index):
-        rows, whole, mine = self._batch(index)
-        images = self.images[rows]
+        batch, mine = self._batch(index)
+        rows, seed = batch[mine], (self.seed, self.epoch, self.first + index)
+        # What is drawn is drawn for the images of all processes.
+        images = self.augment(self.images[batch], seed)[mine] if self.augment else self.images[rows]
         if self.binarize:
-            images = binarized(images, (self.seed, self.epoch, self.first + index), whole, mine)
+            images = binarized(images, seed, len(batch), mine)
         return (images if self.labels is None else (images, self.labels[rows]),)
 
 

@@ -18,6 +18,7 @@ from keras_ae.backbones import (
     ends_in_sigmoid,
     logits_of,
 )
+from keras_ae.data import Preparation
 from keras_ae.errors import RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
@@ -64,6 +65,9 @@ class AE(Steps, Objective):
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
     quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
+    preparation = (
+        None  # a `keras_ae.data.Preparation`: what image files need before the model takes them
+    )
 
     def __init__(
         self,
@@ -261,12 +265,14 @@ class AE(Steps, Objective):
             self.quantization = config
 
     def get_config(self):
-        quantized = {}
+        more = {}
         if self.quantization is not None:
-            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
+            more["quantization"] = keras.saving.serialize_keras_object(self.quantization)
+        if self.preparation is not None:
+            more["preparation"] = self.preparation.to_dict()
         return {
             **super().get_config(),
-            **quantized,
+            **more,
             "format": FORMAT,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
@@ -292,7 +298,10 @@ class AE(Steps, Objective):
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
         quantization = config.pop("quantization", None)
+        preparation = Preparation.from_dict(config.pop("preparation", None))
         model = cls(**config)
+        if preparation is not None:
+            model.preparation = preparation
         if quantization is not None:
             model.quantize(config=quantization)
         return model
@@ -627,7 +636,10 @@ class CVAE(VAE):
     @classmethod
     def arguments_for(cls, data):
         if data.labels is None:
-            raise RunError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
+            raise RunError(
+                f"{data.name} has no labels, which a cvae needs: fit an ae or a vae to it, or import it "
+                "from a folder with a folder for each class."
+            )
         names = {"num_classes": data.num_classes, "class_names": data.class_names}
         return super().arguments_for(data) | names
 

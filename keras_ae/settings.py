@@ -68,6 +68,11 @@ def reconstructions():
     return _names("losses", "RECONSTRUCTIONS")
 
 
+def augmentations():
+    """Names of the augmentations, as in `keras_ae.augmentation.AUGMENTATIONS`."""
+    return _names("augmentation", "AUGMENTATIONS")
+
+
 def _names(module, registry):
     """The names in a registry: where its module, which needs Keras, is not imported, from the source."""
     loaded = sys.modules.get(f"keras_ae.{module}")
@@ -108,6 +113,8 @@ class Settings:
         kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
         kl_warmup: fraction of the run that this takes, in (0, 1].
         binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
+        augment: changes of the training images, drawn anew at each use, in `keras_ae.augmentation`: "flip"
+            (left and right), "shift" (up to a tenth of a side) and "colour" (of RGB images); None for none.
         dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, weights, losses and the
             checkpoint stay float32.
         early_stopping: end the run after so many epochs without a lower validation loss, counted after
@@ -133,6 +140,7 @@ class Settings:
     kl_schedule: str = "linear"
     kl_warmup: float = 1.0
     binarize: bool = False
+    augment: tuple[str, ...] | None = None
     dtype: str = "float32"
     early_stopping: int | None = None
     ema: float | None = None
@@ -192,6 +200,14 @@ class Settings:
             object.__setattr__(self, "hidden", tuple(self.hidden))
             if not self.hidden or min(self.hidden) < 1:
                 raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
+        if self.augment is not None:
+            names = self.augment.split(",") if isinstance(self.augment, str) else self.augment
+            if unknown := [name for name in names if name not in augmentations()]:
+                raise ValueError(
+                    f"augment must be some of {', '.join(augmentations())}; got {unknown[0]!r}."
+                )
+            names = tuple(name for name in augmentations() if name in names)
+            object.__setattr__(self, "augment", names or None)
         if self.model == "ae":
             self._refuse_kl_settings()
 

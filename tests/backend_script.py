@@ -263,8 +263,9 @@ class Killed(BaseException):
 def resuming(folder):
     """A run that is cut after its first epoch and resumed is the uninterrupted one."""
     settings = Settings(
-        "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2
-    )
+        "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2,
+        augment=("flip", "shift"),
+    )  # fmt: skip
 
     def fit(name, **kwargs):
         return fitting.fit(settings, folder / name, verbose=0, report=lambda line: None, **kwargs)

@@ -8,12 +8,14 @@ import gc
 import itertools
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
 import click
 
+from kae import options
 from keras_ae import settings
 from keras_ae.errors import need, printable
 
@@ -102,14 +104,10 @@ def usage_errors():
 def load(model):
     """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
     path = Path(model)
-    if (
-        model not in settings.models()
-        and not path.exists()
-        and path.suffix != ".keras"
-        and path.name == model
-    ):
+    known = list(dict.fromkeys([*settings.models(), *options.runs_here()]))
+    if model not in known and not path.exists() and path.suffix != ".keras" and path.name == model:
         raise click.UsageError(
-            f"MODEL must be {', '.join(settings.models())}, a run folder or a .keras file; got {model!r}."
+            f"MODEL must be {', '.join(known)}, a run folder or a .keras file; got {model!r}."
         )
     start_backend()
     from keras_ae.checkpoints import find_checkpoint, load_model
@@ -143,6 +141,18 @@ def tell_prior(network, checkpoint):
         say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
 
 
+def hint(*arguments):
+    """A command to be typed next, as a shell takes it, with what this one was told for all commands."""
+    modules = click.get_current_context().find_root().params.get("modules") or ()
+    imports = [part for module in modules for part in ("--import", module)]
+    return shlex.join(["kae", *imports, *map(str, arguments)])
+
+
+def elsewhere(data_dir):
+    """The option that has the next command find a dataset where this one did."""
+    return ["--data-dir", data_dir] if data_dir else []
+
+
 def check_free(path, force):
     """Refuse to overwrite a file unasked, before the work that would be lost."""
     path = Path(path)
@@ -171,7 +181,9 @@ def free_name(path):
 def stem_of(model):
     """What a default name begins with: the name of a run folder or of a model file."""
     path = Path(model)
-    return path.resolve().name if path.is_dir() else path.stem
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.suffix == ".keras" else path.name
 
 
 def save_images(target, images, picture):
@@ -217,6 +229,25 @@ def print_json(value):
     echo(json.dumps(plain(value)))
 
 
+@contextlib.contextmanager
+def progress(what, total):
+    """A function to be told how many more are done: a bar for who watches, else a line every 10 s."""
+    if sys.stderr.isatty():
+        with click.progressbar(length=total, label=what, file=sys.stderr) as bar:
+            yield bar.update
+        return
+    done, said = 0, time.monotonic()
+
+    def advance(count):
+        nonlocal done, said
+        done += count
+        if time.monotonic() - said >= 10 and done < total:
+            say(f"{what}: {done:,} of {total:,}")
+            said = time.monotonic()
+
+    yield advance
+
+
 def stdout_to_stderr(function):
     """Keras prints its progress on stdout, which is for data: send it to stderr."""
 
@@ -250,27 +281,53 @@ def names_of(images):
     return [images.class_names[label] for label in images.labels]
 
 
+def find_files(files):
+    """Image files, and those in folders, in order; says how many others lie there."""
+    from keras_ae import data
+
+    found, others = data.find_files(files)
+    if others:
+        say(f"left out {others:,} files whose names are no image's")
+    return found
+
+
+def classes_of(network, files, labels):
+    """The class of each image file for a CVAE, an index; None for other models.
+
+    It is that of --label, given once or for each file; without it, that of the folder which the file is in.
+    """
+    if not network.num_classes:
+        if labels:
+            raise click.UsageError("This model has no classes: leave --label out.")
+        return None
+    folders = [Path(path).absolute().parent.name for path in files]
+    if not labels and set(folders) <= set(network.names):
+        return [network.names.index(folder) for folder in folders]
+    if len(labels) not in (1, len(files)):
+        raise click.UsageError(
+            f"A cvae needs the class of each image: give --label once for all, or {len(files)} times, or "
+            f"files in folders called as the classes; got {len(labels)}."
+        )
+    classes = [class_index(network, label) for label in labels]
+    return classes * len(files) if len(classes) == 1 else classes
+
+
 def load_files(network, files, labels, crop, invert):
     """Image files as an `ImageData` that the model can take, with their labels for a CVAE."""
+    return read_files(network, files, classes_of(network, files, labels), crop, invert)
+
+
+def read_files(network, files, classes, crop, invert):
+    """As `load_files`, of files whose classes are known."""
     import numpy as np
 
     from keras_ae import data
 
-    if not network.num_classes and labels:
-        raise click.UsageError("This model has no classes: leave --label out.")
-    if network.num_classes and len(labels) not in (1, len(files)):
-        raise click.UsageError(
-            f"A cvae needs the class of each image: give --label once for all, or {len(files)} times; "
-            f"got {len(labels)}."
-        )
-    classes = [class_index(network, label) for label in labels]
-    if len(classes) == 1:
-        classes *= len(files)
     return data.ImageData(
         "files",
         "",
         "",
-        data.read_files(files, network.image_shape, crop, invert),
+        data.read_files(files, network.image_shape, crop, invert, network.preparation),
         np.array(classes, "int64") if network.num_classes else None,
         network.names if network.num_classes else None,
     )

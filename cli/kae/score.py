@@ -77,6 +77,7 @@ def command(
     known = console.load_test(network, checkpoint, own, data_dir, limit)
     usual, odd = known, None
     if files:
+        files = console.find_files(files)
         # A cvae that is not told the class of a file is asked under each.
         anything = tuple(network.names[:1]) if network.num_classes else ()
         scored = console.load_files(network, files, labels or anything, crop, invert)

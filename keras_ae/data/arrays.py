@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_ae.data.disk import DataError, open_file
+from keras_ae.data.preparation import Preparation
 
 
 def memory_bound() -> int:
@@ -149,6 +150,7 @@ class ImageData:
             `StoredImages`, which reads the rows that it is asked for.
         labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
         class_names: one name per class; None for a dataset without classes.
+        preparation: what `import_folder` did to the pictures; None for any other dataset.
     """
 
     name: str
@@ -157,6 +159,7 @@ class ImageData:
     images: np.ndarray | StoredImages
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
+    preparation: Preparation | None = None
 
     @property
     def num_classes(self) -> int:

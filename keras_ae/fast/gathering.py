@@ -10,10 +10,15 @@ def gathered(feed):
     """The batches of a `keras_ae.feed.Feed`, gathered in the graph.
 
     Of a `PyDataset`, Keras has tensorflow fetch each batch from Python: 2.7 of 18 ms a step of the mlp.
-    Here it fetches the order of the epoch. Coins for the pixels, images too many to copy, and
-    batches that are split over devices are left to the feed.
+    Here it fetches the order of the epoch. Coins for the pixels, images that are augmented or too many
+    to copy, and batches that are split over devices are left to the feed.
     """
-    if tf.distribute.has_strategy() or feed.binarize or feed.images.nbytes > RESIDENT_BYTES:
+    if (
+        tf.distribute.has_strategy()
+        or feed.binarize
+        or feed.augment
+        or feed.images.nbytes > RESIDENT_BYTES
+    ):
         return feed
     arrays = [feed.images] if feed.labels is None else [feed.images, feed.labels]
     arrays = [tf.constant(array) for array in arrays]
