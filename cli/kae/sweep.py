@@ -37,7 +37,7 @@ class Weights(click.ParamType):
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the runs.  [default: checkpoints/sweep-MODEL]",
+    help="Folder of the runs.  [default: checkpoints/sweep-MODEL, or sweep-MODEL-DATASET where that is not mnist]",
 )
 def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
     """Train MODEL (vae or cvae) for several KL weights, and show what each costs and gives.
@@ -56,7 +56,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
         settings = Settings(**values, kl_weight=kl_weights[0])
     console.check_clock()
     console.start_backend(training=True)
-    from keras_ae import distributed, pictures, sweeping
+    from keras_ae import checkpoints, distributed, pictures, sweeping
     from keras_ae.callbacks import TensorBoard
 
     if distributed.launched_by_torchrun():
@@ -66,8 +66,10 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     missing = pictures.missing_for_plots()
     if missing:
         report(f"no rate-distortion plot: {missing}")
-    suffix = "" if settings.dataset == "mnist" else f"-{Path(settings.dataset).name}"
-    folder = out or Path("checkpoints") / f"sweep-{settings.model}{suffix}"
+    folder = out
+    if folder is None:
+        place = checkpoints.default_folder(settings)
+        folder = place.with_name(f"sweep-{place.name}")
     with fit.explained(folder, "the same command"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
