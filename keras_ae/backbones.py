@@ -375,24 +375,29 @@ def _with_inputs(network, inputs, outputs, role):
 def ends_in_sigmoid(decoder):
     """Whether a decoder is a Functional model that ends in a sigmoid, which nobody listens to.
 
-    A forward hook of torch on either would not be called, were the sigmoid computed beside them.
+    It may end in another such model. A forward hook of torch on any of them would not be called, were the
+    sigmoid computed beside them.
     """
-    last = getattr(getattr(decoder, "output", None), "_keras_history", None)
-    last = last and last.operation
-    return (
-        type(last) is layers.Activation
-        and last.activation is keras.activations.sigmoid
-        and type(decoder).__module__.startswith("keras.")  # no `call` of the user's
-        and not any(
-            getattr(layer, hooks, None)
-            for layer in (decoder, last)
-            for hooks in ("_forward_hooks", "_forward_pre_hooks")
-        )
-    )
+    outputs = getattr(decoder, "outputs", None)
+    if not outputs or not type(decoder).__module__.startswith("keras."):
+        return False  # with a `call` of the user's
+    last = outputs[0]._keras_history.operation
+    if any(
+        getattr(layer, hooks, None)
+        for layer in (decoder, last)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks")
+    ):
+        return False
+    if isinstance(last, keras.Model):
+        return ends_in_sigmoid(last)
+    return type(last) is layers.Activation and last.activation is keras.activations.sigmoid
 
 
 def logits_of(decoder):
     """A decoder that ends in a sigmoid, without it; None for any other. Both share their layers."""
     if not ends_in_sigmoid(decoder):
         return None
-    return keras.Model(decoder.inputs, decoder.output._keras_history.operation.input, name="logits")
+    last, node, _ = decoder.outputs[0]._keras_history
+    inputs = last._inbound_nodes[node].input_tensors
+    logits = logits_of(last)(inputs) if isinstance(last, keras.Model) else inputs[0]
+    return keras.Model(decoder.inputs, logits, name="logits")

@@ -21,7 +21,6 @@ import os
 import re
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 try:
@@ -123,8 +122,7 @@ def load_model(path, trusted=False):
     path = find_checkpoint(path).path
     try:
         cls, config, weights = model_file.read(path, trusted)
-        with zero_weights(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+        with zero_weights(), tempfile.TemporaryDirectory() as folder:
             model = cls.from_config(config)
             # The very bytes that were checked, whatever becomes of the file meanwhile.
             copy = Path(folder, "model.weights.h5")

@@ -4,6 +4,7 @@ loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I
 """
 
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -108,6 +109,13 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
+        if decoder is not None and self._term.of_logits and not ends_in_sigmoid(self.decoder):
+            warnings.warn(
+                f"{reconstruction!r} is computed from the decoder's probabilities, as it does not end in "
+                "Activation('sigmoid'): pixels that it saturates wrongly have no gradient. End it so, after any "
+                "Reshape, and the loss takes the logits.",
+                stacklevel=2,
+            )
         # By name, in what Keras does not look into: their layers are the decoder's, and saved with it.
         self._views = types.SimpleNamespace(networks={})
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)

@@ -1322,3 +1322,23 @@ def test_the_program_of_the_readme_runs(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(block.replace("epochs=10", "epochs=1"), {})
     assert (tmp_path / "vae.keras").is_file() and (tmp_path / "digits.png").is_file()
+
+
+def test_a_decoder_whose_logits_are_not_seen_is_told():
+    """One that ends in Activation("sigmoid") has them, within a Sequential too; a Dense of sigmoids has not."""
+
+    def decoder(*layers):
+        return keras.Sequential([keras.Input((LATENTS,)), *layers])
+
+    pixels, image = int(np.prod(SHAPE)), keras.layers.Reshape(SHAPE)
+    ends_so = decoder(keras.layers.Dense(pixels), image, keras.layers.Activation("sigmoid"))
+    within = decoder(keras.layers.Dense(pixels, activation="sigmoid"), keras.layers.Reshape(SHAPE))
+    codes = np.random.default_rng(0).normal(size=(3, LATENTS)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = VAE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce", decoder=ends_so)
+        VAE(SHAPE, LATENTS, "mlp", (8,), decoder=within)
+    image, logits = model.decoded(keras.ops.convert_to_tensor(codes), [])["logits"]
+    np.testing.assert_allclose(array(keras.ops.sigmoid(logits)), model.decode(codes), atol=1e-6)
+    with pytest.warns(UserWarning, match="does not end in Activation"):
+        VAE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce", decoder=within)

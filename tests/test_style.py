@@ -31,4 +31,6 @@ def test_the_file_with_hashes_is_that_of_the_constraints():
 
     text = (ROOT / "constraints-hashes.txt").read_text()
     assert pinned("constraints.txt") <= pinned("constraints-hashes.txt")
-    assert "://" not in text and text.count("--hash=sha256:") > len(pinned("constraints-hashes.txt"))
+    assert "://" not in text and text.count("--hash=sha256:") > len(
+        pinned("constraints-hashes.txt")
+    )

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import click
@@ -115,7 +116,9 @@ def load(model):
     found = find_checkpoint(model)
     say(f"using {found.path}{whence(found, model)}")
     trusted = bool(click.get_current_context().find_root().params.get("modules"))
-    return load_model(found.path, trusted), found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+        return load_model(found.path, trusted), found
 
 
 def whence(found, name):
