@@ -132,13 +132,15 @@ class TestRunFolder:
         name, folder, _ = run
         _, test = fitting.data.load_splits("mnist", mnist_dir, limit=20)
         picture = np.array(Image.open(folder / "epochs" / "003.png"))
-        names = 18  # pixels of the strip above each row of pairs
+        title, names = 22, 18  # pixels of the strip above each part, and above each row of pairs
         for i in range(10):
             left = 2 * (1 + i * 29)
-            shown = picture[names + 2 : names + 2 + 56 : 2, left : left + 56 : 2]
+            top = title + names + 2
+            shown = picture[top : top + 56 : 2, left : left + 56 : 2]
             np.testing.assert_array_equal(shown, test.images[i, ..., 0])
-        pairs = 2 * (names + 2 * (2 * 29 + 1))  # two rows of them
-        samples = {"ae": 0, "vae": 8 + 2 * (4 * 29 + 1), "cvae": 8 + 2 * (10 * 29 + 1)}[name]
+        pairs = title + 2 * (names + 2 * (2 * 29 + 1))  # two rows of them
+        rows = {"ae": 0, "vae": 4, "cvae": 10}[name]
+        samples = 8 + title + 2 * (rows * 29 + 1) if rows else 0
         assert picture.shape[0] == pairs + samples
 
 
