@@ -9,7 +9,7 @@ RESIDENT_BYTES = 1 << 30  # of images that are worth a copy
 def gathered(feed):
     """The batches of a `keras_ae.feed.Feed`, gathered in the graph.
 
-    Of a `PyDataset`, Keras has tensorflow fetch each batch from Python: 2.7 of 18 ms a step of the mlp.
+    Of a `PyDataset`, Keras has tensorflow fetch each batch from Python.
     Here it fetches the order of the epoch. Coins for the pixels, images that are augmented or too many
     to copy, and batches that are split over devices are left to the feed.
     """
