@@ -5,7 +5,8 @@
 A run of a small VAE is resumed after each kill until it is finished, and another one begun until there
 were enough kills. Each has to end with the weights, history and pictures of the run left alone, bit
 for bit. A life of a run is a process of its own, forked where all is imported, so that a kill takes a
-second and not ten. Between lives, whatever model.keras there is has to load.
+second and not ten. Between lives, whatever model.keras there is has to load. With --over, each run replaces
+another one, which has to stay whole until the new one has its first epoch.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -27,19 +29,22 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import callbacks, checkpoints, files, fitting
+from keras_ae import callbacks, checkpoints, fitting
 from keras_ae.settings import Settings
 
 SETTINGS = Settings(
     "vae", backbone="mlp", hidden=(32, 16), latent_dim=3, limit=800, batch_size=16, epochs=4
 )
-SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
+OLD = Settings("vae", backbone="mlp", hidden=(8,), latent_dim=3, limit=100, epochs=6, seed=9)
+SIGNALS = {
+    name: getattr(signal, f"SIG{name}") for name in ("KILL", *(n[3:] for n in callbacks.STOPPING))
+}
 
 
 STEP = mmap.mmap(-1, 8)  # steps that the life of a run under way has come to: shared with it
 
 
-def live(folder, seconds):
+def live(folder, seconds, settings=SETTINGS):
     """One life of a run, in a process of its own."""
     process = os.fork()
     if process:
@@ -57,8 +62,11 @@ def live(folder, seconds):
                 super().on_train_batch_end(batch, logs)
 
         fitting.Callbacks = Callbacks
-        resume = bool(checkpoints.read_run(folder))
-        fitting.fit(SETTINGS, folder, resume=resume, verbose=0, report=lambda line: None)
+        resume = fitting.can_resume(folder)
+        force = not resume and bool(checkpoints.read_run(folder))
+        fitting.fit(
+            settings, folder, resume=resume, force=force, verbose=0, report=lambda line: None
+        )
         code = 0
     except KeyboardInterrupt:
         pass
@@ -82,7 +90,7 @@ def reached():
 def saved(folder):
     """The step that a backup was made after, 0 without one."""
     try:
-        with np.load(folder / "backup" / "state.npz") as backup:
+        with np.load(checkpoints.place_of(folder) / "backup" / "state.npz") as backup:
             about = json.loads(str(backup["about"]))
     except FileNotFoundError:
         return 0
@@ -97,6 +105,12 @@ def contents(folder):
     rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
     pictures = {p.name: p.read_bytes() for p in (folder / "epochs").iterdir()}
     return weights, [{**row, "seconds": None} for row in rows], pictures
+
+
+def finished(folder):
+    """Whether the run in a folder is the new one, and done."""
+    record = checkpoints.read_run(folder)
+    return record.get("finished", False) and record["settings"]["seed"] == SETTINGS.seed
 
 
 def read(folder):
@@ -125,7 +139,8 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.1, help="between backups")
-    parser.add_argument("--signals", default="KILL", help="of KILL, TERM and INT, with commas")
+    parser.add_argument("--signals", default="KILL", help=f"of {', '.join(SIGNALS)}, with commas")
+    parser.add_argument("--over", action="store_true", help="runs replace another one")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     names = arguments.signals.split(",")
@@ -145,9 +160,13 @@ def main():
         whole = time.monotonic() - start
         assert read(alone)
         expected = contents(alone)
+        if arguments.over:
+            assert os.waitpid(live(Path(parent, "old"), 60.0, OLD), 0)[1] == 0
         while facts["kills"] < arguments.kills or not facts["runs"]:
             folder, seen = Path(parent, f"run-{facts['runs']}"), None
-            while not checkpoints.read_run(folder).get("finished"):
+            if arguments.over:
+                shutil.copytree(Path(parent, "old"), folder)
+            while not finished(folder):
                 before = saved(folder)
                 STEP[:] = struct.pack("q", before)
                 process = live(folder, arguments.seconds)
@@ -170,8 +189,10 @@ def main():
                     assert read(folder), "model.keras does not load"
             facts["runs"] += 1
             assert identical(expected, contents(folder)), f"run {facts['runs']} differs"
-            halves = list(folder.rglob(f"{files.UNFINISHED}*"))
-            assert not halves, f"left behind: {halves}"
+            left = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+            pictures = {f"epochs/{i + 1:03d}.png" for i in range(SETTINGS.epochs)}
+            left -= {*checkpoints.ALWAYS, *pictures, "weights.npz"}
+            assert not left, f"left behind: {left}"
     facts["identical_runs"] = facts["runs"]
     facts["steps_lost"] = {"median": float(np.median(lost)), "most": max(lost)} if lost else None
     facts["steps_of_the_run"] = SETTINGS.epochs * -(-SETTINGS.limit // SETTINGS.batch_size)

@@ -42,12 +42,11 @@ LATENTS, RATE = 16, 1e-3
 def ours(kind, backbone, batch, images, labels):
     """A function that trains one epoch."""
     import keras
+    from kae.console import keep_memory
 
     import keras_ae
     from keras_ae.callbacks import StartEpoch
     from keras_ae.checkpoints import Progress
-    from keras_ae.fast.gathering import batches
-    from keras_ae.fast.memory import keep_memory
     from keras_ae.feed import Feed
     from keras_ae.fitting import steps_per_execution
 
@@ -57,7 +56,7 @@ def ours(kind, backbone, batch, images, labels):
     )
     model.compile(keras_ae.Adam(RATE), steps_per_execution=steps_per_execution(batch))
     feed = Feed(images, labels if conditional else None, batch, 0)
-    source = batches(feed)
+    source = feed.batches()
     keep_memory()
     callbacks = [StartEpoch(feed, 0, Progress([]))] + (
         [keras_ae.KLAnnealing()] if kind != "ae" else []

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_ae.distributed import BatchNormalization
+from keras_ae import distributed
 from keras_ae.resampling import Down, Up
-from keras_ae.settings import SIZES
+from keras_ae.settings import SIZES, Registry
 
 # What fills the weights of the networks built in this context: None for Keras' own initializers, else a
 # function from the name of a weight and its gain to an initializer.
@@ -93,6 +93,23 @@ def convolution(filters, size, kind=layers.Conv2D, use_bias=False, strides=2, **
     return kind(
         filters, size, strides=strides, padding="same", use_bias=use_bias, **weights, **kwargs
     )
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, whose statistics are those of the batches of all processes."""
+
+    def call(self, inputs, training=None, mask=None):
+        shared = training and self.trainable and distributed.size() > 1
+        plain = self.axis in (-1, len(inputs.shape) - 1) and self.scale and self.center
+        if not (shared and plain and mask is None):
+            return super().call(inputs, training=training, mask=mask)
+        mean, variance = distributed.batch_moments(inputs)
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(average * self.momentum + value.detach() * (1.0 - self.momentum))
+        scale = self.gamma.value * (variance + self.epsilon).rsqrt()
+        outputs = (inputs.float() - mean) * scale + self.beta.value
+        return outputs.to(inputs.dtype)
 
 
 def normalized_silu(x, name, shortcut=None):
@@ -360,36 +377,25 @@ class Backbone:
         return self.widths(image_shape, size, tuple(hidden))
 
 
-BACKBONES = {
-    "conv": Backbone(conv_encoder, conv_decoder, conv_widths, _conv_weights, 4e-3, fewest=2),
-    "mlp": Backbone(mlp_encoder, mlp_decoder, mlp_widths, _mlp_weights, 1e-3),
-}
+BACKBONES = Registry(
+    "backbone",
+    Backbone,
+    {
+        "conv": Backbone(conv_encoder, conv_decoder, conv_widths, _conv_weights, 4e-3, fewest=2),
+        "mlp": Backbone(mlp_encoder, mlp_decoder, mlp_widths, _mlp_weights, 1e-3),
+    },
+)
 
 
 def backbone_of_format_1(name):
     """The backbone that a name stands for in a model of format 1, which 0.1.0 has written."""
-    found = find_backbone(name)
+    found = BACKBONES.find(name)
 
     def widths(image_shape, size, hidden):
         before = {"conv": (32, 64, 256), "mlp": (512, 256)}
         return found.widths(image_shape, size, hidden or before[name])._replace(scaled=False)
 
     return dataclasses.replace(found, widths=widths)
-
-
-def find_backbone(backbone):
-    """The `Backbone` of a name, or the one that is given.
-
-    Raises:
-        ValueError: for a name that is not known, or something else.
-    """
-    if isinstance(backbone, Backbone):
-        return backbone
-    if isinstance(backbone, str) and backbone in BACKBONES:
-        return BACKBONES[backbone]
-    raise ValueError(
-        f"backbone must be a Backbone, or one of {', '.join(BACKBONES)}; got {backbone!r}."
-    )
 
 
 def count_weights(
@@ -405,7 +411,7 @@ def count_weights(
         hidden, size: see `Backbone.widths_of`.
         num_classes: number of classes K, 0 for networks without a label.
     """
-    found = find_backbone(backbone)
+    found = BACKBONES.find(backbone)
     widths = found.widths_of(image_shape, size, hidden)
     return found.count_weights(image_shape, latent_dim, heads, widths, num_classes)
 
@@ -490,24 +496,29 @@ def _with_inputs(network, inputs, outputs, role):
 def ends_in_sigmoid(decoder):
     """Whether a decoder is a Functional model that ends in a sigmoid, which nobody listens to.
 
-    A forward hook of torch on either would not be called, were the sigmoid computed beside them.
+    It may end in another such model. A forward hook of torch on any of them would not be called, were the
+    sigmoid computed beside them.
     """
-    last = getattr(getattr(decoder, "output", None), "_keras_history", None)
-    last = last and last.operation
-    return (
-        type(last) is layers.Activation
-        and last.activation is keras.activations.sigmoid
-        and type(decoder).__module__.startswith("keras.")  # no `call` of the user's
-        and not any(
-            getattr(layer, hooks, None)
-            for layer in (decoder, last)
-            for hooks in ("_forward_hooks", "_forward_pre_hooks")
-        )
-    )
+    outputs = getattr(decoder, "outputs", None)
+    if not outputs or not type(decoder).__module__.startswith("keras."):
+        return False  # with a `call` of the user's
+    last = outputs[0]._keras_history.operation
+    if any(
+        getattr(layer, hooks, None)
+        for layer in (decoder, last)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks")
+    ):
+        return False
+    if isinstance(last, keras.Model):
+        return ends_in_sigmoid(last)
+    return type(last) is layers.Activation and last.activation is keras.activations.sigmoid
 
 
 def logits_of(decoder):
     """A decoder that ends in a sigmoid, without it; None for any other. Both share their layers."""
     if not ends_in_sigmoid(decoder):
         return None
-    return keras.Model(decoder.inputs, decoder.output._keras_history.operation.input, name="logits")
+    last, node, _ = decoder.outputs[0]._keras_history
+    inputs = last._inbound_nodes[node].input_tensors
+    logits = logits_of(last)(inputs) if isinstance(last, keras.Model) else inputs[0]
+    return keras.Model(decoder.inputs, logits, name="logits")

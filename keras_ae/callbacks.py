@@ -255,18 +255,21 @@ class ProgressLine(keras.callbacks.Callback):
         self._shown = now
         steps = self.params["steps"]
         left = f"{duration(self._seconds_left(batch + 1, now))} left"
-        line = progress_line(batch + 1, steps, figures_of(logs), left, terminal_width() - 1)
+        line = progress_line(batch + 1, steps, self._figures(logs), left, terminal_width() - 1)
         self._print(f"\r{line}")
 
     def on_epoch_end(self, epoch, logs=None):
         now = time.monotonic()
         width = terminal_width() - 1
         parts = [f"{self.params['steps']}/{self.params['steps']}", duration(now - self._began)]
-        parts += figures_of(logs)
+        parts += self._figures(logs)
         if epoch + 1 < self.params["epochs"]:
             parts.append(f"{duration(self._seconds_left(self.params['steps'], now))} left")
         clear = "\r" + " " * width + "\r" if self.rewrites else ""
         self._print(clear + wrapped(parts, width if self.rewrites else None) + "\n")
+
+    def _figures(self, logs):
+        return figures_of(logs, getattr(self.model, "terms", ()))
 
     def _steps_until(self, batch):
         return self._epoch * self.params["steps"] + batch
@@ -283,9 +286,14 @@ class ProgressLine(keras.callbacks.Callback):
         print(text, end="", flush=True)
 
 
-def figures_of(logs):
-    """The logs of Keras as words: "loss 31.24"."""
-    return [f"{name} {float(value):.4g}" for name, value in (logs or {}).items()]
+def figures_of(logs, terms=()):
+    """The logs of Keras as words, "loss 31.24": the loss, its terms in their order, the rest, the validation's."""
+    places = {name: i for i, name in enumerate(("loss", *terms))}
+
+    def place(name):
+        return name.startswith("val_"), places.get(name.removeprefix("val_"), len(places))
+
+    return [f"{name} {float(logs[name]):.4g}" for name in sorted(logs or {}, key=place)]
 
 
 def progress_line(step, steps, figures, left, width):

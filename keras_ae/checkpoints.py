@@ -8,6 +8,7 @@ checkpoints/cvae/
   tensorboard/       with --tensorboard: what it reads
   backup/state.npz   what --resume needs; removed when the run ends
   backup/dataset     the folder of the dataset, where it has no name in the data directory; the same
+  backup/start.keras the model that a run with --from started from; the same
   .next/             run.json and backup/ of a run that is to replace this one, until its first epoch is there
 """
 
@@ -19,7 +20,7 @@ import json
 import os
 import re
 import tempfile
-import warnings
+import time
 from pathlib import Path
 
 try:
@@ -31,16 +32,29 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
-from keras_ae.data.disk import open_file
+from keras_ae.data.disk import VERSION, open_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
 from keras_ae.settings import Settings, models
 
+ROOT = "checkpoints"  # the folder that holds the runs of a user
+MNIST = Settings("vae").dataset
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
-BACKUP = ("backup/state.npz", "backup/dataset")  # files of one that is not finished
+START = "backup/start.keras"  # the model that a run was given to start from
+BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of one that is not finished
+KINDS = {  # of what run.json has
+    "finished": bool,
+    "settings": dict,
+    "data": dict,
+    "environment": dict,
+    "earlier_environments": list,
+    "from": dict,
+    "prior": dict,
+    "final": dict,
+}
 FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
 
 
@@ -54,8 +68,10 @@ def save_model(model, path):
     The file holds a float32 model, in whatever precision this one computes.
 
     Raises:
-        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config.
+        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config, or a
+            clock that no file can be dated by.
     """
+    check_clock()
     # A copy that was never compiled: Keras has no other way to leave the optimizer out.
     try:
         with zero_weights():
@@ -73,6 +89,19 @@ def save_model(model, path):
         bare.set_prior(model.prior)
     with atomic(path) as temporary:
         bare.save(temporary)
+
+
+def check_clock():
+    """Refuse to write a zip, which a model file is, in years that it does not know.
+
+    Raises:
+        CheckpointError: the clock is before 1980 or after 2107.
+    """
+    year = time.localtime().tm_year
+    if not 1980 <= year <= 2107:
+        raise CheckpointError(
+            f"The clock of this machine says {year}, and model files know the years 1980 to 2107: set it."
+        )
 
 
 def load_model(path, trusted=False):
@@ -93,8 +122,7 @@ def load_model(path, trusted=False):
     path = find_checkpoint(path).path
     try:
         cls, config, weights = model_file.read(path, trusted)
-        with zero_weights(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+        with zero_weights(), tempfile.TemporaryDirectory() as folder:
             model = cls.from_config(config)
             # The very bytes that were checked, whatever becomes of the file meanwhile.
             copy = Path(folder, "model.weights.h5")
@@ -147,11 +175,24 @@ def released(name):
     return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
 
 
-def find_checkpoint(model, root="checkpoints"):
+def default_folder(settings, root=ROOT):
+    """The folder of a run that nobody has named: ROOT/vae, and for another dataset than mnist ROOT/vae-emoji."""
+    dataset = settings.dataset
+    if os.path.isabs(dataset) or dataset.startswith(
+        (".", "~")
+    ):  # a folder, perhaps that of a version
+        folder = Path(dataset)
+        dataset = folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
+    dataset = dataset.partition(":")[0].replace("/", "-")
+    return Path(root, settings.model if dataset == MNIST else f"{settings.model}-{dataset}")
+
+
+def find_checkpoint(model, root=ROOT):
     """Find what MODEL names: a path first, then `checkpoints/<name>/`, then the released weights.
 
     Args:
-        model: "ae", "vae" or "cvae", the path of a run folder, or of a .keras file.
+        model: "ae", "vae" or "cvae", the name of a run in `root`, the path of a run folder, or of a
+            .keras file.
         root: the folder that holds the runs of this user.
 
     Raises:
@@ -177,6 +218,9 @@ def find_checkpoint(model, root="checkpoints"):
         origin = "path"
         if path.is_dir():
             path = path / "model.keras"
+        named = Path(root, model, "model.keras")
+        if not path.is_file() and Path(model).name == str(model) and named.is_file():
+            path, origin = named, "trained here"
         if not path.is_file():
             raise CheckpointError(
                 f"There is no checkpoint {path}. Give {', '.join(models())}, a run folder or a .keras file."
@@ -196,7 +240,11 @@ def read_run(folder):
         version = run.get("format", 0)
         if isinstance(version, int) and version <= FORMAT:
             Settings.from_dict({"model": "vae", **run.get("settings", {})})
-            dict(run.get("data", {}))
+            for key, kind in KINDS.items():
+                if not isinstance(run.get(key, kind()), kind):
+                    raise ValueError(f"its {key} is no {kind.__name__}")
+            if not isinstance(run.get("environment", {}).get("versions", {}), dict):
+                raise ValueError("its versions are no dict")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -253,11 +301,15 @@ def read_history(folder):
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        return [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
+        rows = [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("its epochs are not 1, 2 and so on")
+        return rows
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is damaged: {why}") from error
 
 
 def read_epochs(folder):
@@ -306,6 +358,20 @@ def write_backup(folder, model, progress):
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
+
+
+def save_start(folder, model):
+    """Keep the model that a run starts from, for one that goes on with the run."""
+    save_model(model, Path(folder) / START)
+
+
+def load_start(folder, trusted=False):
+    """The model that the unfinished run in a folder started from.
+
+    Raises:
+        CheckpointError: it is not there, not whole, or not one of ours.
+    """
+    return load_model(Path(folder) / START, trusted)
 
 
 def read_backup(folder, model):
@@ -491,6 +557,10 @@ def take_place(folder, replaced=()):
     source = read_source(folder / NEXT)
     remove([path for path in replaced if path not in written])
     write_source(folder, source)
+    if (start := folder / NEXT / START).is_file():
+        write_bytes(folder / START, start.read_bytes())
+    else:
+        remove([path for path in replaced if path == folder / START])
     os.replace(folder / NEXT / "run.json", folder / "run.json")
     remove_next(folder)
 

@@ -133,23 +133,6 @@ def normal(shape, seed):
     return whole[rank() :: size()]
 
 
-@keras.saving.register_keras_serializable("keras_ae")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, whose statistics are those of the batches of all processes."""
-
-    def call(self, inputs, training=None, mask=None):
-        plain = self.axis in (-1, inputs.ndim - 1) and self.scale and self.center and mask is None
-        if not (training and self.trainable and size() > 1 and plain):
-            return super().call(inputs, training=training, mask=mask)
-        mean, variance = batch_moments(inputs)
-        with torch.no_grad():
-            self.moving_mean.value.lerp_(mean.detach(), 1.0 - self.momentum)
-            self.moving_variance.value.lerp_(variance.detach(), 1.0 - self.momentum)
-        scale = self.gamma.value * (variance + self.epsilon).rsqrt()
-        outputs = (inputs.float() - mean) * scale + self.beta.value
-        return outputs.to(inputs.dtype)
-
-
 def on_first(function):
     """Call a function in the first process alone; its result, or its UserError, is that of all."""
     if size() == 1:

@@ -146,6 +146,7 @@ def _data(model, test, seed):
         "kind": type(model).__name__,
         "dataset": str(test.name),
         "image": list(model.image_shape),
+        "ground": model.preparation.background if model.preparation else None,
         "latents": model.latent_dim,
         "classes": model.num_classes,
         "names": None if labels is None or names is None else [str(name) for name in names],

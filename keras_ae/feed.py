@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_ae import distributed
+from keras_ae import distributed, fast
 
 WINDOW = 256 << 20  # bytes of images that are shuffled at a time
 BLOCK = 128 << 10  # bytes of images that stay neighbours in a larger set
@@ -21,12 +21,16 @@ class Feed(keras.utils.PyDataset):
         seed: of the order, and of the coins of `binarize`.
         binarize: draw each pixel, 0 or 255, as a coin of its grey value.
         shuffle: whether there is an order other than that of the images.
+        augment: a `keras_ae.augmentation.Augment` that changes the images of a batch; None to leave them.
     """
 
-    def __init__(self, images, labels, batch_size, seed, binarize=False, shuffle=True):
+    def __init__(
+        self, images, labels, batch_size, seed, binarize=False, shuffle=True, augment=None
+    ):
         super().__init__()
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.binarize, self.shuffle = seed, binarize, shuffle
+        self.augment = augment
         self._devices = distributed.devices()  # of the thread that trains; others fetch batches
         self.set_epoch(0)
 
@@ -39,6 +43,14 @@ class Feed(keras.utils.PyDataset):
         else:
             self.order = np.arange(n)
 
+    def batches(self):
+        """What to give to `fit`: the feed itself, or on tensorflow what gathers its batches in the graph."""
+        if fast.ON and keras.backend.backend() == "tensorflow":
+            from keras_ae.fast.gathering import gathered
+
+            return gathered(self)
+        return self
+
     @property
     def steps(self):
         """Batches of a whole epoch."""
@@ -49,19 +61,22 @@ class Feed(keras.utils.PyDataset):
 
     def rows(self, index):
         """The numbers of the images of a batch: of this process's share of it."""
-        return self._batch(index)[0]
+        rows, mine = self._batch(index)
+        return rows[mine]
 
     def _batch(self, index):
         start = (self.first + index) * self.batch_size
         rows = self.order[start : start + self.batch_size]
         mine = distributed.local_rows(len(rows), self._devices)
-        return rows[mine], len(rows), mine
+        return rows, mine
 
     def __getitem__(self, index):
-        rows, whole, mine = self._batch(index)
-        images = self.images[rows]
+        batch, mine = self._batch(index)
+        rows, seed = batch[mine], (self.seed, self.epoch, self.first + index)
+        # What is drawn is drawn for the images of all processes.
+        images = self.augment(self.images[batch], seed)[mine] if self.augment else self.images[rows]
         if self.binarize:
-            images = binarized(images, (self.seed, self.epoch, self.first + index), whole, mine)
+            images = binarized(images, seed, len(batch), mine)
         return (images if self.labels is None else (images, self.labels[rows]),)
 
 

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+from keras_ae.errors import UserError
 
 UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
 
@@ -72,6 +75,59 @@ def write_bytes(path, content):
     """Write bytes or text to a file in one step."""
     with atomic(path) as temporary:
         Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_header(path, header):
+    """Refuse to add to a file of other columns, or one whose last line is not whole.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    try:
+        with open(path, "rb") as file:
+            first = file.readline()
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+    except OSError:  # not there, or empty
+        return
+    if first != header.encode():
+        raise UserError(
+            f"{path} has the columns {first[:200].decode(errors='replace').strip()}, and {header.strip()} "
+            "would be added: name another file."
+        )
+    if last != b"\n":
+        raise UserError(f"The last line of {path} is not whole: mend it, or name another file.")
+
+
+def append_lines(path, header, lines):
+    """Add lines to a text file, with a header where it is new: all of them, or none.
+
+    Several processes may add to one file at a time, where the system has locks.
+
+    Args:
+        path: of the file.
+        header: its first line.
+        lines: a text file, read from where it stands.
+
+    Raises:
+        UserError: as `check_header`.
+        OSError: it cannot be written.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        check_header(path, header)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if not size:
+                file.write(header)
+            shutil.copyfileobj(lines, file)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def sweep(folder):

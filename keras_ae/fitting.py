@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_ae import checkpoints, data, distributed, evaluation, fast
 from keras_ae.annealing import KLAnnealing
-from keras_ae.backbones import count_weights, find_backbone, seeded_weights
+from keras_ae.augmentation import Augment, check_images
+from keras_ae.backbones import BACKBONES, count_weights, seeded_weights, zero_weights
 from keras_ae.callbacks import (
     Callbacks,
     EarlyStopping,
@@ -31,15 +32,18 @@ from keras_ae.callbacks import (
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
 from keras_ae.fast.adam import Adam
-from keras_ae.fast.gathering import batches
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
-from keras_ae.recommended import recommended
+from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings
 
 IMAGES_PER_EXECUTION = 2048  # trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
+GAP, RISE = (
+    1.25,
+    1.02,
+)  # ratios from which on test images part from training images, and from an earlier epoch
 COPIES_IN_TRAINING = 4  # of the weights: themselves, gradients, two means of Adam
 # Settings that a model of one's own has made up its mind about.
 OF_THE_MODEL = ("latent_dim", "backbone", "size", "hidden", "reconstruction", "dtype")
@@ -57,6 +61,8 @@ def fit(
     model=None,
     train=None,
     test=None,
+    start=None,
+    trusted=False,
 ):
     """Train a model by its settings and write a run folder.
 
@@ -75,6 +81,10 @@ def fit(
             and so is `kl_weight` where the settings give none.
         train, test: images of your own, both or neither: arrays (N, H, W, C), uint8 or float in [0, 1],
             pairs (images, labels), or `keras_ae.data.ImageData`. None for those of `settings.dataset`.
+        start: a run, a .keras file or a name, see `checkpoints.find_checkpoint`, whose weights the
+            training starts from; `latent_dim`, `backbone`, `hidden` and `reconstruction` are then its own.
+            None to start anew, or where the run that is resumed did.
+        trusted: of `checkpoints.load_model`, for `start`.
 
     Returns:
         A dict: run, epochs, seconds (of this call: those before a resumption are in the history),
@@ -83,7 +93,8 @@ def fit(
 
     Raises:
         RunError: if the run cannot start, or its loss is no longer a number.
-        ValueError: for settings that the model does not go with, or train without test.
+        ValueError: for settings that the model does not go with, train without test, or a start and a
+            model.
         keras_ae.data.DataError: if there is no such dataset.
         keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
         KeyboardInterrupt: at Ctrl-C or a signal of `keras_ae.callbacks.STOPPING`; `resume` goes on after the
@@ -93,7 +104,7 @@ def fit(
     run = Run(settings, folder, resume, force, verbose, report, callbacks)
     with run.stop, run.alone(), run.undone():
         run.load_data(data_dir, train, test)
-        run.make_model(model)
+        run.make_model(model, start, trusted)
         run.prepare_folder()
         run.compile()
         run.restore()
@@ -120,6 +131,7 @@ class Run:
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         self.user_callbacks = list(callbacks)
         settled(settings)  # says now what is wrong with them
+        checkpoints.check_clock()
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
         self.writes = distributed.rank() == 0  # of several processes, the first one
@@ -127,6 +139,7 @@ class Run:
         self.place, self.replaced = self.folder, []  # of run.json and backup; of the run before
         self.source = None  # the folder of the dataset, where it is known by that alone
         self.done = checkpoints.Progress([])
+        self.origin = None  # what run.json says of the checkpoint that the run starts from
 
     @contextlib.contextmanager
     def alone(self):
@@ -167,6 +180,7 @@ class Run:
                 self.train = self.train.first(self.settings.limit)
         else:
             self.load_dataset(data_dir)
+        check_images(self.settings.augment, self.train)
         self.facts = data_facts(self.train, self.test)
         if self.resume and (before := self.record.get("data", self.facts)) != self.facts:
             raise RunError(
@@ -187,11 +201,24 @@ class Run:
             self.source = asked
             self.settings = dataclasses.replace(self.settings, dataset=self.train.name)
 
-    def make_model(self, model):
-        """Take the model that is given, or build that of the settings."""
-        if model is not None:
-            self.settings = settings_of(self.settings, model)
-        self.settings = settled(self.settings, self.train)
+    def make_model(self, model, start, trusted):
+        """Take the model that is given, load the one to start from, or build that of the settings."""
+        if start is not None and model is not None:
+            raise ValueError("Give a model, or a checkpoint to start from.")
+        if self.resume:
+            self.origin = self.record.get("from")
+            check_origin(self.folder, self.origin, start)
+            if self.origin is not None:
+                place = checkpoints.place_of(self.folder)
+                model = checkpoints.load_start(place, trusted)
+        elif start is not None:
+            found = checkpoints.find_checkpoint(start)
+            model = checkpoints.load_model(found.path, trusted)
+            check_start(found, model, self.settings, self.train)
+            self.origin = origin_of(found)
+            self.report(f"starting from {found.path}")
+        if self.origin is not None:
+            model = in_dtype(model, self.settings.dtype)
         if self.resume:
             if "size" not in self.record["settings"]:
                 raise RunError(
@@ -199,12 +226,19 @@ class Run:
                     "it there, or start over with --force."
                 )
             stored = Settings.from_dict(self.record["settings"])
+            self.settings = filled(self.settings, {n: getattr(stored, n) for n in RECOMMENDED})
+        if model is not None:
+            self.settings = settings_of(self.settings, model)
+        self.settings = settled(self.settings, self.train)
+        if self.resume:
             # The dataset may have moved: it was compared by what is in it.
             if other := [x for x in differences(self.settings, stored) if x != "dataset"]:
                 raise RunError(
                     f"--resume goes on with the settings of the run; other {', '.join(other)}."
                 )
         self.model = build_model(self.settings, self.train) if model is None else model
+        if self.origin is not None or self.train.preparation is not None:
+            self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
             self.model.check_data(images)
 
@@ -225,13 +259,17 @@ class Run:
                     self.place = self.folder / checkpoints.NEXT
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
+            if self.origin is not None and not self.resume:
+                self.write_record(False)  # of whose run this file is
+                checkpoints.save_start(self.place, self.model)
 
         distributed.on_first(prepare)
 
     def compile(self):
         """Make the batches, and compile the model for so many steps of them."""
         settings = self.settings
-        self.feed = self._feed(self.train, settings.batch_size)
+        augment = Augment(settings.augment) if settings.augment else None
+        self.feed = self._feed(self.train, settings.batch_size, augment=augment)
         self.test_feed = self._feed(self.test, 256, shuffle=False)
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
         steps = steps_per_execution(settings.batch_size, self.user_callbacks)
@@ -240,11 +278,11 @@ class Run:
         drawn = binarized(shown.images, settings.seed) if settings.binarize else shown.images
         self.shown = dataclasses.replace(shown, images=drawn)
 
-    def _feed(self, images, batch_size, shuffle=True):
+    def _feed(self, images, batch_size, shuffle=True, augment=None):
         inputs = self.model.inputs_of(images)
         images, labels = inputs if isinstance(inputs, tuple) else (inputs, None)
         settings = self.settings
-        return Feed(images, labels, batch_size, settings.seed, settings.binarize, shuffle)
+        return Feed(images, labels, batch_size, settings.seed, settings.binarize, shuffle, augment)
 
     def restore(self):
         """Put the last backup into model and optimizer, or start all processes from the same weights."""
@@ -281,6 +319,7 @@ class Run:
             "settings": self.settings.to_dict(),
             "data": self.facts,
             "environment": environment,
+            **({} if self.origin is None else {"from": self.origin}),
             **more,
         }
         place = self.folder if finished else self.place
@@ -297,7 +336,7 @@ class Run:
                 break
             self.feed.set_epoch(start_epoch, batch)
             self.model.fit(
-                batches(self.feed),
+                self.feed.batches(),
                 epochs=end_epoch,
                 initial_epoch=start_epoch,
                 shuffle=False,  # the feed has its order
@@ -352,6 +391,8 @@ class Run:
             self.report(
                 f"stopped early: no lower validation loss in {settings.early_stopping} epochs"
             )
+        if advice := parted(history, settings):
+            self.report(advice)
         more = {}
         if hasattr(model, "fit_prior"):
             self.report("fitting the prior to the codes of the training images")
@@ -376,6 +417,31 @@ class Run:
         self.write_record(True, **more, final={**history[-1], **figures, **measured})
         checkpoints.remove_backup(self.folder)
         return {"run": str(self.folder), **figures, "history": history}
+
+
+def parted(history, settings):
+    """A sentence where the reconstruction of test images has parted from that of training images, else None.
+
+    That is where it is higher by `GAP`, or by `RISE` than in an earlier epoch since when that of the training
+    images fell.
+    """
+    rows = [row for row in history if {"reconstruction", "val_reconstruction"} <= row.keys()]
+    if not rows or rows[-1]["reconstruction"] <= 0:
+        return None
+    best, last = min(rows, key=lambda row: row["val_reconstruction"]), rows[-1]
+    train, test = last["reconstruction"], last["val_reconstruction"]
+    rises = test > RISE * best["val_reconstruction"] and train < best["reconstruction"]
+    if test < GAP * train and not rises:
+        return None
+    lowest = f", and was {best['val_reconstruction']:.4g} in epoch {best['epoch']}" if rises else ""
+    early = "--early-stopping 5"
+    if settings.warmup_epochs >= settings.epochs:
+        early += " --kl-warmup 0.5"
+    return (
+        f"test images are rebuilt worse than training images: their {settings.reconstruction} is {test:.4g} an "
+        f"image, {test / train - 1:.0%} above {train:.4g}{lowest}; more images help, or --augment flip,shift "
+        f"where that leaves them what they are, or {early}"
+    )
 
 
 def load_splits(settings, data_dir, report):
@@ -413,6 +479,8 @@ def settings_of(settings, model):
                 "out of the settings."
             )
     if (weight := getattr(model, "kl_weight_at_start", None)) is not None:
+        # Of a model that has been trained, what its annealing ended at.
+        weight = weight if weight == "auto" else float(keras.ops.convert_to_numpy(model.kl_weight))
         asked = settings.kl_weight
         if asked is not None and asked != weight and "auto" in (asked, weight):
             raise ValueError(
@@ -423,13 +491,70 @@ def settings_of(settings, model):
     return dataclasses.replace(settings, **decided)
 
 
+def check_start(found, model, settings, train):
+    """Refuse to start from a checkpoint of another kind of model, or of other classes than the dataset's.
+
+    Raises:
+        ValueError: it is one.
+        RunError: its classes are others.
+    """
+    kinds = {cls: name for name, cls in MODELS.items()}
+    kind = kinds.get(type(model), type(model).__name__)
+    if type(model) is not MODELS[settings.model]:
+        raise ValueError(f"{found.path} is of the model {kind}, not {settings.model}.")
+    if model.num_classes and train.class_names and tuple(model.names) != tuple(train.class_names):
+        raise RunError(
+            f"{found.path} knows the classes {', '.join(model.names)}; those of {train.name} are "
+            f"{', '.join(train.class_names)}. A vae or an ae can go on from other images."
+        )
+
+
+def origin_of(found):
+    """What run.json keeps of the `checkpoints.Checkpoint` that a run starts from."""
+    final = found.run.get("final", {})
+    return {
+        "path": str(found.path.absolute()),
+        "crc32": f"{zlib.crc32(found.path.read_bytes()):08x}",
+        "dataset": found.settings.get("dataset"),
+        "epochs": final.get("epochs"),
+    }
+
+
+def check_origin(folder, origin, start):
+    """Refuse to resume a run from another checkpoint than it started from.
+
+    Raises:
+        RunError: it would be.
+    """
+    if start is None:
+        return
+    path = str(checkpoints.find_checkpoint(start).path.absolute())
+    if origin is None or origin["path"] != path:
+        began = (
+            "did not start from a checkpoint"
+            if origin is None
+            else f"started from {origin['path']}"
+        )
+        raise RunError(f"The run in {folder} {began}: --resume goes on with it; leave --from out.")
+
+
+def in_dtype(model, dtype):
+    """A loaded model, which is float32, in the precision of a run."""
+    if dtype == model.dtype_policy.name or model.custom_networks:
+        return model
+    with zero_weights():
+        other = type(model).from_config({**model.get_config(), "dtype": dtype})
+    other.set_weights(model.get_weights())
+    return other
+
+
 def settled(settings, train=None):
     """Settings in which what follows from others, and from the training images, is filled in.
 
     Raises:
         ValueError: the backbone does not take these widths.
     """
-    backbone = find_backbone(settings.backbone)
+    backbone = BACKBONES.find(settings.backbone)
     shape = (28, 28, 1) if train is None else train.images.shape[1:]
     backbone.widths_of(shape, settings.size, settings.hidden)
     found = {"learning_rate": backbone.learning_rate}
@@ -437,7 +562,12 @@ def settled(settings, train=None):
         found |= recommended(train.name, shape, len(train.images))
     if settings.model == "ae":
         found.pop("kl_weight", None)
-    missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return filled(settings, found)
+
+
+def filled(settings, values):
+    """Settings with these values where there are none."""
+    missing = {name: value for name, value in values.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)
 
 

@@ -6,11 +6,19 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.data.stored import memory_bound
+from keras_ae.data.arrays import memory_bound
 from keras_ae.errors import UserError
-from keras_ae.fast.prediction import predictor
+from keras_ae.fast.networks import call_network
 
-COPIES = 4  # of the largest layer's numbers: its input, its output, and what is made in between
+BACKEND = keras.backend.backend()
+if BACKEND == "torch":
+    import torch
+if BACKEND == "jax":
+    from keras_ae.fast.prediction import predictor
+
+COPIES_OF_LARGEST = (
+    4  # of the largest layer's numbers: its input, its output, and what is made in between
+)
 LEAST = 1 << 30  # bytes that may be taken on any machine
 
 
@@ -31,36 +39,58 @@ class View(keras.Model):
 def in_batches(network, inputs, batch_size):
     """The outputs of a network for a list of arrays, as arrays.
 
-    Batches are smaller where one would take more memory than `keras_ae.data.stored.memory_bound`.
+    Batches are smaller where one would take more memory than `keras_ae.data.arrays.memory_bound`.
 
     Raises:
         UserError: one image, or all outputs together, would take more.
     """
-    if not len(inputs[0]):  # Keras cannot: none of the outputs of one
+    n = len(inputs[0])
+    if not n:  # Keras cannot: none of the outputs of one
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
-    devices = distributed.devices()
-    n, batch_size = len(inputs[0]), distributed.divisible(batch_size, devices)
-    if (more := distributed.divisible(n, devices) - n) > 0:
-        longer = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
-        outputs = in_batches(network, longer, batch_size)
-        return keras.tree.map_structure(lambda output: output[:n], outputs)
     check_memory(4 * n * _numbers(network), f"{n:,} outputs")
-    forward, batches = predictor(network), []
-    batch_size = distributed.divisible(min(batch_size, images_at_a_time(network)), devices)
-    for i in range(0, n, batch_size):
+    if batch_size * (one := memory_of_one(network)) > LEAST:
+        batch_size = min(batch_size, images_at_a_time(one))
+    if keras.distribution.distribution() is not None:  # whose devices share each batch evenly
+        devices = distributed.devices()
+        batch_size = distributed.divisible(batch_size, devices)
+        if (more := distributed.divisible(n, devices) - n) > 0:
+            inputs = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
+    forward, batches = _forward_pass(network), []
+    for i in range(0, len(inputs[0]), batch_size):
         batches.append(forward([array[i : i + batch_size] for array in inputs]))
         if i == 0:  # now all networks tell
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
-    return keras.tree.map_structure(_joined, *batches)
+    return keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
 
 
-def images_at_a_time(network):
-    """How many images a network may take at once, by an estimate of the memory of one."""
-    one = 4 * COPIES * max(map(_numbers, network._flatten_layers()), default=0)
+def _forward_pass(network):
+    """A function from a list of arrays, of a batch, to the outputs of a network."""
+    if BACKEND == "torch":
+        return lambda arrays: _without_gradients(network, arrays)
+    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Under a
+    # strategy of tensorflow, predict would have each device take the whole batch.
+    strategy = getattr(network, "distribute_strategy", None)
+    if BACKEND == "openvino" or (strategy is not None and strategy.num_replicas_in_sync > 1):
+        return network
+    return predictor(network) if BACKEND == "jax" else network.predict_on_batch
+
+
+def _without_gradients(network, arrays):
+    with torch.no_grad():
+        return call_network(network, [keras.ops.convert_to_tensor(array) for array in arrays])
+
+
+def memory_of_one(network):
+    """Bytes that one image takes in a network, by an estimate."""
+    return 4 * COPIES_OF_LARGEST * max(map(_numbers, network._flatten_layers()), default=0)
+
+
+def images_at_a_time(one):
+    """How many images may be taken at once of so many bytes each."""
     check_memory(one, "one image in this network")
-    return max(1, _bound() // max(1, one))
+    return max(1, _bound() // one)
 
 
 def check_memory(size, what):
@@ -69,7 +99,7 @@ def check_memory(size, what):
     Raises:
         UserError: it would.
     """
-    if size > (bound := _bound()):
+    if size > LEAST and size > (bound := _bound()):
         raise UserError(
             f"The memory of {what} would be about {size / 2**30:,.1f} GiB, and may be {bound / 2**30:,.1f}: "
             f"KAE_MEMORY={math.ceil(size / 2**30)} allows it."
@@ -101,6 +131,6 @@ def _joined(*batches):
 
 def _array(tensor):
     """A tensor as an array; `keras.ops.convert_to_numpy` of one on the host takes longer."""
-    if keras.backend.backend() == "torch":
+    if BACKEND == "torch":
         return tensor.detach().cpu().numpy()
     return np.array(tensor)

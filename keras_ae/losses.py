@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from keras import ops
 
+from keras_ae.settings import Registry
+
 PIXELS = (-3, -2, -1)
 LEAST_SCALE = 1e-3  # of a likelihood: a quarter of a grey level of 8 bits
 SCALE_MOMENTUM = 0.99  # of its running mean: about the last hundred batches
@@ -101,29 +103,16 @@ class Reconstruction:
         return self.term(target, reconstruction)
 
 
-RECONSTRUCTIONS = {
-    "l1": Reconstruction(l1, laplace, scale=1.0),
-    "mse": Reconstruction(mse, normal, scale=2.0),
-    "bce": Reconstruction(bce, bernoulli, of_logits=bce_of_logits),
-}
-
-
-def find_reconstruction(reconstruction):
-    """What a name, a `Reconstruction` or a function stands for.
-
-    Raises:
-        ValueError: for a name that is not known, or something else.
-    """
-    if isinstance(reconstruction, str) and reconstruction in RECONSTRUCTIONS:
-        return RECONSTRUCTIONS[reconstruction]
-    if isinstance(reconstruction, Reconstruction):
-        return reconstruction
-    if callable(reconstruction):
-        return Reconstruction(reconstruction)
-    names = ", ".join(RECONSTRUCTIONS)
-    raise ValueError(
-        f"reconstruction must be a function, or one of {names}; got {reconstruction!r}."
-    )
+RECONSTRUCTIONS = Registry(
+    "reconstruction",
+    Reconstruction,
+    {
+        "l1": Reconstruction(l1, laplace, scale=1.0),
+        "mse": Reconstruction(mse, normal, scale=2.0),
+        "bce": Reconstruction(bce, bernoulli, of_logits=bce_of_logits),
+    },
+    of_function=Reconstruction,
+)
 
 
 def likeliest_scale(reconstruction, mean_term, num_values):
@@ -176,7 +165,7 @@ def nll_per_image(error, reconstruction, num_values, kl_weight=1.0):
     Raises:
         ValueError: the reconstruction is no log-likelihood.
     """
-    reconstruction = find_reconstruction(reconstruction)
+    reconstruction = RECONSTRUCTIONS.find(reconstruction)
     if reconstruction.likelihood is None:
         raise ValueError("This reconstruction term stands for no likelihood.")
     return reconstruction.likelihood(error, num_values, kl_weight)

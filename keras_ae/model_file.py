@@ -14,6 +14,7 @@ import zipfile
 import keras
 
 from keras_ae.backbones import BACKBONES, backbone_of_format_1, count_weights
+from keras_ae.data import Preparation
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import AE, CVAE, MODELS
 from keras_ae.priors import PRIORS, Prior
@@ -139,10 +140,18 @@ MODEL_CONFIG = ANY_CONFIG | {
     "prior": lambda value: value is None or isinstance(value, dict),
     "num_classes": _whole(1),
     "class_names": _texts,
+    "preparation": lambda value: _is_preparation(value),
 }
 
 
 NETWORKS = {"encoder", "decoder"}
+
+
+def _is_preparation(value):
+    try:
+        return Preparation.from_dict(value) is not None
+    except ValueError:
+        return False
 
 
 def _is_function(value):

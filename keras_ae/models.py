@@ -4,6 +4,7 @@ loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I
 """
 
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -17,21 +18,15 @@ from keras_ae.backbones import (
     check_decoder,
     check_encoder,
     ends_in_sigmoid,
-    find_backbone,
     logits_of,
 )
+from keras_ae.data import Preparation
 from keras_ae.errors import RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, rank_of, unit_range
-from keras_ae.losses import (
-    RECONSTRUCTIONS,
-    find_reconstruction,
-    gaussian_kl,
-    likeliest_scale,
-    running_scale,
-)
+from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
 from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
 
@@ -74,6 +69,9 @@ class AE(Steps, Objective):
     num_classes = 0
     format = FORMAT
     quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
+    preparation = (
+        None  # a `keras_ae.data.Preparation`: what image files need before the model takes them
+    )
 
     def __init__(
         self,
@@ -93,12 +91,12 @@ class AE(Steps, Objective):
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
-        found = find_backbone(backbone)
+        found = BACKBONES.find(backbone)
         widths, classes = found.widths_of(image_shape, size, hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
         self.backbone, self.size = backbone, size
         self.hidden = None if hidden is None else tuple(hidden)
-        self.reconstruction, self._term = reconstruction, find_reconstruction(reconstruction)
+        self.reconstruction, self._term = reconstruction, RECONSTRUCTIONS.find(reconstruction)
         given = {"encoder": encoder, "decoder": decoder}
         self.custom_networks = tuple(name for name, x in given.items() if x is not None)
         before = keras.config.dtype_policy()
@@ -116,6 +114,13 @@ class AE(Steps, Objective):
             )
         finally:
             keras.config.set_dtype_policy(before)
+        if decoder is not None and self._term.of_logits and not ends_in_sigmoid(self.decoder):
+            warnings.warn(
+                f"{reconstruction!r} is computed from the decoder's probabilities, as it does not end in "
+                "Activation('sigmoid'): pixels that it saturates wrongly have no gradient. End it so, after any "
+                "Reshape, and the loss takes the logits.",
+                stacklevel=2,
+            )
         # By name, in what Keras does not look into: their layers are the decoder's, and saved with it.
         self._views = types.SimpleNamespace(networks={})
         # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
@@ -273,12 +278,14 @@ class AE(Steps, Objective):
             self.quantization = config
 
     def get_config(self):
-        quantized = {}
+        more = {}
         if self.quantization is not None:
-            quantized["quantization"] = keras.saving.serialize_keras_object(self.quantization)
+            more["quantization"] = keras.saving.serialize_keras_object(self.quantization)
+        if self.preparation is not None:
+            more["preparation"] = self.preparation.to_dict()
         return {
             **super().get_config(),
-            **quantized,
+            **more,
             "format": self.format,
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
@@ -305,11 +312,14 @@ class AE(Steps, Objective):
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
         quantization = config.pop("quantization", None)
+        preparation = Preparation.from_dict(config.pop("preparation", None))
         named = config.get("backbone")
         if version == 1 and isinstance(named, str):
             config["backbone"] = backbone_of_format_1(named)
         model = cls(**config)
         model.format, model.backbone = version, named or model.backbone
+        if preparation is not None:
+            model.preparation = preparation
         if quantization is not None:
             model.quantize(config=quantization)
         return model
@@ -674,7 +684,10 @@ class CVAE(VAE):
     @classmethod
     def arguments_for(cls, data):
         if data.labels is None:
-            raise RunError(f"{data.name} has no labels, which a cvae needs; use `kae fit vae`.")
+            raise RunError(
+                f"{data.name} has no labels, which a cvae needs: fit an ae or a vae to it, or import it "
+                "from a folder with a folder for each class."
+            )
         names = {"num_classes": data.num_classes, "class_names": data.class_names}
         return super().arguments_for(data) | names
 

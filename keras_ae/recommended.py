@@ -5,6 +5,7 @@ The experiments behind it are in docs/findings (own images).
 
 import math
 
+RECOMMENDED = ("latent_dim", "kl_weight", "batch_size", "epochs")
 SMALL = 48  # of the shorter side: images below it are of one thing, in few pixels
 STEPS = (
     7000  # of a run, on images of up to 64 pixels; fewer on larger ones, whose steps take longer

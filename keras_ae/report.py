@@ -187,6 +187,10 @@ def _setting(value):
 def _table(values):
     rows = []
     for name, value in values.items():
+        if value is None or name == "by_classifier":
+            continue
+        if isinstance(value, list) and all(isinstance(x, float) for x in value):
+            value = [round(x, 4) for x in value]
         if isinstance(value, float):
             value = f"{value:.4f}"
         elif isinstance(value, (dict, list)):

@@ -22,6 +22,38 @@ EXPORT_SUFFIXES = {
 EXPORT_PARTS = ("decoder", "encoder", "autoencoder", "sampler")
 
 
+class Registry(dict):
+    """What names stand for. `REGISTRY["name"] = entry` adds one; an entry is accepted wherever a name is.
+
+    Args:
+        what: an entry is called as an argument, such as "backbone".
+        kind: class of the entries.
+        entries: {name: entry}.
+        of_function: makes an entry of a plain function; None where none is accepted.
+    """
+
+    def __init__(self, what, kind, entries, of_function=None):
+        super().__init__(entries)
+        self.what, self.kind, self.of_function = what, kind, of_function
+
+    def find(self, value):
+        """The entry of a name, or the one that is given.
+
+        Raises:
+            ValueError: for a name that is not known, or something else.
+        """
+        if isinstance(value, str) and value in self:
+            return self[value]
+        if isinstance(value, self.kind):
+            return value
+        if self.of_function and callable(value):
+            return self.of_function(value)
+        accepted = "a function" if self.of_function else f"a {self.kind.__name__}"
+        raise ValueError(
+            f"{self.what} must be {accepted}, or one of {', '.join(self)}; got {value!r}."
+        )
+
+
 def models():
     """Names of the models, as in `keras_ae.models.MODELS`."""
     return _names("models", "MODELS")
@@ -35,6 +67,11 @@ def backbones():
 def reconstructions():
     """Names of the reconstruction terms, as in `keras_ae.losses.RECONSTRUCTIONS`."""
     return _names("losses", "RECONSTRUCTIONS")
+
+
+def augmentations():
+    """Names of the augmentations, as in `keras_ae.augmentation.AUGMENTATIONS`."""
+    return _names("augmentation", "AUGMENTATIONS")
 
 
 def _names(module, registry):
@@ -51,7 +88,8 @@ def _names_in_source(module, registry):
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
             registry
         ]:
-            return tuple(ast.literal_eval(key) for key in node.value.keys)
+            entries = next(x for x in ast.walk(node.value) if isinstance(x, ast.Dict))
+            return tuple(ast.literal_eval(key) for key in entries.keys)
     raise LookupError(f"{module}.py has no {registry}.")
 
 
@@ -79,6 +117,8 @@ class Settings:
         kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
         kl_warmup: fraction of the run that this takes, in (0, 1].
         binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
+        augment: changes of the training images, drawn anew at each use, in `keras_ae.augmentation`: "flip"
+            (left and right), "shift" (up to a tenth of a side) and "colour" (of RGB images); None for none.
         dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, weights, losses and the
             checkpoint stay float32.
         early_stopping: end the run after so many epochs without a lower validation loss, counted after
@@ -105,6 +145,7 @@ class Settings:
     kl_schedule: str = "linear"
     kl_warmup: float = 1.0
     binarize: bool = False
+    augment: tuple[str, ...] | None = None
     dtype: str = "float32"
     early_stopping: int | None = None
     ema: float | None = None
@@ -169,6 +210,14 @@ class Settings:
                 raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
             if self.size != "base":
                 raise ValueError("hidden says all widths, and so does size: give one of them.")
+        if self.augment is not None:
+            names = self.augment.split(",") if isinstance(self.augment, str) else self.augment
+            if unknown := [name for name in names if name not in augmentations()]:
+                raise ValueError(
+                    f"augment must be some of {', '.join(augmentations())}; got {unknown[0]!r}."
+                )
+            names = tuple(name for name in augmentations() if name in names)
+            object.__setattr__(self, "augment", names or None)
         if self.model == "ae":
             self._refuse_kl_settings()
 

@@ -16,7 +16,6 @@ import keras
 import numpy as np
 
 from keras_ae import CVAE, VAE, Adam, KLAnnealing, checkpoints, data, fitting
-from keras_ae.fast.gathering import batches
 from keras_ae.feed import Feed
 from keras_ae.settings import Settings
 
@@ -123,7 +122,7 @@ def executions(images):
         model, recorder = kind((28, 28, 1), 3, "mlp", (16, 8)), Recorder()
         model.compile(Adam(2e-3), steps_per_execution=steps)
         feed = Feed(images, None, 2, seed=3)
-        source = feed if name == "keras" else batches(feed)
+        source = feed if name == "keras" else feed.batches()
         history = model.fit(
             source, epochs=2, shuffle=False, verbose=0, callbacks=[KLAnnealing(), recorder],
             validation_data=(images[:50],), validation_batch_size=16,
@@ -264,8 +263,9 @@ class Killed(BaseException):
 def resuming(folder):
     """A run that is cut after its first epoch and resumed is the uninterrupted one."""
     settings = Settings(
-        "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2
-    )
+        "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2,
+        augment=("flip", "shift"),
+    )  # fmt: skip
 
     def fit(name, **kwargs):
         return fitting.fit(settings, folder / name, verbose=0, report=lambda line: None, **kwargs)

@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 
+import numpy as np
 import pytest
 
-from keras_ae import callbacks
+from keras_ae import AE, VAE, callbacks, pictures
+from keras_ae.data import ImageData
 
 
 def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():
@@ -115,7 +117,37 @@ def test_the_time_left_is_that_of_the_whole_run(run_of):
     assert first.startswith("400/400  6s  loss 31.23") and first.endswith("  5s left")
 
 
+def test_figures_are_told_in_the_order_of_the_terms():
+    logs = dict.fromkeys(["kl", "kl_weight", "loss", "val_kl", "reconstruction", "val_loss"], 1.0)
+    names = [figure.split()[0] for figure in callbacks.figures_of(logs, ("reconstruction", "kl"))]
+    assert names == ["loss", "reconstruction", "kl", "kl_weight", "val_loss", "val_kl"]
+
+
 def test_where_nobody_looks_an_epoch_is_a_line(run_of):
     lines = run_of(40, verbose=2).splitlines()
     assert [line.split()[0] for line in lines] == ["Epoch", "400/400"] * 2
     assert not any("\r" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("model", "titles"),
+    [
+        (AE, ["test images over their reconstructions"]),
+        (VAE, ["test images over their reconstructions", "samples of N(0, I)"]),
+    ],
+)
+def test_the_rows_of_the_picture_of_an_epoch_are_named(model, titles, digits, monkeypatch):
+    drawn = []
+
+    def with_title(picture, title):
+        drawn.append(title)
+        return before(picture, title)
+
+    before = pictures.with_title
+    monkeypatch.setattr(pictures, "with_title", with_title)
+    shown = ImageData("mnist", "", "test", digits[0][:4], digits[1][:4], tuple("0123456789"))
+    small = model((28, 28, 1), 2, "mlp", (4,))
+    picture = callbacks.picture_of(small, shown)
+    assert drawn == titles
+    rows = np.asarray(picture.convert("L"))[:22]  # of the first title
+    assert (rows > 150).any() and (rows == pictures.BACKGROUND).mean() > 0.5

@@ -238,7 +238,46 @@ class TestFind:
             checkpoints.find_checkpoint(model)
 
 
+class TestHistory:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "epoch,loss\n1,2\n", "loss\n1\n", "epoch,loss,seconds\n1,2\n", "epoch,loss,seconds\n1,2,3,4\n",
+            "epoch,loss,seconds\ninf,1,1\n", "epoch,loss,seconds\nnan,1,1\n", "epoch,loss,seconds\n1e300,1,1\n",
+            "epoch,loss,seconds\n1,1,1\n1,1,1\n", "epoch,loss,seconds\na,b,c\n", "epoch,loss,seconds\n-5,1,1\n",
+        ],
+        ids=range(10),
+    )  # fmt: skip
+    def test_what_is_no_history_is_refused(self, text, tmp_path):
+        (tmp_path / "history.csv").write_text(text)
+        with pytest.raises(CheckpointError, match=r"history.csv is damaged: \S+"):
+            checkpoints.read_history(tmp_path)
+
+    @pytest.mark.parametrize("loss", ["inf", "nan", "1e308", "-1e308"])
+    def test_losses_may_be_anything(self, loss, tmp_path):
+        (tmp_path / "history.csv").write_text(
+            f"epoch,loss,val_loss,seconds\n1,{loss},1,1\n2,1,{loss},1\n"
+        )
+        assert [row["epoch"] for row in checkpoints.read_history(tmp_path)] == [1, 2]
+
+
 class TestRunJson:
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            {"data": [1]}, {"data": "mnist"}, {"environment": 7}, {"environment": {"versions": [1]}}, {"final": [1]},
+            {"finished": "yes"}, {"finished": [False]}, {"prior": 3}, {"settings": [1]}, {"earlier_environments": {}},
+            {"settings": {"model": None}}, {"settings": {"hidden": "ab"}}, {"settings": {"hidden": [1, "2"]}},
+            {"settings": {"kl_weight": "1"}}, {"settings": {"ema": []}}, {"settings": {"epochs": True}},
+            {"settings": {"epochs": float("inf")}}, {"settings": {"dataset": 7}}, {"format": "1"}, {"format": [1]},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_kinds_that_are_swapped_are_refused(self, edit, tmp_path):
+        (tmp_path / "run.json").write_text(json.dumps(edit))
+        with pytest.raises(CheckpointError, match="run.json is"):
+            checkpoints.read_run(tmp_path)
+
     def test_round_trip(self, tmp_path):
         checkpoints.write_run(tmp_path, {"finished": True, "settings": {"model": "ae"}})
         run = checkpoints.read_run(tmp_path)

@@ -162,6 +162,7 @@ class TestFit:
         )
         assert (done.returncode, done.stderr) == (0, "what matters\nafter")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_stops_cleanly_and_resume_goes_on(self, number, kae, mnist_dir, shared_tmp):
         """A real process, a real signal; the resumed run ends as an uninterrupted one."""

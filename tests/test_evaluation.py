@@ -326,9 +326,9 @@ def test_intervals_of_distances_tell_how_far_they_spread(patches):
         own = rng.normal(size=(400, 1, 3))
         return 1.5 * (0.9 * own + (1 - 0.9**2) ** 0.5 * rng.normal(size=(400, patches, 3))) + 0.5
 
-    found = [evaluation.set_distances(draw(), reference, seed=i) for i in range(30)]
+    found = [evaluation.Reference(reference, seed=i).distances(draw()) for i in range(30)]
     flat = draw().reshape(-1, 3)
-    again = evaluation.set_distances(flat, reference.reshape(-1, 3))
+    again = evaluation.Reference(reference.reshape(-1, 3)).distances(flat)
     assert again["fid"] == pytest.approx(
         evaluation.frechet_distance(flat, reference.reshape(-1, 3)), rel=1e-6
     )

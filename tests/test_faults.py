@@ -75,6 +75,7 @@ def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("write", range(1, 9))
 def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, monkeypatch):
     """Up to its second epoch there are a run.json, a backup a step and an epoch."""
@@ -346,6 +347,7 @@ def test_a_reader_never_fails_and_a_second_run_is_refused(running):
     assert reads >= len(seen) >= 3, "the reader came too late to see anything"
 
 
+@pytest.mark.long
 def test_a_terminal_that_is_closed(mnist_dir, shared_tmp, tmp_path):
     """As by a dropped ssh: the run is told by SIGHUP, amid an epoch, and nothing that it says is shown any more."""
     master, slave = os.openpty()

@@ -3,7 +3,19 @@
 import numpy as np
 
 from keras_ae import feed
+from keras_ae.augmentation import Augment
 from keras_ae.feed import Feed, binarized
+
+
+def shift_between(image, moved):
+    """By how many pixels (down, right) an image was moved, its edges repeated; None if it was not."""
+    places = np.arange(28)
+    for down in range(-3, 4):
+        for right in range(-3, 4):
+            rows, columns = (np.clip(places - by, 0, 27) for by in (down, right))
+            if np.array_equal(image[rows][:, columns], moved):
+                return down, right
+    return None
 
 
 class TestFeed:
@@ -30,6 +42,39 @@ class TestFeed:
         for i in range(len(feed)):
             ((images, labels),) = feed[i]
             np.testing.assert_array_equal(images.ravel() + 100, labels)
+
+    def test_augmented_batches(self, digits, monkeypatch):
+        """Flips and shifts against their definition; drawn anew in each epoch, and the same for a seed."""
+        images = digits[0][:40]
+        fed = {}
+        for names in (("flip",), ("shift",), ("flip", "shift")):
+            feed = Feed(images, None, 40, 3, shuffle=False, augment=Augment(names))
+            fed[names] = feed[0][0]
+            np.testing.assert_array_equal(fed[names], feed[0][0])
+            feed.set_epoch(1)
+            assert (feed[0][0] != fed[names]).any()
+        flipped = (fed["flip",] == images[:, :, ::-1]).all((1, 2, 3))
+        assert (flipped | (fed["flip",] == images).all((1, 2, 3))).all()
+        assert 5 < flipped.sum() < 35
+        assert all(shift_between(*pair) for pair in zip(images, fed["shift",]))
+        assert len({shift_between(*pair) for pair in zip(images, fed["shift",])}) > 10
+        # Of several processes, each has its rows of the batch that one has.
+        monkeypatch.setattr(
+            "keras_ae.distributed.local_rows", lambda n, devices: np.arange(n)[1::2]
+        )
+        feed = Feed(images, None, 40, 3, shuffle=False, augment=Augment(("flip", "shift")))
+        np.testing.assert_array_equal(feed[0][0], fed["flip", "shift"][1::2])
+
+    def test_augmented_colours(self):
+        images = np.full((30, 8, 8, 3), (200, 120, 60), "uint8")
+        feed = Feed(images, None, 30, 3, shuffle=False, augment=Augment(("colour",)))
+        changed = feed[0][0].astype(int)
+        assert (changed == changed[:, :1, :1]).all()  # one colour stays one
+        assert len(np.unique(changed[:, 0, 0], axis=0)) == 30
+        assert 5 < np.abs(changed - images).mean() < 40
+        floats = Feed(images / np.float32(255), None, 30, 3, shuffle=False, augment=feed.augment)
+        assert floats[0][0].dtype == np.float32
+        np.testing.assert_allclose(floats[0][0] * 255, changed, atol=0.51)
 
     def test_binarized_batches_differ_by_epoch_and_repeat_by_seed(self):
         grey = np.full((8, 28, 28, 1), 128, "uint8")

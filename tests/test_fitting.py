@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -133,13 +134,15 @@ class TestRunFolder:
         name, folder, _ = run
         _, test = fitting.data.load_splits("mnist", mnist_dir, limit=20)
         picture = np.array(Image.open(folder / "epochs" / "003.png"))
-        names = 18  # pixels of the strip above each row of pairs
+        title, names = 22, 18  # pixels of the strip above each part, and above each row of pairs
         for i in range(10):
             left = 2 * (1 + i * 29)
-            shown = picture[names + 2 : names + 2 + 56 : 2, left : left + 56 : 2]
+            top = title + names + 2
+            shown = picture[top : top + 56 : 2, left : left + 56 : 2]
             np.testing.assert_array_equal(shown, test.images[i, ..., 0])
-        pairs = 2 * (names + 2 * (2 * 29 + 1))  # two rows of them
-        samples = {"ae": 0, "vae": 8 + 2 * (4 * 29 + 1), "cvae": 8 + 2 * (10 * 29 + 1)}[name]
+        pairs = title + 2 * (names + 2 * (2 * 29 + 1))  # two rows of them
+        rows = {"ae": 0, "vae": 4, "cvae": 10}[name]
+        samples = 8 + title + 2 * (rows * 29 + 1) if rows else 0
         assert picture.shape[0] == pairs + samples
 
 
@@ -581,6 +584,156 @@ class TestStreaming:
         mean, _ = cvae.posterior((rows, marks))
         expected, _ = cvae.posterior((images, labels))
         np.testing.assert_allclose(mean, expected[rows.rows], atol=1e-6)
+
+
+class TestAugmented:
+    SETTINGS = {"augment": "shift,flip", "epochs": 2}
+
+    @pytest.fixture(scope="class")
+    def whole(self, mnist_dir, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("augmented")
+        fit(small("cvae", **self.SETTINGS), folder, data_dir=mnist_dir)
+        return folder
+
+    @pytest.mark.parametrize("step", [2, 4, 6])
+    def test_a_resumed_run_is_the_uninterrupted_one(self, step, whole, tmp_path, monkeypatch):
+        settings = small("cvae", **self.SETTINGS)
+        with monkeypatch.context() as patch:
+            send_at_step(patch, signal.SIGTERM, step)
+            with pytest.raises(KeyboardInterrupt):
+                fit(settings, tmp_path)
+        fit(settings, tmp_path, resume=True)
+        assert_same_run(whole, tmp_path)
+
+    def test_training_images_alone_are_changed_and_the_model_does_not_know(
+        self, whole, whole_run, tmp_path
+    ):
+        fit(small("cvae", epochs=2), tmp_path)
+        plain, augmented = (checkpoints.load_model(f / "model.keras") for f in (tmp_path, whole))
+        assert plain.get_config() == augmented.get_config()
+        assert [w.path for w in plain.weights] == [w.path for w in augmented.weights]
+        ours, theirs = weights(whole), weights(tmp_path)
+        assert any((ours[path] != theirs[path]).any() for path in ours)
+        run = checkpoints.read_run(whole)
+        assert run["settings"]["augment"] == ["flip", "shift"]
+
+    def test_colours_of_grey_images_are_refused(self, tmp_path):
+        with pytest.raises(RunError, match="colour is for RGB images.*mnist have 1"):
+            fit(small("ae", augment=("colour",)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+class TestStart:
+    """Runs that start from a checkpoint."""
+
+    @pytest.fixture(scope="class")
+    def first(self, mnist_dir, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("first")
+        fit(small("cvae", epochs=1), folder, data_dir=mnist_dir)
+        return folder
+
+    SETTINGS = {"epochs": 2, "kl_schedule": "constant"}
+
+    @pytest.fixture(scope="class")
+    def more(self, first, mnist_dir, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("more")
+        fit(small("cvae", **self.SETTINGS), folder, data_dir=mnist_dir, start=first)
+        return folder
+
+    def test_it_starts_from_the_weights_and_says_so(self, first, more, tmp_path):
+        begun = {}
+
+        class Look(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                begun.update(zip(range(99), self.model.get_weights()))
+
+        settings = small("cvae", learning_rate=1e-9, **self.SETTINGS)
+        fit(settings, tmp_path, start=first, callbacks=[Look()])
+        given = checkpoints.load_model(first).get_weights()
+        for i, weight in enumerate(given):
+            np.testing.assert_array_equal(begun[i], weight)
+        origin = checkpoints.read_run(more)["from"]
+        assert origin["path"] == str(first / "model.keras")
+        assert (origin["dataset"], origin["epochs"]) == ("mnist", 1)
+        files = {str(p.relative_to(more)) for p in more.rglob("*") if p.is_file()}
+        assert not any("backup" in name for name in files)
+
+    def test_a_run_killed_without_a_backup_is_the_uninterrupted_one(self, first, more, tmp_path):
+        settings = small("cvae", **self.SETTINGS)
+        source = shutil.copytree(first, tmp_path / "source")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_in_epoch(patch, 0)
+            fit(settings, tmp_path / "run", start=source)
+        shutil.rmtree(source)  # nobody needs it any more
+        fit(settings, tmp_path / "run", resume=True)
+        assert_same_run(more, tmp_path / "run")
+
+    @pytest.mark.parametrize("step", [1, 4, 6])
+    def test_a_resumed_run_that_replaced_its_start_is_the_uninterrupted_one(
+        self, step, first, more, tmp_path
+    ):
+        source = shutil.copytree(first, tmp_path / "run")
+        settings = small("cvae", **self.SETTINGS)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, step)
+            fit(settings, source, start=source, force=True)
+        fit(settings, source, resume=True)
+        assert_same_run(more, source)
+        assert not (source / "backup").exists()
+
+    def test_what_differs_is_refused(self, first, tmp_path, images_of):
+        out = tmp_path / "run"
+        for settings, error, words in (
+            (small("cvae", latent_dim=5), ValueError, "latent_dim 3, and the settings 5"),
+            (small("vae"), ValueError, "is of the model cvae, not vae"),
+        ):
+            with pytest.raises(error, match=words):
+                fit(settings, out, start=first)
+        images, labels = images_of((20, 16, 1), 12), np.arange(12) % 10
+        with pytest.raises(UserError, match=r"takes images of \(28, 28, 1\)"):
+            fit(small("cvae"), out, start=first, train=(images, labels), test=(images, labels))
+        images, labels = images_of((28, 28, 1), 12), np.arange(12) % 3
+        with pytest.raises(RunError, match="knows the classes 0, 1, .*those of arrays are 0, 1, 2"):
+            fit(small("cvae"), out, start=first, train=(images, labels), test=(images, labels))
+        with pytest.raises(ValueError, match="or a checkpoint"):
+            fit(small("cvae"), out, start=first, model=checkpoints.load_model(first))
+        assert not out.exists()
+
+    def test_another_start_is_not_resumed(self, first, more, tmp_path):
+        settings = small("cvae", **self.SETTINGS)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_after_backup(patch, 1)
+            fit(settings, tmp_path, start=first)
+        with pytest.raises(RunError, match="started from .*leave --from out"):
+            fit(settings, tmp_path, start=more, resume=True)
+        fit(settings, tmp_path, start=first, resume=True)
+        assert_same_run(more, tmp_path)
+
+
+def test_where_test_images_part_from_training_images(tmp_path):
+    def rows(*pairs):
+        return [
+            {"epoch": i + 1, "reconstruction": a, "val_reconstruction": b}
+            for i, (a, b) in enumerate(pairs)
+        ]
+
+    settings = small("ae", epochs=4)
+    assert fitting.parted(rows((50, 52), (40, 45), (30, 37)), settings) is None
+    # Both rise: that is what a KL weight that rises does.
+    assert fitting.parted(rows((30, 31), (40, 42), (50, 53)), settings) is None
+    assert "l1 is 40 an image, 33% above 30;" in fitting.parted(rows((50, 52), (30, 40)), settings)
+    said = fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings)
+    assert "20% above 40, and was 46 in epoch 2;" in said and said.endswith("--early-stopping 5")
+    said = fitting.parted(rows((30, 40)), small("vae"))
+    assert said.endswith("--early-stopping 5 --kl-warmup 0.5")
+    small("vae", early_stopping=5, kl_warmup=0.5)  # which is then taken
+    lines = []
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), "uint8")
+    noise = small("ae", epochs=60, latent_dim=16, limit=None, batch_size=10, learning_rate=0.01)
+    fitting.fit(
+        noise, tmp_path, verbose=0, report=lines.append, train=images[:10], test=images[10:]
+    )
+    assert any(line.startswith("test images are rebuilt worse") for line in lines)
 
 
 def toy(images, labels=None, names=None):

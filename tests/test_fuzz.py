@@ -288,6 +288,20 @@ def test_run_json(place, data):
 
 @fuzz
 @given(st.data())
+def test_histories(place, data):
+    """`compare` draws what is read."""
+    rows = [{"epoch": i, "loss": 2.5 / i, "val_loss": -1e-3, "seconds": 0.25} for i in (1, 2, 3)]
+    folder = place / "changed-history"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.keras").write_bytes((place / "good.keras").read_bytes())
+    checkpoints.write_history(folder, rows)
+    path = folder / "history.csv"
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    run(["compare", str(folder), "checkpoints/vae", *data.draw(st.sampled_from([[], ["--json"]]))])
+
+
+@fuzz
+@given(st.data())
 def test_backups(place, data):
     model = VAE((8, 8, 1), 2, "mlp", (4,))
     model.compile("adam")

@@ -33,7 +33,6 @@ from keras_ae import (
     fast,
 )
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.fast import memory
 from keras_ae.losses import bce
 from keras_ae.priors import Prior, StandardNormal
 
@@ -408,7 +407,10 @@ class Contract:
         model = self.compiled()
         factor = 10 if dtype == "int64" else 1
         wrong = self.with_images(x, self.images(x).astype(dtype) * factor)
-        for use in (model.fit, model.evaluate, model.predict, model.reconstruct, model.encode):
+        uses = [model.fit, model.evaluate, model.predict, model.reconstruct, model.encode]
+        if hasattr(model, "fit_prior"):
+            uses.append(model.fit_prior)
+        for use in uses:
             with pytest.raises(ValueError, match="Rescale them, or give uint8"):
                 use(wrong)
         with pytest.raises(ValueError, match="Rescale them"):
@@ -953,7 +955,7 @@ LAYERS = {
     "channels_first": lambda: keras.layers.BatchNormalization(axis=1),
     "no_scale": lambda: keras.layers.BatchNormalization(scale=False),
     "no_center": lambda: keras.layers.BatchNormalization(center=False),
-    "ours_channels_first": lambda: keras_ae.distributed.BatchNormalization(axis=1),
+    "ours_channels_first": lambda: keras_ae.backbones.BatchNormalization(axis=1),
     "transposed": lambda: keras.layers.Conv2DTranspose(4, 3, strides=2, padding="same"),
     "transposed_valid": lambda: keras.layers.Conv2DTranspose(4, 3, strides=2),
     "dropout": lambda: keras.layers.Dropout(0.0),
@@ -1036,13 +1038,12 @@ def test_threads_do_not_share_how_networks_are_built(digits, tmp_path):
 
 
 def test_a_run_changes_no_state_of_the_process(digits, tmp_path, monkeypatch):
-    """The umask, how memory is kept and the seeds of others are not its own."""
+    """The umask and the seeds of others are not its own."""
 
     def refuse(*arguments):
         raise AssertionError("the state of the process was changed")
 
     monkeypatch.setattr(os, "umask", refuse)
-    monkeypatch.setattr(memory, "keep_memory", refuse)
     monkeypatch.setattr(keras.utils, "set_random_seed", refuse)
     drawn = []
     for seed in (1, 2):
@@ -1321,3 +1322,23 @@ def test_the_program_of_the_readme_runs(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(block.replace("epochs=10", "epochs=1"), {})
     assert (tmp_path / "vae.keras").is_file() and (tmp_path / "digits.png").is_file()
+
+
+def test_a_decoder_whose_logits_are_not_seen_is_told():
+    """One that ends in Activation("sigmoid") has them, within a Sequential too; a Dense of sigmoids has not."""
+
+    def decoder(*layers):
+        return keras.Sequential([keras.Input((LATENTS,)), *layers])
+
+    pixels, image = int(np.prod(SHAPE)), keras.layers.Reshape(SHAPE)
+    ends_so = decoder(keras.layers.Dense(pixels), image, keras.layers.Activation("sigmoid"))
+    within = decoder(keras.layers.Dense(pixels, activation="sigmoid"), keras.layers.Reshape(SHAPE))
+    codes = np.random.default_rng(0).normal(size=(3, LATENTS)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = VAE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce", decoder=ends_so)
+        VAE(SHAPE, LATENTS, "mlp", (8,), decoder=within)
+    image, logits = model.decoded(keras.ops.convert_to_tensor(codes), [])["logits"]
+    np.testing.assert_allclose(array(keras.ops.sigmoid(logits)), model.decode(codes), atol=1e-6)
+    with pytest.warns(UserWarning, match="does not end in Activation"):
+        VAE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce", decoder=within)

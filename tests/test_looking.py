@@ -278,7 +278,11 @@ def test_an_unfinished_run_draws_from_the_standard_normal_and_says_so(kae):
     (kae.folder / "cut").mkdir()
     keras_ae.checkpoints.save_model(network, kae.folder / "cut/model.keras")
     keras_ae.checkpoints.write_run(kae.folder / "cut", {"finished": False})
-    for command in (["sample", "cut", "-n", "1"], ["manifold", "cut", "-n", "2"]):
+    for command in (
+        ["sample", "cut", "-n", "1"],
+        ["manifold", "cut", "-n", "2"],
+        ["export", "cut", "--format", "torch", "--part", "sampler"],
+    ):
         err = kae(*command).stderr
         assert "the run is not finished; latents are drawn from N(0, I)" in err
 

@@ -27,7 +27,9 @@ def page(request, digits, tmp_path_factory):
     kind = request.param
     arguments = {} if kind is not CVAE else {"num_classes": 10}
     model = kind((28, 28, 1), latent_dim=3, backbone="mlp", hidden=(8,), **arguments)
-    history = [{"epoch": i, "loss": 9.0 / i, "val_loss": 10.0 / i} for i in (1, 2, 3)]
+    history = [
+        {"epoch": i, "loss": 9.0 / i, "val_loss": 10.0 / i, "seconds": 1.0} for i in (1, 2, 3)
+    ]
     checkpoints.write_history(folder, history)
     (folder / "epochs").mkdir()
     for i in (1, 2):

@@ -5,7 +5,7 @@ import json
 import keras
 import pytest
 
-from keras_ae import annealing, backbones, fitting, losses, models, settings
+from keras_ae import annealing, augmentation, backbones, fitting, losses, models, settings
 from keras_ae.settings import Settings
 
 
@@ -14,6 +14,7 @@ def test_names_are_those_of_the_library():
     for names, module, registry in (
         (settings.reconstructions, "losses", losses.RECONSTRUCTIONS),
         (settings.backbones, "backbones", backbones.BACKBONES),
+        (settings.augmentations, "augmentation", augmentation.AUGMENTATIONS),
         (settings.models, "models", models.MODELS),
     ):
         assert names() == tuple(registry)
@@ -57,7 +58,8 @@ def test_a_run_of_one_step_has_a_schedule():
 
 
 def test_settings_survive_json():
-    chosen = Settings("cvae", hidden=[8, 16], limit=7, kl_weight=0.25)
+    chosen = Settings("cvae", hidden=[8, 16], limit=7, kl_weight=0.25, augment=["shift", "flip"])
+    assert chosen.augment == ("flip", "shift")
     assert Settings.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
 
@@ -94,6 +96,7 @@ def test_the_learning_rate_is_that_of_the_backbone_unless_given():
         ({"seed": -1}, "seed must be 0 to 4294967295"),
         ({"hidden": ()}, "widths of 1 or more"),
         ({"hidden": (8, 0)}, "widths of 1 or more"),
+        ({"augment": "flip,turn"}, "augment must be some of flip, shift, colour; got 'turn'"),
     ],
 )
 def test_checks(arguments, message):

@@ -34,6 +34,8 @@ from keras_ae.data.images import opened
 from keras_ae.errors import UserError, printable
 from keras_ae.settings import EXPORT_SUFFIXES
 
+pytestmark = pytest.mark.long
+
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
@@ -260,14 +262,15 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
     model = CVAE((28, 28, 1), 2, "conv", (4, 8, 8), num_classes=3)
     labels = np.arange(10) % 3
     whole = model.sample(10, labels)
-    one = inference._bound() // inference.images_at_a_time(model.decoder)
-    sizes, predictor = [], inference.predictor
+    one = inference.memory_of_one(model.decoder)
+    sizes, forward_pass = [], inference._forward_pass
 
     def recorded(network):
-        forward = predictor(network)
+        forward = forward_pass(network)
         return lambda arrays: (sizes.append(len(arrays[0])), forward(arrays))[1]
 
-    monkeypatch.setattr(inference, "predictor", recorded)
+    monkeypatch.setattr(inference, "_forward_pass", recorded)
+    monkeypatch.setattr(inference, "LEAST", 1)
     monkeypatch.setattr(inference, "_bound", lambda: max(4 * 10 * 28 * 28, 4 * one))
     np.testing.assert_allclose(model.sample(10, labels), whole, atol=1e-6)
     assert sizes == [4, 4, 2]
@@ -629,6 +632,19 @@ def test_a_slim_installation_says_what_is_missing(arguments, saved, tmp_path, mn
     assert done.returncode == 1 and "install" in done.err
 
 
+def test_memory_that_torch_does_not_get(saved, kae, mnist_env, monkeypatch):
+    torch = pytest.importorskip("torch")
+    saved()
+
+    def greedy(self, *args, **kwargs):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(VAE, "sample", greedy)
+    for arguments in (["sample", "run"], FIT):  # a fit draws the samples of its picture
+        done = kae(*arguments)
+        assert done.exit_code == 1 and "Error: Out of memory. Try a smaller" in done.stderr
+
+
 @pytest.mark.parametrize("year", [1971, 2150])
 def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
     """A zip knows the years 1980 to 2107: said before the work, not after it."""
@@ -638,6 +654,9 @@ def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
     for arguments in (FIT, ["export", "run", "--format", "torch"]):
         done = kae(*arguments)
         assert done.exit_code == 1 and f"clock of this machine says {year}" in done.stderr
+    with pytest.raises(UserError, match="clock of this machine"):
+        checkpoints.save_model(VAE((28, 28, 1), 2, "mlp", (4,)), "a.keras")
+    assert not Path("a.keras").exists()
     assert kae("info", "run").exit_code == 0
 
 
@@ -647,13 +666,41 @@ def test_a_clock_that_is_wrong(year, saved, kae, monkeypatch):
         ("a.toml", "epochs = " + "[" * 100_000), ("a.json", "[" * 100_000), ("a.json", '{"a":' * 100_000),
         ("a.json", '{"epochs": 1e400}'), ("a.toml", "epochs = inf"), ("a.toml", "latent_dim = nan"),
         ("a.json", '{"epochs": NaN}'), ("a.json", '{"dataset": "\\ud800"}'), ("a.json", "[]"), ("a.json", "5"),
+        ("a.json", '{"dataset": [1]}'), ("a.json", '{"kl_weight": [1]}'), ("a.json", '{"hidden": {"a": 1}}'),
         ("a.toml", 'x\x1b[31m = 1'), ("a.json", '{"\\u001b[31m": 1}'),
     ],
-    ids=range(12),
+    ids=range(15),
 )  # fmt: skip
 def test_settings_that_are_something_else(name, text, kae):
     Path(name).write_text(text)
     assert kae("fit", "vae", "--config", name).exit_code in (1, 2)
+
+
+DEEP = "[" * 400 + "]" * 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"settings": {{"model": "vae"}}, "data": {{"x": {DEEP}}}}}',
+        f'{{"settings": {{"model": "vae"}}, "x": {"[" * 100_000}',
+        '{"settings": {"model": "vae", "dataset": "\\ud800"}}',
+        '{"settings": {"model": "vae"}, "data": {"name": "\\udcff"}, "environment": {"\\ud800": "\\ud800"}}',
+        '{"settings": {"model": "vae", "epochs": 1e400}}',
+        '{"settings": {"model": "vae", "epochs": %s}}' % ("9" * 5000),
+        '{"settings": {"model": "vae"}, "final": {"val_loss": NaN, "epochs": {"a": 1}}}',
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_a_run_that_says_odd_things(text, saved, kae, mnist_env):
+    saved()
+    shutil.copytree("run", "other")
+    Path("run", "run.json").write_text(text)
+    for command in (
+        ["info", "run"], ["info", "run", "--json"], ["compare", "run", "other"], ["reconstruct", "run"], FIT[:-1] + ["run"],
+        FIT[:-1] + ["run", "--resume"], ["fit", "vae", "--config", "run/run.json", "--limit", "0"],
+    ):  # fmt: skip
+        assert kae(*command).exit_code in (0, 1, 2)
 
 
 def test_a_data_directory_of_many(tmp_path, kae):

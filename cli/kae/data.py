@@ -107,18 +107,20 @@ class Size(click.ParamType):
 @click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
 @options.force_option
 def import_(name, folder, data_dir, **chosen):
-    """Make a dataset NAME of FOLDER, which holds a folder of images for each class.
+    """Make a dataset NAME of FOLDER, which holds images, or a folder of images for each class.
 
-    FOLDER may have folders `train` and `test`, with the class folders in them; else the images are
-    split by --test-fraction and --seed. The result is an ordinary TFDS dataset.
+    FOLDER may have folders `train` and `test`, with the images or the class folders in them; else the
+    images are split by --test-fraction and --seed. The result is an ordinary TFDS dataset. What is done
+    to the images here is done again to files that a model trained on them is given.
     """
     from keras_ae import data
+    from keras_ae.data.reading import read_features
 
     prepared = data.import_folder(name, folder, data_dir, progress=console.say, **chosen)
     splits = ", ".join(f"{split} {count}" for split, count in prepared.splits.items())
-    console.say(
-        f"{prepared.name} {prepared.version}: {splits}; next: kae fit cvae --dataset {name}"
-    )
+    model = "cvae" if len(read_features(prepared).class_names or ()) > 1 else "vae"
+    following = console.hint("fit", model, "--dataset", name, *console.elsewhere(data_dir))
+    console.say(f"{prepared.name} {prepared.version}: {splits}; next: {following}")
     console.echo(prepared.path)
 
 

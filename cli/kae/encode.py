@@ -1,11 +1,15 @@
 """kae encode: the codes of images."""
 
 import csv
-import io
+import dataclasses
+import functools
+import tempfile
 
 import click
 
 from kae import console, options
+
+BATCH = 256  # images held in memory
 
 
 @click.command("encode")
@@ -18,40 +22,125 @@ from kae import console, options
 @options.crop_option
 @options.invert_option
 @options.out_option([".csv", ".npy"], "csv on stdout")
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Add rows to the .csv of --out, which is made if it is not there.",
+)
 @options.force_option
-def command(model, files, dataset, data_dir, limit, labels, crop, invert, out, force):
+def command(model, files, out, append, force, **chosen):
     """Write the codes (embeddings) of image files, or of the test images of a dataset.
 
-    A row of the csv is what the image is (file, or index of a test image), its class where it is known,
-    and its code; .npy is float32 (N, latents). The code of a vae and cvae is the mean of q(z|x).
-    """
-    target = console.target_of(out, "", (".csv", ".npy"), force) if out else None
-    network, checkpoint = console.load(model)
+    A row of the csv is what the image is (its file, or the index of a test image), its class where it is
+    known, and its code; .npy is float32 (N, latents). The code of a vae and cvae is the mean of q(z|x).
 
+    Of a FOLDER, these are all images in it and in its folders, in order of their paths; a cvae takes the
+    names of their folders for classes. Files are prepared as the images that the model was trained on
+    (see `kae data import`).
+
+    \b
+    kae encode vae pictures/ --out codes.csv
+    find … -print0 | xargs -0 kae encode vae --out codes.csv --append
+    """
+    if append and (out is None or out.suffix != ".csv"):
+        raise click.UsageError("--append adds rows to a .csv file: name it with --out.")
+    if append and force:
+        raise click.UsageError("--append adds to a file, --force replaces it: give one of them.")
+    if out and out.is_file() and out.suffix == ".csv" and not (append or force):
+        raise click.ClickException(f"{out} exists; --append adds to it, --force replaces it.")
+    target = console.target_of(out, "", (".csv", ".npy"), force or append) if out else None
+    network, checkpoint = console.load(model)
+    names, part = source_of(network, checkpoint, files, **chosen)
+
+    from keras_ae.files import append_lines, check_header
+
+    columns = ["file" if files else "image", *(["class"] if has_classes(part) else [])]
+    columns += [f"z{i}" for i in range(network.latent_dim)]
+    blocks = functools.partial(codes_of, network, names, part)
+    if target is None or append:
+        header = ",".join(columns) + "\n"
+        if append:
+            check_header(target, header)  # before the work that would be lost
+        # Whole or not at all, and never in memory.
+        with tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as rows:
+            write_rows(rows, blocks())
+            rows.seek(0)
+            if append:
+                append_lines(target, header, rows)
+                console.say(f"added {len(names):,} rows to {target}")
+                return console.echo(target)
+            console.echo(header, nl=False)
+            while text := rows.read(1 << 20):
+                console.echo(text, nl=False)
+            return None
+    if target.suffix == ".npy":
+        console.write(target, functools.partial(save_array, network, names, blocks))
+    else:
+
+        def save(path):
+            with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.write(",".join(columns) + "\n")
+                write_rows(file, blocks())
+
+        console.write(target, save)
+    return console.echo(target)
+
+
+def source_of(network, checkpoint, files, dataset, data_dir, limit, labels, crop, invert):
+    """What to encode: a name for each image, and a function that makes an `ImageData` of a slice of them."""
+    if not files:
+        images = console.load_test(network, checkpoint, dataset, data_dir, limit)
+
+        def of_dataset(rows):
+            marks = None if images.labels is None else images.labels[rows]
+            return dataclasses.replace(images, images=images.images[rows], labels=marks)
+
+        return range(len(images.images)), of_dataset
+    if dataset or limit:
+        raise click.UsageError("--dataset and --limit are for test images: leave the files out.")
+    files = console.find_files(files)
+    classes = console.classes_of(network, files, labels)
+
+    def of_files(rows):
+        marks = None if classes is None else classes[rows]
+        return console.read_files(network, files[rows], marks, crop, invert)
+
+    return files, of_files
+
+
+def has_classes(part):
+    """Whether images have classes with names."""
+    return console.names_of(part(slice(1))) is not None
+
+
+def codes_of(network, names, part):
+    """The codes, in blocks: (names of the images, names of their classes or None, codes)."""
+    with console.progress("encoding", len(names)) as advance:
+        for start in range(0, len(names), BATCH):
+            rows = slice(start, start + BATCH)
+            images = part(rows)
+            codes = network.encode(network.inputs_of(images))
+            yield names[rows], console.names_of(images), codes
+            advance(len(codes))
+
+
+def write_rows(file, blocks):
+    """Blocks of codes as rows of csv."""
+    writer = csv.writer(file, lineterminator="\n")
+    for names, classes, codes in blocks:
+        for i, (name, code) in enumerate(zip(names, codes)):
+            writer.writerow([name, *([classes[i]] if classes else []), *code])
+
+
+def save_array(network, names, blocks, path):
+    """Blocks of codes as one .npy file."""
     import numpy as np
 
-    if files:
-        images = console.load_files(network, files, labels, crop, invert)
-    else:
-        images = console.load_test(network, checkpoint, dataset, data_dir, limit)
-    codes = network.encode(network.inputs_of(images))
-    if target and target.suffix == ".npy":
-        console.write(target, lambda path: np.save(path, codes))
-        return console.echo(target)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    names = console.names_of(images)
-    rows.writerow(
-        ["image", *(["class"] if names else []), *(f"z{i}" for i in range(codes.shape[1]))]
-    )
-    for i, code in enumerate(codes):
-        rows.writerow([files[i] if files else i, *([names[i]] if names else []), *code])
-    if target is None:
-        return console.echo(text.getvalue(), nl=False)
-
-    def save(path):
-        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text.getvalue())
-
-    console.write(target, save)
-    return console.echo(target)
+    shape = (len(names), network.latent_dim)
+    array, start = np.lib.format.open_memmap(path, "w+", "float32", shape), 0
+    for _, _, codes in blocks():
+        array[start : start + len(codes)] = codes
+        start += len(codes)
+    array.flush()

@@ -43,9 +43,11 @@ def command(model, file_format, part, out, force, as_json):
 
     with console.usage_errors():
         export.check(path, file_format, part, force)
-    network, _ = console.load(model)
+    network, checkpoint = console.load(model)
     if part == "sampler" and not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
+    if part == "sampler":
+        console.tell_prior(network, checkpoint)
     try:
         written = export.export(network, path, file_format, part, force, report=console.say)
     except OSError as error:

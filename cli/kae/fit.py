@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
-import shlex
+import os
 import sys
 import time
 import tomllib
@@ -64,6 +64,16 @@ class Widths(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers such as 512,256", param, context)
 
 
+class Words(click.ParamType):
+    """Words with commas between: flip,shift."""
+
+    name = "NAME,…"
+
+    def convert(self, value, param, context):
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(str(word).strip() for word in words)
+
+
 def read_config(context, parameter, path):
     """Take the defaults of the options from a file of settings: TOML, or the run.json of a run."""
     if path is None:
@@ -84,8 +94,10 @@ def read_config(context, parameter, path):
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
         endless = isinstance(value, float) and not math.isfinite(value)
-        if not isinstance(value, str | int | float | list | None) or endless:
-            raise click.UsageError(f"{path}: {name} must be a word, a number or a list of numbers.")
+        kinds = str | int | float | list | None if name == "hidden" else str | int | float | None
+        if not isinstance(value, kinds) or endless:
+            kind = "a list of numbers" if name == "hidden" else "a word or a number"
+            raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
 
 
@@ -133,6 +145,11 @@ def setting(name, kind, help, **kwargs):
 @click.option(
     "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
 )
+@setting(
+    "augment",
+    Words(),
+    "Change training images at random, such as flip,shift,colour.  [default: none]",
+)
 @setting("dtype", click.Choice(choices.DTYPES), "Precision of the layers; a checkpoint is float32.")
 @setting(
     "early_stopping",
@@ -143,7 +160,17 @@ def setting(name, kind, help, **kwargs):
 @setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
 @setting("limit", click.IntRange(1), "Take only the first so many images.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder.  [default: checkpoints/MODEL]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: checkpoints/MODEL, or checkpoints/MODEL-DATASET where that is not mnist; "
+    "with --from of that very run, …-more]",
+)
+@click.option(
+    "--from",
+    "start",
+    metavar="RUN|FILE",
+    help="Start from the weights of a run or .keras file, and with the settings of that run, but for a KL weight "
+    "that stays as it is.",
 )
 @click.option(
     "--tensorboard", is_flag=True, help="Write curves and pictures to RUN/tensorboard as well."
@@ -153,18 +180,20 @@ def setting(name, kind, help, **kwargs):
 @options.quiet_option
 @options.json_option
 @click.pass_context
-def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, **values):
+def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as_json, **values):
     """Train MODEL (ae, vae or cvae) and write a run folder.
 
     \b
     kae fit cvae --epochs 3
     kae fit --config checkpoints/cvae/run.json --out again    repeats a run
+    kae fit cvae --from cvae --epochs 5                       goes on with a finished one
 
     Progress and messages go to stderr. Ctrl-C stops after the step under way, and --resume goes on
     from there.
     """
     from keras_ae import data
 
+    source = settings_to_start_with(context, start, data_dir, values) if start else None
     values["dataset"] = data.lasting_name(values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)
@@ -174,16 +203,17 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         )
     console.check_clock()
     console.start_backend(training=True)
-    from keras_ae import distributed, fitting
+    from keras_ae import checkpoints, distributed, fitting
     from keras_ae.callbacks import TensorBoard
-    from keras_ae.fast.memory import keep_memory
 
-    keep_memory()  # for this process is ours alone
+    console.keep_memory()  # for this process is ours alone
     if distributed.launched_by_torchrun():
         distributed.start()
     # Of the processes of torchrun, the first one speaks.
     quiet = quiet or distributed.rank() > 0
-    folder = out or Path("checkpoints") / settings.model
+    folder = out or checkpoints.default_folder(settings)
+    if source and not out and source.resolve() == folder.resolve():
+        folder = folder.with_name(f"{folder.name}-more")
     if resume:
         stored = fitting.stored_settings(folder)
         # It may have moved: `fit` compares what is in it.
@@ -200,10 +230,11 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
-    with explained(folder, resuming(settings, out, data_dir)), console.usage_errors():
+    with explained(folder, resuming(settings, folder, data_dir)), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
-            settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks
-        )
+            settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
+            start=start, trusted=bool(context.find_root().params.get("modules")),
+        )  # fmt: skip
     distributed.stop()
     if result is None:
         return None
@@ -215,17 +246,21 @@ def command(context, data_dir, out, tensorboard, resume, force, quiet, as_json, 
         f"{epochs} in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "
         f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
     )
-    if settings.model != "ae":
-        report(f"next: kae sample {out or settings.model}")
+    name = out or folder.name
+    if settings.model == "ae":
+        # Asked for by name: a dataset in a folder of its own is read where somebody says so.
+        where = ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
+        where += console.elsewhere(data_dir)
+        report("next: " + console.hint("reconstruct", name, *where))
+    else:
+        report("next: " + console.hint("sample", name))
     return None
 
 
-def resuming(settings, out, data_dir):
+def resuming(settings, folder, data_dir):
     """The command that goes on with a run."""
-    words = ["kae", "fit", settings.model]
-    for name, value in (("--out", out), ("--data-dir", data_dir)):
-        words += [] if value is None else [name, str(value)]
-    return shlex.join([*words, "--resume"])
+    words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
+    return console.hint("fit", settings.model, *words, *console.elsewhere(data_dir), "--resume")
 
 
 def verbosity(quiet):
@@ -251,3 +286,38 @@ def explained(folder, again):
             f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
             f"; once there is room, go on with it by: {again}"
         ) from error
+
+
+def settings_to_start_with(context, start, data_dir, values):
+    """Put the settings of the run of a checkpoint in the place of defaults. Returns the folder of the file.
+
+    Raises:
+        click.UsageError: an option asks for another network than the checkpoint's.
+    """
+    console.start_backend(training=True)
+    from keras_ae import checkpoints, fitting
+
+    def given(name):
+        return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+    found = checkpoints.find_checkpoint(start)
+    trusted = bool(context.find_root().params.get("modules"))
+    config = checkpoints.load_model(found.path, trusted).get_config()
+    for name in fitting.OF_THE_MODEL:
+        decided = config.get(name)
+        if name != "dtype" and given(name) and values[name] != decided:
+            raise click.UsageError(
+                f"{found.path} has the {name} {decided}, not {values[name]}: leave --{name.replace('_', '-')} out."
+            )
+    stored = dict(found.settings)
+    if "dataset" in stored:
+        stored["dataset"] = (
+            values["dataset"] if given("dataset") else console.dataset_of(found, data_dir)
+        )
+    for name, value in stored.items():
+        # So many images of another dataset are another thing.
+        if name in values and not given(name) and (name != "limit" or not given("dataset")):
+            values[name] = value
+    if values["model"] != "ae" and not given("kl_schedule"):
+        values["kl_schedule"] = "constant"
+    return found.path.parent

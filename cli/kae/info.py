@@ -72,6 +72,8 @@ def checkpoint(model):
     if network.num_classes:
         facts["classes"] = network.num_classes
         facts["class_names"] = list(network.names)
+    if network.preparation is not None:
+        facts["pictures"] = network.preparation.to_dict()
     if hasattr(network, "prior"):
         facts["prior"] = network.prior.describe()
         facts["kl_weight"] = float(network.kl_weight)

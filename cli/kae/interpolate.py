@@ -46,6 +46,8 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     default = f"samples/{console.stem_of(model)}-interpolation.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
     network, checkpoint = console.load(model)
+    if any(kind_of(network, end) == "class" for end in ends):
+        console.tell_prior(network, checkpoint)
 
     import numpy as np
 

@@ -69,10 +69,6 @@ class Commands(click.Group):
             raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except UserError as error:
             raise click.ClickException(str(error)) from error
-        except MemoryError as error:
-            raise click.ClickException(
-                "Out of memory. Try a smaller --batch-size, --hidden or --latent-dim."
-            ) from error
         except ModuleNotFoundError as error:
             module = (error.name or "").partition(".")[0]
             if module in ("", "kae", "keras_ae"):
@@ -84,6 +80,23 @@ class Commands(click.Group):
             raise
         except OSError as error:  # a path too long, a folder that may not be read, a broken disk
             raise click.ClickException(str(error)) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise click.ClickException(
+                "Out of memory. Try a smaller --batch-size, --hidden, --latent-dim or -n."
+            ) from error
+
+
+def is_out_of_memory(error):
+    """Whether this is how Python, NumPy, torch, jax or tensorflow say that there is no memory left."""
+    of_backends = ("OutOfMemoryError", "ResourceExhaustedError")
+    said = ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED", "CUDA out of memory", "Out of memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ in of_backends
+        or any(words in str(error) for words in said)
+    )
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

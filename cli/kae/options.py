@@ -26,17 +26,22 @@ seed_option = click.option(
 )
 
 
+def runs_here():
+    """The names of the runs in `checkpoints/` that have a model."""
+    return sorted(path.parent.name for path in Path("checkpoints").glob("*/model.keras"))
+
+
 def complete_model(context, parameter, incomplete):
     """MODEL in the shell: names, runs here, then any path."""
-    runs = sorted(str(path.parent) for path in Path("checkpoints").glob("*/model.keras"))
-    found = [name for name in (*settings.models(), *runs) if name.startswith(incomplete)]
+    names = dict.fromkeys([*settings.models(), *runs_here()])
+    found = [name for name in names if name.startswith(incomplete)]
     items = [CompletionItem(name) for name in found]
     return items or [CompletionItem(incomplete, type="file")]
 
 
 model_argument = click.argument("model", shell_complete=complete_model)
 files_argument = click.argument(
-    "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]…"
+    "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|FOLDER]…"
 )
 dataset_option = click.option(
     "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"

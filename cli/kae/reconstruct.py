@@ -4,20 +4,31 @@ import click
 
 from kae import console, options
 
+IMAGES = 20  # drawn, where nobody says how many
+
 
 @click.command("reconstruct")
 @options.model_argument
 @options.files_argument
 @options.dataset_option
 @options.data_dir_option
-@click.option("-n", "number", type=click.IntRange(1), default=20, show_default=True, help="Images.")
+@click.option(
+    "-n",
+    "number",
+    type=click.IntRange(1),
+    help="Images at most.  [default: 20 test images, or of a folder; all files]",
+)
 @options.label_option
 @options.crop_option
 @options.invert_option
 @options.out_option([".png"], "samples/MODEL-reconstructions.png")
 @options.force_option
 def command(model, files, dataset, data_dir, number, labels, crop, invert, out, force):
-    """Draw image files, or the first test images, each row over the row of its reconstructions."""
+    """Draw image files, or the first test images, each row over the row of its reconstructions.
+
+    Files are prepared as the images that the model was trained on (see `kae data import`). Of a FOLDER,
+    these are all images in it; a cvae takes the names of their folders for classes.
+    """
     default = f"samples/{console.stem_of(model)}-reconstructions.png"
     target = console.target_of(out, default, (".png",), force)
     network, checkpoint = console.load(model)
@@ -25,9 +36,14 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
     from keras_ae import pictures
 
     if files:
+        if dataset:
+            raise click.UsageError("--dataset is for test images: leave the files out.")
+        if number is None and any(path.is_dir() for path in files):
+            number = IMAGES
+        files = console.find_files(files)[:number]
         images = console.load_files(network, files, labels, crop, invert)
     else:
-        images = console.load_test(network, checkpoint, dataset, data_dir, number)
+        images = console.load_test(network, checkpoint, dataset, data_dir, number or IMAGES)
     rebuilt = network.reconstruct(network.inputs_of(images))
     picture = pictures.pairs(images.images, rebuilt, names=console.names_of(images))
     console.write(target, picture.save)

@@ -41,7 +41,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
 
     import numpy as np
 
-    from keras_ae import pictures
+    from keras_ae.pictures import class_rows, grid, to_uint8, with_title
 
     if not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
@@ -57,14 +57,14 @@ def command(model, label, number, seed, prior, out, force, as_json):
         raise click.UsageError("This model has no classes: sample it without a label.")
     if prior == "fitted":
         console.tell_prior(network, checkpoint)
-    images = pictures.to_uint8(network.sample(number or 64, labels, seed, prior))
+    images = to_uint8(network.sample(number or 64, labels, seed, prior))
 
     def picture():
         if labels is None:
-            return pictures.grid(images)
+            return grid(images)
         if label is None:
-            return pictures.class_rows(images, labels, network.names)
-        return pictures.with_title(pictures.grid(images), network.names[labels[0]])
+            return class_rows(images, labels, network.names)
+        return with_title(grid(images), network.names[labels[0]])
 
     console.save_images(target, images, picture)
     if as_json:

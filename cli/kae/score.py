@@ -10,6 +10,7 @@ import click
 from kae import console, options
 
 SHOWN = 20  # images in the picture of the highest
+FEWER = 1_000  # test images that a cvae tries under each of its classes
 
 
 @click.command("score")
@@ -63,14 +64,24 @@ def command(
     from keras_ae import data, evaluation, pictures
 
     own = console.dataset_of(checkpoint, data_dir)
+    # Images of known classes have those of the dataset, or --label.
+    told = bool(network.num_classes) and (
+        bool(labels) if files else not classes and dataset in (None, own)
+    )
+    if network.num_classes and not told and limit is None:
+        limit = FEWER
+        console.say(
+            f"of test images the first {FEWER:,}, as each is tried under {network.num_classes} classes; "
+            "--limit takes others"
+        )
     known = console.load_test(network, checkpoint, own, data_dir, limit)
-    usual, odd, told = known, None, False
+    usual, odd = known, None
     if files:
-        told = bool(labels)
+        files = console.find_files(files)
         # A cvae that is not told the class of a file is asked under each.
         anything = tuple(network.names[:1]) if network.num_classes else ()
         scored = console.load_files(network, files, labels or anything, crop, invert)
-        if not told:
+        if not labels:
             scored = dataclasses.replace(scored, labels=None)
     elif dataset and dataset != own:
         if classes:
@@ -78,18 +89,14 @@ def command(
         _, scored = data.load_splits(dataset, data_dir, limit, console.say)
         odd = np.ones(len(scored.images), bool)
     else:
-        scored, told = known, bool(network.num_classes) and not classes
+        scored = known
         if classes:
             odd = np.isin(known.labels, _classes(known, classes))
             usual = rows_of(known, ~odd)
             if not 0 < odd.sum() < len(odd):
                 raise click.UsageError("--odd must leave test images of both kinds.")
-    each = (
-        f", under each of {network.num_classes} classes" if network.num_classes and not told else ""
-    )
     console.say(
-        f"scoring {len(scored.images):,} images among {len(usual.images):,} test images of {usual.name}"
-        f"{each} …"
+        f"scoring {len(scored.images):,} images among {len(usual.images):,} test images of {usual.name} …"
     )
 
     def inputs(images):

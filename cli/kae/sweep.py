@@ -37,7 +37,7 @@ class Weights(click.ParamType):
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the runs.  [default: checkpoints/sweep-MODEL]",
+    help="Folder of the runs.  [default: checkpoints/sweep-MODEL, or sweep-MODEL-DATASET where that is not mnist]",
 )
 def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
     """Train MODEL (vae or cvae) for several KL weights, and show what each costs and gives.
@@ -56,19 +56,20 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
         settings = Settings(**values, kl_weight=kl_weights[0])
     console.check_clock()
     console.start_backend(training=True)
-    from keras_ae import distributed, pictures, sweeping
+    from keras_ae import checkpoints, distributed, pictures, sweeping
     from keras_ae.callbacks import TensorBoard
-    from keras_ae.fast.memory import keep_memory
 
     if distributed.launched_by_torchrun():
         raise click.UsageError("A sweep runs in one process; start each `kae fit` by torchrun.")
-    keep_memory()  # for this process is ours alone
+    console.keep_memory()  # for this process is ours alone
     report = (lambda message: None) if quiet else console.say
     missing = pictures.missing_for_plots()
     if missing:
         report(f"no rate-distortion plot: {missing}")
-    suffix = "" if settings.dataset == "mnist" else f"-{Path(settings.dataset).name}"
-    folder = out or Path("checkpoints") / f"sweep-{settings.model}{suffix}"
+    folder = out
+    if folder is None:
+        place = checkpoints.default_folder(settings)
+        folder = place.with_name(f"sweep-{place.name}")
     with fit.explained(folder, "the same command"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,

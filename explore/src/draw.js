@@ -191,6 +191,11 @@ export function drawView(page) {
     try {
       const image = await createImageBitmap(chosen);
       clear();
+      if (data.ground) {
+        // What the import laid transparent pictures over.
+        context.fillStyle = data.ground;
+        context.fillRect(0, 0, board.width, board.height);
+      }
       // The middle of it, as large as the board.
       const zoom = Math.max(board.width / image.width, board.height / image.height);
       const [w, h] = [image.width * zoom, image.height * zoom];

@@ -14,17 +14,19 @@ from dataclasses import replace
 import numpy as np
 
 from keras_ae.data import cache, disk, reading
+from keras_ae.data.arrays import ImageData, StoredImages, select
 from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
+from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import prepare
-from keras_ae.data.reading import ImageData
-from keras_ae.data.stored import StoredImages, select
 
 __all__ = [
     "DataError",
     "ImageData",
+    "Preparation",
     "Prepared",
     "StoredImages",
     "available",
+    "find_files",
     "import_folder",
     "is_prepared",
     "lasting_name",
@@ -59,11 +61,18 @@ def import_folder(name, folder, *args, **kwargs) -> Prepared:
     return folders.import_folder(name, folder, *args, **kwargs)
 
 
-def read_files(paths, shape, crop=False, invert=False) -> np.ndarray:
+def find_files(paths):
+    """Image files, and those in folders: see `images.find_files`."""
+    from keras_ae.data import images  # Pillow, likewise
+
+    return images.find_files(paths)
+
+
+def read_files(paths, shape, crop=False, invert=False, preparation=None) -> np.ndarray:
     """Image files as a model takes them, (N, H, W, C) uint8: see `images.read_files`."""
     from keras_ae.data import images  # Pillow, likewise
 
-    return images.read_files(paths, shape, crop, invert)
+    return images.read_files(paths, shape, crop, invert, preparation)
 
 
 def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
@@ -167,6 +176,7 @@ def verify(name, data_dir=None) -> dict:
 
 
 def _load_whole(prepared, split, progress) -> ImageData:
+    preparation = reading.read_preparation(prepared)
     data = cache.load(prepared, split)
     if data is None:
         progress = progress or (lambda line: None)
@@ -177,7 +187,7 @@ def _load_whole(prepared, split, progress) -> ImageData:
                 cache.store(prepared, data)
             except OSError as error:
                 progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
-    return data
+    return replace(data, preparation=preparation)
 
 
 def _check_limit(limit):

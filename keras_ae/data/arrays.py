@@ -1,8 +1,175 @@
-"""Arrays of the user's own as the images of a dataset."""
+"""Images and labels as arrays: in memory, on disk for sets that do not fit into it, or of the user's own."""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from keras_ae.data.reading import ImageData
+from keras_ae.data.disk import DataError, open_file
+from keras_ae.data.preparation import Preparation
+
+
+def memory_bound() -> int:
+    """Bytes that the decoded images of a split may take in memory; larger ones stay on disk.
+
+    KAE_MEMORY in GiB, else a quarter of what the machine, or the container, has.
+
+    Raises:
+        DataError: KAE_MEMORY is no number of GiB.
+    """
+    if chosen := os.environ.get("KAE_MEMORY"):
+        try:
+            return int(float(chosen) * 2**30)
+        except (ValueError, OverflowError):
+            raise DataError(f"KAE_MEMORY is a number of GiB, such as 4; got {chosen!r}") from None
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        container = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # none, or "max"
+        container = machine
+    return min(machine, container) // 4
+
+
+class StoredImages:
+    """A .npy file of images (N, H, W, C) that reads like an array and holds none of it.
+
+    `images[rows]` is an array, for a slice, a mask or integers; `images.select(rows)` is another
+    `StoredImages`, of these rows. Nothing is mapped: pages of a mapped file count as memory of the
+    process until the system takes them back, and a file that is cut meanwhile would end it.
+    """
+
+    def __init__(self, path, rows=None):
+        self.path, self._rows = Path(path), rows
+        self._file = open_file(path)  # as long as the array lives
+        if np.lib.format.read_magic(self._file) != (1, 0):
+            raise ValueError(f"{path} is not of version 1.0")
+        shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._offset, self._shape = self._file.tell(), shape
+        size = os.fstat(self._file.fileno()).st_size
+        whole = size == self._offset + math.prod(shape) * self.dtype.itemsize
+        if fortran or not whole or self.dtype.kind not in "ui" or not shape:
+            raise ValueError(f"{path} is damaged")
+
+    @classmethod
+    def create(cls, path, shape, dtype="uint8"):
+        """A new file of so many images, to be filled by `write`."""
+        with open(path, "wb") as file:
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
+        return cls(path)
+
+    def write(self, start, images):
+        """Put images (n, H, W, C) into the file, from row `start` on."""
+        images = np.ascontiguousarray(images, self.dtype)
+        with open(self.path, "rb+") as file:
+            file.seek(self._offset + start * self._row_bytes)
+            file.write(images)
+
+    @property
+    def shape(self):
+        return (len(self), *self._shape[1:])
+
+    @property
+    def _row_bytes(self):
+        return math.prod(self._shape[1:]) * self.dtype.itemsize
+
+    @property
+    def nbytes(self):
+        return len(self) * self._row_bytes
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    def __len__(self):
+        return self._shape[0] if self._rows is None else len(self._rows)
+
+    def select(self, rows):
+        """These rows (a slice, a mask, or integers), not read yet."""
+        mine = np.arange(self._shape[0]) if self._rows is None else self._rows
+        return StoredImages(self.path, mine[rows])
+
+    def __getitem__(self, rows):
+        if isinstance(rows, (int, np.integer)):
+            return self[rows : rows + 1 or None][0]
+        if isinstance(rows, slice) and self._rows is None:
+            rows = range(len(self))[rows]
+            if rows.step == 1:
+                return self._read(rows.start, max(0, rows.stop - rows.start))
+        if isinstance(rows, range):
+            rows = np.arange(rows.start, rows.stop, rows.step)
+        chosen = np.arange(len(self))[rows] if self._rows is None else self._rows[rows]
+        images = np.empty((len(chosen), *self._shape[1:]), self.dtype)
+        for image, row in zip(images, chosen.tolist()):
+            self._fill(image, row)
+        return images
+
+    def _read(self, start, count):
+        images = np.empty((count, *self._shape[1:]), self.dtype)
+        if count:
+            self._fill(images, start)
+        return images
+
+    def _fill(self, images, row):
+        """Read from a row on; at once nearly always, in parts beyond 2 GiB or after a signal."""
+        view = memoryview(images).cast("B")
+        offset = self._offset + row * self._row_bytes
+        while view:
+            done = os.preadv(self._file.fileno(), [view], offset)
+            if not done:
+                raise DataError(
+                    f"{self.path} was cut short meanwhile: start again, and it is made anew"
+                )
+            view, offset = view[done:], offset + done
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
+
+
+def select(images, rows):
+    """`images[rows]` of an array; of `StoredImages` an array where it fits the bound, else no more
+    than a note of the rows."""
+    if not isinstance(images, StoredImages):
+        return images[rows]
+    part = images.select(rows)
+    return part[:] if part.nbytes <= memory_bound() else part
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """One split of an image dataset.
+
+    Attributes:
+        name: TFDS name with its config, "mnist" or "emnist/balanced".
+        version: TFDS version, "3.0.1".
+        split: "train", "test", ... or which part of one it is.
+        images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. What is too large for memory is a
+            `StoredImages`, which reads the rows that it is asked for.
+        labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
+        class_names: one name per class; None for a dataset without classes.
+        preparation: what `import_folder` did to the pictures; None for any other dataset.
+    """
+
+    name: str
+    version: str
+    split: str
+    images: np.ndarray | StoredImages
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    preparation: Preparation | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """0 for a dataset without classes."""
+        return len(self.class_names or ())
+
+    def first(self, n) -> "ImageData":
+        """The first n images with their labels."""
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, images=self.images[:n], labels=labels)
 
 
 def splits_of_arrays(train, test, name):

@@ -24,9 +24,9 @@ except ImportError:  # Windows
 
 import numpy as np
 
+from keras_ae.data.arrays import ImageData, StoredImages, memory_bound
 from keras_ae.data.disk import DataError, Prepared, expanded, read_json
-from keras_ae.data.reading import CHUNK, ImageData
-from keras_ae.data.stored import StoredImages, memory_bound
+from keras_ae.data.reading import CHUNK
 
 LAYOUT = 2  # to be raised when the meaning of an entry changes
 UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
@@ -101,7 +101,7 @@ def store(prepared: Prepared, data: ImageData):
         "class_names": data.class_names,
         "images_crc32": _crc32(data.images),
     }
-    if isinstance(data.images, StoredImages):  # where `room` put it
+    if isinstance(data.images, StoredImages):  # where `bounded_memory` put it
         os.replace(data.images.path, stem.with_suffix(".images.npy"))
         data.images.path = stem.with_suffix(".images.npy")
     else:

@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_ae.errors import UserError, printable
+from keras_ae.errors import UserError
 
 BYTES = 16 << 20  # of a file of metadata; honest ones have some thousands
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -253,7 +253,7 @@ def _read_info(path: Path) -> Prepared:
         if not VERSION.fullmatch(version):
             raise ValueError("its version is no version")
         names = (name, file_format, *splits)
-        if any(not 0 < len(text) < 256 or printable(text) != text for text in names):
+        if any(not 0 < len(text) < 256 or not text.isprintable() for text in names):
             raise ValueError("its names are no names")
         return Prepared(name, version, file_format, splits, path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

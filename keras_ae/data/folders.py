@@ -1,10 +1,11 @@
-"""Makes a TFDS dataset of a folder of images, one folder a class, without TensorFlow.
+"""Makes a TFDS dataset of a folder of images, with a folder for each class or without, without TensorFlow.
 
     FOLDER/cat/*.png  FOLDER/dog/*.jpg                     one set, split by a seed
     FOLDER/train/cat/*.png …  FOLDER/test/cat/*.png …      the folder's own split
+    FOLDER/*.png, or FOLDER/train/*.png  FOLDER/test/*.png     no classes
 
-What comes out is an ordinary dataset of TFDS: its records are PNG images and labels, its metadata holds
-the names of the classes, and the stock `tfds` reads it without this package.
+What comes out is an ordinary dataset of TFDS: its records are PNG images and, with classes, labels, its
+metadata holds the names of the classes, and the stock `tfds` reads it without this package.
 """
 
 import io
@@ -18,13 +19,14 @@ import numpy as np
 from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
 from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.images import MODES, opened, read_image, upright_size
+from keras_ae.data.images import MODES, SUFFIXES, opened, read_image, upright_size
+from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import generate, quiet_tfds, reason
+from keras_ae.data.reading import PREPARATION
 
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
-)  # fmt: skip
+DESCRIPTION = "Images imported from a folder."
 TEST_FOLDERS = ("test", "validation", "val", "valid")
+FLAT = ""  # in the place of a class, which cannot be called so, where there are none
 ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
 
@@ -43,7 +45,7 @@ def import_folder(
     force=False,
     progress=None,
 ) -> Prepared:
-    """Makes a dataset of a folder of class folders.
+    """Makes a dataset of a folder of class folders, or of images alone, which then have no labels.
 
     Classes are the folders' names, in alphabetical order (in order of size if all are numbers). Hidden
     files, folders called `__MACOSX` and files whose suffix is no image's are left out; links are
@@ -52,7 +54,8 @@ def import_folder(
 
     Args:
         name: of the dataset: letters, digits and _, not a name that TFDS has.
-        folder: holds class folders, or `train` and perhaps `test` (or validation, val, valid) that do.
+        folder: holds class folders, or images and no folders, or `train` and perhaps `test` (or
+            validation, val, valid) that do.
         data_dir: see `disk.resolve_data_dir`.
         resize: (height, width) that every image is scaled to; None keeps the one size that they have.
         crop: before scaling, cut off what is over at two opposite sides, so that nothing is stretched.
@@ -66,7 +69,7 @@ def import_folder(
         progress: called with one line when there is something to tell.
 
     Raises:
-        DataError: one line: a name that is taken, no class folders, a class without images, fewer than
+        DataError: one line: a name that is taken, no images, a class without images, fewer than
             two images, a file that cannot be read, an image of more pixels than Pillow's limit, or
             images of several sizes without `resize`.
     """
@@ -74,6 +77,7 @@ def import_folder(
     folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
     if crop and resize is None:
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
+    preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
     # A new version lies beside the old one until it is whole, and readers take the newest.
     version = "1.0.0" if old is None else disk.next_version(old.version)
@@ -84,7 +88,9 @@ def import_folder(
     ignored = splits.pop("ignored")
     if ignored:
         progress(f"left out {ignored:,} files whose names are no image's")
-    if len(classes) == 1:
+    if not classes:
+        progress("there are no class folders, and so no labels: for an ae or a vae")
+    elif len(classes) == 1:
         progress(f"there is one class, {classes[0]}: a vae suits it as well as a cvae")
     unreadable: list[Path] = []
     shape = _survey(splits, resize, mode, unreadable if skip_unreadable else None)
@@ -95,7 +101,9 @@ def import_folder(
         return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))
 
     try:
-        builder = _make_builder(name, data_dir, version, shape, classes, splits, encoded)
+        builder = _make_builder(
+            name, data_dir, version, shape, classes, splits, encoded, preparation
+        )
         generate(builder, data_dir, progress, ours=True)
     except DataError:
         raise
@@ -135,18 +143,21 @@ def _visible(folder):
 
 
 def _find_images(folder, test_fraction, seed):
-    """({split: [(path, label)], "ignored": how many files are no images}, class names)."""
+    """({split: [(path, label)], "ignored": how many files are no images}, class names).
+
+    Labels are 0 and there are no names where there are no class folders.
+    """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     folders = [e for e in _visible(folder) if e.is_dir()]
-    if not folders:
-        raise DataError(f"{folder} has no folders in it: it must have one for each class")
     names = {f.name for f in folders}
     if "train" in names and names <= {"train", *TEST_FOLDERS}:
         tests = [t for t in TEST_FOLDERS if t in names]
         train, ignored = _of_classes(folder / "train")
-        classes = list(train)
-        splits = {"train": [(p, i) for i, c in enumerate(classes) for p in train[c]]}
+        classes = [] if train.keys() == {FLAT} else list(train)
+        splits = {"train": [(p, i) for i, c in enumerate(train) for p in train[c]]}
+        if beside := [e for e in _visible(folder) if e.suffix.lower() in SUFFIXES]:
+            raise DataError(f"{beside[0]} lies beside the folders of the splits, in none of them")
         if not tests:
             splits = _train_and_test(splits["train"], test_fraction, seed)
         elif test_fraction is not None:
@@ -154,27 +165,40 @@ def _find_images(folder, test_fraction, seed):
         for split in tests:
             images, more = _of_classes(folder / split, may_be_empty=True)
             ignored += more
-            if unknown := sorted(set(images) - set(classes)):
+            if (FLAT in images) != (not classes):
+                raise DataError(
+                    f"{folder / 'train'} and {folder / split} must both have class folders, or neither"
+                )
+            if unknown := sorted(set(images) - set(train)):
                 raise DataError(
                     f"{folder / split / unknown[0]} is a class that {folder / 'train'} does not have"
                 )
-            splits[split] = [(p, classes.index(c)) for c in images for p in images[c]]
+            splits[split] = [(p, list(train).index(c)) for c in images for p in images[c]]
             if not splits[split]:
                 raise DataError(f"{folder / split} has no images: delete it or fill it")
     else:
         images, ignored = _of_classes(folder)
-        classes = list(images)
-        listed = [(p, i) for i, c in enumerate(classes) for p in images[c]]
+        classes = [] if images.keys() == {FLAT} else list(images)
+        listed = [(p, i) for i, c in enumerate(images) for p in images[c]]
         splits = _train_and_test(listed, test_fraction, seed)
     return {**splits, "ignored": ignored}, classes
 
 
 def _of_classes(folder, may_be_empty=False):
-    """({class: its files}, number of files left out) of a folder of class folders."""
-    folders = [e for e in _visible(folder) if e.is_dir()]
+    """({class: its files}, number of files left out) of a folder; {FLAT: all} without class folders."""
+    entries = _visible(folder)
+    folders = [e for e in entries if e.is_dir()]
+    pictures = [e for e in entries if e.suffix.lower() in SUFFIXES and not e.is_dir()]
+    if not folders and not pictures:
+        raise DataError(f"{folder} has no folders in it, one for each class, and no images")
     if not folders:
-        raise DataError(f"{folder} has no folders in it: it must have one for each class")
-    ignored = sum(not e.is_dir() for e in _visible(folder))
+        return {FLAT: pictures}, len(entries) - len(pictures)
+    if pictures:
+        raise DataError(
+            f"{pictures[0]} lies beside class folders, in none of them: put all images into class "
+            "folders, or all of them into one folder without any"
+        )
+    ignored = len(entries) - len(folders)
     if all(f.name.isdecimal() for f in folders):
         folders.sort(key=lambda f: int(f.name))
     images = {}
@@ -262,31 +286,32 @@ def _encode(image):
     return buffer.getvalue()
 
 
-def _make_builder(name, data_dir, version, shape, classes, splits, encoded):
+def _make_builder(name, data_dir, version, shape, classes, splits, encoded, preparation):
     """A TFDS builder of the images in `splits`."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
+    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if classes:
+        features["label"] = tfds.features.ClassLabel(names=classes)
+
     def info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Images imported from a folder of class folders.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=classes),
-                }
-            ),
-            supervised_keys=("image", "label"),
+            description=DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label") if classes else None,
+            metadata=tfds.core.MetadataDict({PREPARATION: preparation.to_dict()}),
         )
 
     def examples(self, listed):
         for path, label in listed:
             # The key fixes the order of the records: TFDS shuffles by it.
-            yield f"{path.parent.name}/{path.name}", {"image": encoded(path), "label": label}
+            labels = {"label": label} if classes else {}
+            yield f"{path.parent.name}/{path.name}", {"image": encoded(path), **labels}
 
     members = {
-        "__doc__": "Images imported from a folder of class folders.",
+        "__doc__": DESCRIPTION,
         "VERSION": tfds.core.Version(version),
         "name": name,
         # What `generate` asks: a folder is not downloaded.

@@ -8,13 +8,14 @@ import contextlib
 import io
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from keras_ae.data import disk
+from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.stored import StoredImages
+from keras_ae.data.preparation import Preparation
 
 PIXELS = 1 << 26  # in an image: a small file can unpack to any size
 BATCH = 1024  # records held in memory as bytes at a time, at most,
@@ -23,42 +24,11 @@ CLASSES = 1 << 20
 LETTERS = 255  # in the name of a class
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
 CODECS = ("PNG", "JPEG", "BMP", "GIF")  # what TFDS stores; Pillow knows many more, and trusts them
+PREPARATION = "keras_ae_import"  # key in the metadata of a dataset
 FEATURES = "tensorflow_datasets.core.features."
 DICT = f"{FEATURES}features_dict.FeaturesDict"
 IMAGE = f"{FEATURES}image_feature.Image"
 LABEL = f"{FEATURES}class_label_feature.ClassLabel"
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """One split of an image dataset.
-
-    Attributes:
-        name: TFDS name with its config, "mnist" or "emnist/balanced".
-        version: TFDS version, "3.0.1".
-        split: "train", "test", ... or which part of one it is.
-        images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. What is too large for memory is a
-            `StoredImages`, which reads the rows that it is asked for.
-        labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
-        class_names: one name per class; None for a dataset without classes.
-    """
-
-    name: str
-    version: str
-    split: str
-    images: np.ndarray | StoredImages
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-
-    @property
-    def num_classes(self) -> int:
-        """0 for a dataset without classes."""
-        return len(self.class_names or ())
-
-    def first(self, n) -> "ImageData":
-        """The first n images with their labels."""
-        labels = None if self.labels is None else self.labels[:n]
-        return replace(self, images=self.images[:n], labels=labels)
 
 
 @dataclass(frozen=True)
@@ -197,6 +167,22 @@ def read_features(prepared) -> Features:
     label = next((k for k in (supervised[1], "label") if k in labels), None)
     names = None if label is None else _class_names(prepared.path, label, labels[label])
     return Features(image, _image_shape(images[image]), label, names)
+
+
+def read_preparation(prepared) -> Preparation | None:
+    """What the metadata of a dataset says of its import; None where it says nothing.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = prepared.path / "metadata.json"  # where TFDS keeps what a builder has to say
+    try:
+        with explained(prepared, "metadata.json"):
+            if not path.exists():
+                return None
+            return Preparation.from_dict(disk.read_json(path).get(PREPARATION))
+    except OSError as error:
+        raise disk.unreadable(prepared.path, prepared.name, error) from error
 
 
 def _part(value, content):

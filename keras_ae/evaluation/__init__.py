@@ -9,13 +9,13 @@ same on every backend.
 """
 
 from keras_ae.evaluation.distances import (
+    Reference,
     closest_pairs,
     conditional_accuracy,
     frechet_distance,
     kernel_distance,
     manifold_overlap,
     nearest_training_images,
-    set_distances,
     sliced_wasserstein,
 )
 from keras_ae.evaluation.evidence import (
@@ -34,6 +34,7 @@ from keras_ae.evaluation.scores import auroc, percentiles, score
 
 __all__ = [
     "OnnxFeatures",
+    "Reference",
     "active_units",
     "auroc",
     "bits_per_dimension",
@@ -56,7 +57,6 @@ __all__ = [
     "psnr",
     "reconstruction_error",
     "score",
-    "set_distances",
     "sliced_wasserstein",
     "ssim",
 ]

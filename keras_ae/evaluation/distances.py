@@ -5,6 +5,8 @@ Inception's, this package has the features of its own evaluation classifier, pat
 those of a network that the user brings: see `evaluation.features`.
 """
 
+import functools
+
 import numpy as np
 
 from keras_ae.evaluation.arrays import chunks
@@ -20,32 +22,70 @@ DIRECTIONS = 64  # on which features are projected
 NARROW = 512  # features up to which a Fréchet distance is computed again and again
 
 
-def set_distances(features, reference, seed=0):
-    """The three distances of a set of features from another, each with a 95 % interval.
-
-    The interval is over the images of the first set; the reference stays. See `intervals.around`.
+class Reference:
+    """A set of features that others are compared with, such as those of the training images.
 
     Args:
-        features: (N, F) or (N, P, F).
-        reference: (M, F) or (M, P, F), such as those of the training images.
-        seed: of the directions and of what is drawn anew.
-
-    Returns:
-        {"fid", "kid", "swd" and each with "_interval"}: floats and [low, high], None for an interval of
-        fewer than 50 images.
+        features: (M, F) or (M, P, F).
+        seed: of the directions of projections, and of what is drawn anew for intervals.
     """
-    features, reference = _patches_of(features), _patches_of(reference)
-    kid, kid_interval = _kernel_with_interval(features, reference)
-    fid, fid_interval = _frechet_with_interval(features, reference, seed)
-    swd, swd_interval = _sliced_with_interval(features, reference, seed)
-    return {
-        "fid": fid,
-        "fid_interval": fid_interval,
-        "kid": kid,
-        "kid_interval": kid_interval,
-        "swd": swd,
-        "swd_interval": swd_interval,
-    }
+
+    def __init__(self, features, seed=0):
+        self.features = _patches_of(features)
+        self.seed = seed
+        self._sorted = {}  # projections, by the number of images
+
+    def distances(self, features):
+        """The three distances of a set of features from this one, each with a 95 % interval.
+
+        The interval is over the images of the other set; the reference stays. See `intervals.around`.
+
+        Args:
+            features: (N, F) or (N, P, F).
+
+        Returns:
+            {"fid", "kid", "swd" and each with "_interval"}: floats and [low, high], None for an interval
+            of fewer than 50 images.
+        """
+        features = _patches_of(features)
+        fid, fid_interval = _frechet_with_interval(features, self)
+        kid, kid_interval = _kernel_with_interval(features, self)
+        swd, swd_interval = _sliced_with_interval(features, self)
+        return {
+            "fid": fid,
+            "fid_interval": fid_interval,
+            "kid": kid,
+            "kid_interval": kid_interval,
+            "swd": swd,
+            "swd_interval": swd_interval,
+        }
+
+    @functools.cached_property
+    def gaussian(self):
+        """Mean (F,), trace of the covariance, and its root (F, F)."""
+        mean, covariance = _moments(
+            self.features.reshape(-1, self.features.shape[-1]).astype("float64")
+        )
+        return mean, np.trace(covariance), _root(covariance)
+
+    @functools.cached_property
+    def compared(self):
+        """For each patch of an image that the kernel distance compares: features (M, F), and the mean
+        kernel of two of them."""
+
+        def among(y):
+            return (_kernel_sums(y, y) - _kernel(y, y)).mean() / (len(y) - 1)
+
+        patches = range(min(KERNELS, self.features.shape[1]))
+        chosen = [self.features[:COMPARED, k].astype("float64") for k in patches]
+        return [(y, among(y)) for y in chosen]
+
+    def sorted_along(self, directions, n):
+        """Projections of the first n images on directions (F, K), each sorted: K of (n * P,)."""
+        if n not in self._sorted:
+            rows = self.features[:n].reshape(-1, self.features.shape[-1])
+            self._sorted[n] = [np.sort(rows @ vector) for vector in directions.T.astype(rows.dtype)]
+        return self._sorted[n]
 
 
 def frechet_distance(features, others):
@@ -79,12 +119,10 @@ def _frechet(mean, covariance, other_mean, other_trace, other_root):
     return float(np.square(mean - other_mean).sum() + trace)
 
 
-def _frechet_with_interval(features, reference, seed):
-    """(N, P, F), (M, P, F) -> the Fréchet distance, and its interval over images."""
+def _frechet_with_interval(features, reference):
+    """(N, P, F), `Reference` -> the Fréchet distance, and its interval over images."""
     n, _, width = features.shape
-    flat = reference.reshape(-1, width).astype("float64")
-    other_mean, other = _moments(flat)
-    other = other_mean, np.trace(other), _root(other)
+    other_mean, *_ = other = reference.gaussian
     # Sums of each of some parts of the images give the moments of any choice of parts.
     parts = [part for part in np.array_split(features, min(n, PARTS)) if len(part)]
     counts, sums, products = [], [], []
@@ -104,7 +142,7 @@ def _frechet_with_interval(features, reference, seed):
     estimate = of(np.ones(len(parts)))
     if width > NARROW or len(parts) < PARTS:
         return estimate, None
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(reference.seed)
     shares = np.full(len(parts), 1 / len(parts))
     return estimate, around(
         estimate, [of(random.multinomial(len(parts), shares)) for _ in range(REDRAWN)]
@@ -120,23 +158,21 @@ def kernel_distance(features, others):
     References:
         Bińkowski et al. 2018, Demystifying MMD GANs, arXiv:1801.01401, section 4.
     """
-    return _kernel_with_interval(_patches_of(features), _patches_of(others))[0]
+    return _kernel_with_interval(_patches_of(features), Reference(others))[0]
 
 
 def _kernel_with_interval(features, reference):
-    """(N, P, F), (M, P, F) -> the kernel distance, and its interval over images.
+    """(N, P, F), `Reference` -> the kernel distance, and its interval over images.
 
     Where an image has several patches, the first of each are compared, then the second, and so on: two
     patches of one image never meet.
     """
-    features, reference = features[:COMPARED], reference[:COMPARED]
-    n, m = len(features), len(reference)
-    estimates, terms = [], []
-    for k in range(min(KERNELS, features.shape[1])):
-        x, y = (f[:, k].astype("float64") for f in (features, reference))
+    features = features[:COMPARED]
+    n, estimates, terms = len(features), [], []
+    for k, (y, among) in enumerate(reference.compared):
+        x = features[:, k].astype("float64")
         own = (_kernel_sums(x, x) - _kernel(x, x)) / (n - 1)
-        across = _kernel_sums(x, y) / m
-        among = (_kernel_sums(y, y) - _kernel(y, y)).mean() / (m - 1)
+        across = _kernel_sums(x, y) / len(y)
         estimates.append(own.mean() + among - 2 * across.mean())
         terms.append(2 * (own - across))  # how the estimate moves with each image
     estimate = float(np.mean(estimates))
@@ -172,8 +208,8 @@ def sliced_wasserstein(features, others, directions=DIRECTIONS, seed=0):
         Rabin et al. 2011, Wasserstein Barycenter and its Application to Texture Mixing.
         Karras et al. 2018, Progressive Growing of GANs, arXiv:1710.10196, section 5.
     """
-    features, others = _patches_of(features), _patches_of(others)
-    return _sliced_with_interval(features, others, seed, directions, redrawn=0)[0]
+    reference = Reference(others, seed)
+    return _sliced_with_interval(_patches_of(features), reference, directions, redrawn=0)[0]
 
 
 def unit_vectors(n, width, seed):
@@ -182,19 +218,18 @@ def unit_vectors(n, width, seed):
     return vectors / np.linalg.norm(vectors, axis=0)
 
 
-def _sliced_with_interval(features, reference, seed, directions=DIRECTIONS, redrawn=REDRAWN):
-    """(N, P, F), (M, P, F) -> the sliced Wasserstein distance, and its interval over images."""
-    n = min(len(features), len(reference))
+def _sliced_with_interval(features, reference, directions=DIRECTIONS, redrawn=REDRAWN):
+    """(N, P, F), `Reference` -> the sliced Wasserstein distance, and its interval over images."""
+    n = min(len(features), len(reference.features))
     patches, width = features.shape[1:]
-    onto = unit_vectors(directions, width, seed)
-    random = np.random.default_rng(seed)
+    onto = unit_vectors(directions, width, reference.seed)
+    targets = reference.sorted_along(onto, n)
+    random = np.random.default_rng(reference.seed)
     draws = [np.bincount(random.integers(0, n, n), minlength=n) for _ in range(redrawn)]
-    # A row a patch, P of them in turn an image.
-    rows = features[:n].reshape(-1, width)
-    others = reference[:n].reshape(-1, width)
+    rows = features[:n].reshape(-1, width)  # a row a patch, P of them in turn an image
     distances, resampled = np.empty(directions), np.empty((redrawn, directions))
-    for k, vector in enumerate(onto.T.astype(rows.dtype)):
-        values, target = rows @ vector, np.sort(others @ vector)
+    for k, (vector, target) in enumerate(zip(onto.T.astype(rows.dtype), targets)):
+        values = rows @ vector
         order = np.argsort(values)
         values = values[order]
         distances[k] = np.abs(values - target).mean(dtype="float64")

@@ -5,7 +5,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
-from keras_ae.losses import find_reconstruction, nll_per_image
+from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
 
@@ -128,14 +128,14 @@ def mutual_information(mean, log_var, seed=0):
 def negative_log_likelihood(model, images, codes, labels):
     """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
-    term = find_reconstruction(model.reconstruction)(to_float(images), rebuilt)
+    term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
     return nll_per_image(term, model.reconstruction, images[0].size, model.scale_of_likelihood())
 
 
 def why_no_likelihood(model):
     """Why a model's reconstruction term stands for no likelihood: one line, None where it does."""
-    reconstruction = find_reconstruction(model.reconstruction)
+    reconstruction = RECONSTRUCTIONS.find(model.reconstruction)
     if reconstruction.likelihood is None:
         return "this reconstruction term stands for no likelihood"
     if not model.scale_of_likelihood() and reconstruction.scale is not None:

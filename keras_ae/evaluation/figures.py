@@ -6,16 +6,15 @@ import time
 import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
-from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.data.stored import StoredImages, memory_bound, select
+from keras_ae.data.arrays import StoredImages, memory_bound, select, splits_of_arrays
 from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
     NEIGHBOURS,
+    Reference,
     conditional_accuracy,
     manifold_overlap,
     nearest_training_images,
-    set_distances,
 )
 from keras_ae.evaluation.evidence import (
     active_units,
@@ -173,7 +172,7 @@ def evaluate(
         try:
             return evaluation_classifier(train, test, progress, classifier_seed, classifier_minutes)
         except UserError as error:
-            reasons["classifier"] = str(error)
+            reasons["second_classifier" if classifier_seed else "classifier"] = str(error)
 
     def judged(by):
         if by:
@@ -284,12 +283,13 @@ def _by_patches(sets, train_images, seed, reasons):
         return figures
     channels = train_images.shape[-1]
     reference = laplacian_patches(select(train_images, slice(PATCHED)), seed=seed)
-    levels_of_reference = normalised(reference, reference, channels)
+    normal = normalised(reference, reference, channels)
+    of_levels = [Reference(level, seed) for level in normal]
     for of, images in sets.items():
         if images is None:
             continue
         levels = normalised(laplacian_patches(images[:PATCHED], seed=seed + 1), reference, channels)
-        found = [set_distances(*pair, seed) for pair in zip(levels, levels_of_reference)]
+        found = [other.distances(level) for level, other in zip(levels, of_levels)]
         for name in DISTANCES:
             figures[f"patch_{name}{of}"] = float(np.mean([x[name] for x in found]))
             intervals = [x[f"{name}_interval"] for x in found]
@@ -306,10 +306,10 @@ def _by_network(network, sets, train_images, seed, reasons):
     if min(*counts, len(train_images)) <= NEIGHBOURS:
         reasons["onnx_fid"] = f"fewer than {NEIGHBOURS + 1} images or samples"
         return figures
-    reference = network(select(train_images, slice(max(counts))))
+    reference = Reference(network(select(train_images, slice(max(counts)))), seed)
     for of, images in sets.items():
         if images is not None:
-            figures |= _named("onnx_", of, set_distances(network(images), reference, seed))
+            figures |= _named("onnx_", of, reference.distances(network(images)))
     return figures
 
 
@@ -332,11 +332,11 @@ def _judged(classifier, train_images, sets, labels, seed, reasons):
     if min(len(images), len(images if drawn is None else drawn)) <= NEIGHBOURS:
         reasons["fid"] = reasons["precision"] = f"fewer than {NEIGHBOURS + 1} images or samples"
         return figures
-    reference, _ = classifier(select(train_images, slice(REFERENCE)))
+    reference = Reference(classifier(select(train_images, slice(REFERENCE)))[0], seed)
     for of in ("_test_images", "_reconstructions"):
         features[of], _ = classifier(sets[of])
     for of, found in features.items():
-        figures |= _named("", of, set_distances(found, reference, seed))
+        figures |= _named("", of, reference.distances(found))
     if drawn is not None:
         real = features["_test_images"]
         figures |= manifold_overlap(real[:MANIFOLD], features[""][:MANIFOLD])
@@ -373,7 +373,7 @@ def _no_distances(prefix):
 
 
 def _named(prefix, of, found):
-    """What `set_distances` found, by the names of the figures: fid_interval of a set is fid_SET_interval."""
+    """What `Reference.distances` found, by the names of the figures: fid_interval of a set is fid_SET_interval."""
     names = {name: f"{prefix}{name}{of}" for name in DISTANCES}
     return {names[key.removesuffix("_interval")] + key[3:]: value for key, value in found.items()}
 

@@ -8,7 +8,7 @@ import numpy as np
 from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, chunks, rows_of
 from keras_ae.evaluation.evidence import negative_log_likelihood, why_no_likelihood
-from keras_ae.losses import find_reconstruction
+from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.pictures import to_float
 
 DRAWS = 4  # codes of an image that its evidence is averaged over
@@ -32,10 +32,10 @@ def score(model, inputs, reference=None, seed=0):
         A dict of float64 (N,):
 
         - "reconstruction_error": the model's own reconstruction term, the mean over the values of an
-          image, its code the mean of q(z|x);
+            image, its code the mean of q(z|x);
         - "negative_elbo": in nats, see `elbo`, of a VAE or CVAE whose loss stands for a likelihood;
         - "negative_log_prior": -log p(z) in nats of that code under the model's prior, as fitted by
-          `fit_prior`, of a VAE or CVAE;
+            `fit_prior`, of a VAE or CVAE;
 
         and with a reference for each "NAME_percentile": the share of the reference in percent whose score
         is lower.
@@ -94,7 +94,7 @@ def _scores(model, images, labels, seed):
 
 def _of_part(model, images, labels, seed):
     inputs = images if labels is None else (images, labels)
-    term = find_reconstruction(model.reconstruction)
+    term = RECONSTRUCTIONS.find(model.reconstruction)
     rebuilt = model.reconstruct(inputs, batch_size=BATCH)
     error = keras.ops.convert_to_numpy(term(to_float(images), rebuilt)).astype("float64")
     found = {"reconstruction_error": error / images[0].size}

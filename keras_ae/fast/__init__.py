@@ -1,7 +1,7 @@
 """Levers: what makes training faster than Keras' own loops do. Everything is right without them.
 
 KAE_FAST=0 in the environment, before the first import, switches all of them off. What each of them pays
-is in docs/speed.md.
+is in docs/levers.md.
 
 lever         module          what it does
 executions    executions_*    several steps between two calls of the callbacks, on every backend
@@ -10,7 +10,6 @@ means         executions_*    the running means of an epoch in one kernel, on to
 Adam          adam            the fused kernels of torch and tensorflow
 gathering     gathering       batches gathered within tensorflow's graph
 prediction    prediction      what a forward pass on jax does not change is not written back
-memory        memory          freed memory is kept for the next step: `keep_memory`, for a program to choose
 """
 
 import importlib

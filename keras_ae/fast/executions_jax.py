@@ -8,7 +8,7 @@ class Steps:
     """`fit` through a loop of our own over single compiled steps.
 
     A step takes its weight of the KL term as an argument. Assigned by a callback, it would have Keras
-    write the whole state back into the variables at every step: 2 of 15 ms of the mlp. (A `lax.scan`
+    write the whole state back into the variables at every step. (A `lax.scan`
     over the steps is no quicker than the loop, and has convolutions run 4 times slower on a CPU.)
     """
 

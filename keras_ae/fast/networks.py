@@ -9,6 +9,7 @@ built as (a hook, an adapter, another dtype, a `call` of its own), leaves the wh
 import keras
 
 from keras_ae import distributed, fast
+from keras_ae.backbones import BatchNormalization
 from keras_ae.resampling import Down, Up
 
 if keras.backend.backend() == "torch":
@@ -237,7 +238,7 @@ FUNCTIONS = {
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv2DTranspose: _transposed_convolution,
     keras.layers.BatchNormalization: _normalisation,
-    distributed.BatchNormalization: _normalisation,
+    BatchNormalization: _normalisation,
     keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
     keras.layers.Concatenate: lambda layer, training: lambda *x: torch.cat(x, layer.axis),
     keras.layers.Add: lambda layer, training: lambda *x: sum(x[1:], x[0]),

@@ -411,7 +411,7 @@ def test_turned_as_exif_says(folder):
 
 def test_empty_and_odd_folders(folder, tmp_path):
     refused("there is no folder", tmp_path / "nowhere")
-    refused("has no folders in it", folder)
+    refused("has no folders in it, one for each class, and no images", folder)
     put(folder / "a" / "0.png", np.zeros((4, 4), np.uint8))
     refused("one image is no dataset", folder)
     put(folder / "a" / "1.png", np.zeros((4, 4), np.uint8))
@@ -428,8 +428,17 @@ def test_empty_and_odd_folders(folder, tmp_path):
 def test_folders_of_a_split_that_do_not_fit(folder):
     put(folder / "train" / "a" / "0.png", np.zeros((4, 4), np.uint8))
     (folder / "test").mkdir()
-    refused("test has no folders in it", folder)
+    refused("test has no folders in it, one for each class, and no images", folder)
+    put(folder / "test" / "0.png", np.zeros((4, 4), np.uint8))
+    refused("must both have class folders, or neither", folder)
+    (folder / "test" / "0.png").unlink()
+    put(folder / "1.png", np.zeros((4, 4), np.uint8))
+    refused("pictures/1.png lies beside the folders of the splits", folder)
+    (folder / "1.png").unlink()
     (folder / "test" / "a").mkdir()
+    put(folder / "test" / "1.png", np.zeros((4, 4), np.uint8))
+    refused("test/1.png lies beside class folders", folder)
+    (folder / "test" / "1.png").unlink()
     refused("test has no images: delete it or fill it", folder)
     put(folder / "test" / "b" / "0.png", np.zeros((4, 4), np.uint8))
     refused("test/b is a class that .*train does not have", folder)
@@ -445,6 +454,38 @@ def test_one_class_and_classes_of_one_image(folder):
     put(folder / "rare" / "0.png", np.full((4, 4), 9, np.uint8))
     data.import_folder("mine", folder, test_fraction=0.9, force=True)
     assert sorted(data.load("mine", "train").labels) == [0, 1]  # no class is left without
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_folder_without_class_folders(folder, inside, run_python):
+    """100 pictures of every kind, without labels; the stock `tfds` reads them, too."""
+    random, lines = np.random.default_rng(0), []
+    expected = []
+    for i in range(100):
+        pixels = random.integers(0, 256, (6, 8, 3), "uint8")
+        image = Image.fromarray(pixels)
+        kind = ("RGB", "P", "RGBA", "turned")[i % 4]
+        exif = Image.Exif()
+        exif[0x0112] = 6 if kind == "turned" else 1
+        if kind == "turned":  # it is upright once turned by a quarter
+            image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
+        elif kind != "RGB":
+            image = image.convert(kind)
+        put(folder / inside / f"{i}.png", image, exif=exif)
+        expected.append(np.asarray(image.convert("RGB")) if kind == "P" else pixels)
+    prepared = data.import_folder("mine", folder, progress=lines.append)
+    assert prepared.splits == {"train": 90, "test": 10}
+    assert "there are no class folders, and so no labels: for an ae or a vae" in lines
+    train, test = data.load_splits("mine")
+    assert train.labels is None and train.class_names is None and train.num_classes == 0
+    found = sorted(i.tobytes() for i in np.concatenate([train.images, test.images]))
+    assert found == sorted(i.tobytes() for i in expected)
+    script = """
+import sys, tensorflow_datasets as tfds
+print(len(tfds.data_source("mine", data_dir=sys.argv[1], split="train")))
+"""
+    done = run_python(script, prepared.path.parents[1])
+    assert done.stdout.strip() == "90", done.stderr
 
 
 def test_hidden_files_and_others_are_left_out(folder):

@@ -103,3 +103,28 @@ def test_decompression_bombs_are_refused(saved, monkeypatch, side):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="more than 100 pixels"):
         data.read_files([path], (28, 28, 1))
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+@pytest.mark.parametrize("options", [{}, {"crop": True}, {"mode": "grey"}])
+def test_files_of_a_dataset_are_its_very_pixels(tmp_path, options, background):
+    """Transparent pictures of several proportions: imported, and read again as files."""
+    random, folder = np.random.default_rng(0), tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    for i in range(4):
+        pixels = random.integers(0, 256, (20 + 7 * i, 30, 4), "uint8")
+        Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
+    options = {"resize": (12, 18), "background": background, "test_fraction": 0, **options}
+    data.import_folder("mine", folder, tmp_path / "data", **options)
+    stored = data.load("mine", "train", tmp_path / "data")
+    assert stored.preparation == data.Preparation(
+        background, crop="crop" in options, stretch="crop" not in options
+    )
+    files, shape = sorted((folder / "a").iterdir()), stored.images.shape[1:]
+    images = data.read_files(files, shape, preparation=stored.preparation)
+    assert sorted(i.tobytes() for i in images) == sorted(i.tobytes() for i in stored.images)
+    other = data.Preparation("white" if background == "black" else "black", crop=True)
+    assert not np.array_equal(data.read_files(files, shape, preparation=other), images)
+    # From the cache, too, and of the part that is held out.
+    train, test = data.load_splits("mine", tmp_path / "data")
+    assert train.preparation == test.preparation == stored.preparation

@@ -107,6 +107,7 @@ def test_a_repacked_file_of_unknown_content_is_refused(idx, monkeypatch):
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_real_fashion_mnist():
     data.prepare("fashion_mnist", source=FASHION)

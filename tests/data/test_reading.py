@@ -66,6 +66,7 @@ np.savez(sys.argv[2] + ".npz", images=np.stack([e["image"] for e in examples]),
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
 )

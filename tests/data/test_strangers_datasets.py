@@ -357,7 +357,7 @@ def test_what_may_not_be_read_is_not_damaged(make_dataset, monkeypatch):
 
 
 def test_a_full_cache_is_not_a_damaged_dataset(make_dataset, tmp_path, monkeypatch):
-    from keras_ae.data import stored
+    from keras_ae.data import arrays
 
     make_dataset({"train": (X, Y)})
     monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
@@ -366,7 +366,7 @@ def test_a_full_cache_is_not_a_damaged_dataset(make_dataset, tmp_path, monkeypat
     def full(self, start, images):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stored.StoredImages, "write", full)
+    monkeypatch.setattr(arrays.StoredImages, "write", full)
     text = one_line(data.load, "toy", "train", says="No space left on device.*KAE_CACHE")
     assert "damaged" not in text and not list((tmp_path / "cache" / "arrays").iterdir())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_ae import data
-from keras_ae.data import stored
+from keras_ae.data import arrays
 
 X = np.random.default_rng(0).integers(0, 256, (2500, 6, 4, 1), np.uint8)
 Y = np.arange(2500) % 3
@@ -18,7 +18,7 @@ KEYS = [
 @pytest.fixture
 def images(tmp_path):
     np.save(tmp_path / "x.npy", X)
-    return stored.StoredImages(tmp_path / "x.npy")
+    return arrays.StoredImages(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
@@ -40,17 +40,17 @@ def test_beyond_the_end(images):
     with pytest.raises(data.DataError, match="was cut short"):
         images[2499]
     with pytest.raises(ValueError, match="is damaged"):
-        stored.StoredImages(images.path)
+        arrays.StoredImages(images.path)
 
 
 def test_the_bound(monkeypatch):
     monkeypatch.delenv("KAE_MEMORY", raising=False)
-    assert 2**26 < stored.memory_bound() < 2**45
+    assert 2**26 < arrays.memory_bound() < 2**45
     monkeypatch.setenv("KAE_MEMORY", "0.5")
-    assert stored.memory_bound() == 2**29
+    assert arrays.memory_bound() == 2**29
     monkeypatch.setenv("KAE_MEMORY", "lots")
     with pytest.raises(data.DataError, match="a number of GiB, such as 4; got 'lots'"):
-        stored.memory_bound()
+        arrays.memory_bound()
 
 
 @pytest.fixture
