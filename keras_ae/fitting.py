@@ -230,12 +230,12 @@ class Run:
         if model is not None:
             self.settings = settings_of(self.settings, model)
         self.settings = settled(self.settings, self.train)
-        if self.resume:
-            # The dataset may have moved: it was compared by what is in it.
-            if other := [x for x in differences(self.settings, stored) if x != "dataset"]:
-                raise RunError(
-                    f"--resume goes on with the settings of the run; other {', '.join(other)}."
-                )
+        # The dataset may have moved: it was compared by what is in it.
+        other = differences(self.settings, stored) if self.resume else []
+        if other := [name for name in other if name != "dataset"]:
+            raise RunError(
+                f"--resume goes on with the settings of the run; other {', '.join(other)}."
+            )
         self.model = build_model(self.settings, self.train) if model is None else model
         if self.origin is not None or self.train.preparation is not None:
             self.model.preparation = self.train.preparation
