@@ -139,7 +139,7 @@ def tell_prior(network, checkpoint):
     """Say that what is drawn next comes from N(0, I), where no prior was fitted."""
     from keras_ae.priors import StandardNormal
 
-    if isinstance(getattr(network, "prior", None), StandardNormal):
+    if type(getattr(network, "prior", None)) is StandardNormal:
         why = " yet: the run is not finished" if checkpoint.run.get("finished") is False else ""
         say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
 
