@@ -25,6 +25,8 @@ def printable(text, keep="") -> str:
 class UserError(Exception):
     """Something outside of the program is not as it must be; the message says what to do about it."""
 
+    _keras_call_info_injected = True  # else Keras adds a page about the call that it was raised in
+
     def __str__(self):
         return printable(super().__str__())
 

@@ -511,10 +511,12 @@ def check_start(found, model, settings, train):
 
 def origin_of(found):
     """What run.json keeps of the `checkpoints.Checkpoint` that a run starts from."""
-    final = found.run.get("final", {})
+    final, path = found.run.get("final", {}), found.path.absolute()
     return {
-        "path": str(found.path.absolute()),
-        "crc32": f"{zlib.crc32(found.path.read_bytes()):08x}",
+        "name": path.parent.name
+        if path.name == "model.keras"
+        else path.name,  # and not where it lies
+        "crc32": f"{zlib.crc32(path.read_bytes()):08x}",
         "dataset": found.settings.get("dataset"),
         "epochs": final.get("epochs"),
     }
@@ -528,12 +530,12 @@ def check_origin(folder, origin, start):
     """
     if start is None:
         return
-    path = str(checkpoints.find_checkpoint(start).path.absolute())
-    if origin is None or origin["path"] != path:
+    content = checkpoints.find_checkpoint(start).path.read_bytes()
+    if origin is None or origin.get("crc32") != f"{zlib.crc32(content):08x}":
         began = (
             "did not start from a checkpoint"
             if origin is None
-            else f"started from {origin['path']}"
+            else f"started from {origin.get('name')} as it was then"
         )
         raise RunError(f"The run in {folder} {began}: --resume goes on with it; leave --from out.")
 

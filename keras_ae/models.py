@@ -514,8 +514,8 @@ class VAE(AE):
 
     def load_weights(self, filepath, *args, **kwargs):
         """As Keras' own; the prior in the file, fitted or not, becomes the model's."""
-        prior = prior_in_weights(filepath, self.latent_dim)
-        if prior is not None and not prior.like(self.prior):
+        prior = prior_in_weights(filepath, self.prior)
+        if prior is not None:
             self._replace_prior(prior)
         super().load_weights(filepath, *args, **kwargs)
 

@@ -79,12 +79,6 @@ class Prior(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def like(self, other):
-        """Whether another prior is of the same class and sizes."""
-        return type(self) is type(other) and all(
-            getattr(self, name) == getattr(other, name) for name in self.sizes
-        )
-
     @classmethod
     def count(cls, config):
         """How many numbers the arrays of a config hold, without making them."""
@@ -458,12 +452,14 @@ def copy_prior(prior):
     return copy
 
 
-def prior_in_weights(path, latent_dim):
-    """An empty prior of the shape that a .weights.h5 or .keras file holds; None where it does not tell.
+def prior_in_weights(path, prior):
+    """An empty prior of the shape that a .weights.h5 or .keras file holds.
+
+    None where the model's prior is of this shape already, and where the file does not tell.
 
     Args:
         path: of the file.
-        latent_dim: of the model.
+        prior: of the model.
     """
     import h5py
 
@@ -480,10 +476,12 @@ def prior_in_weights(path, latent_dim):
             shapes = _shapes_of_prior(file)
     except (OSError, KeyError, zipfile.BadZipFile):
         return None  # Keras says what is wrong with it
+    if [tuple(shape) for shape in shapes] == [np.shape(getattr(prior, x)) for x in prior.arrays]:
+        return None
     if not shapes:
-        return StandardNormal(latent_dim, name="prior")
+        return StandardNormal(prior.latent_dim, name="prior")
     if len(shapes) == 3 and len(shapes[0]) == 2:
-        return ClassMixture(latent_dim, *shapes[0], name="prior")
+        return ClassMixture(prior.latent_dim, *shapes[0], name="prior")
     return None
 
 

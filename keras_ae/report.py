@@ -88,7 +88,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
             sheet = pictures.class_rows(sample, classes, model.names)
         else:
             sheet = pictures.grid(model.sample(100, seed=seed), 10)
-        fitted = not isinstance(model.prior, StandardNormal)
+        fitted = type(model.prior) is not StandardNormal
         drawn = "the fitted prior" if fitted else "N(0, I), as no prior was fitted"
         section("Samples", _picture(sheet, f"Drawn from {drawn}: none is a training image."))
 

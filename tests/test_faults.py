@@ -363,7 +363,7 @@ def test_a_terminal_that_is_closed(mnist_dir, shared_tmp, tmp_path):
     os.close(slave)
     os.set_blocking(master, False)
     end, said = time.monotonic() + 120, b""
-    while b"reconstruction:" not in said:  # of the progress bar of the first epoch
+    while b"reconstruction" not in said:  # of the progress bar of the first epoch
         assert time.monotonic() < end and process.poll() is None, said
         with contextlib.suppress(BlockingIOError):
             said += os.read(master, 65536)

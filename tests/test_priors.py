@@ -1,11 +1,13 @@
 """Priors against SciPy and scikit-learn, and the choice of components on data of known make."""
 
+import keras
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from keras_ae import ClassMixture, StandardNormal
+import keras_ae
+from keras_ae import ClassMixture, StandardNormal, checkpoints
 
 
 def clusters(n, count, dimensions=2, seed=0):
@@ -206,3 +208,22 @@ def test_a_merged_mixture_is_the_sum_over_the_classes():
     )
     drawn = prior.merged([0, 1, 0]).draw(500)
     assert (drawn[:, 0] > -0.5).mean() > 0.9
+
+
+@keras.saving.register_keras_serializable("test_priors")
+class WideNormal(StandardNormal):
+    """A prior of one's own, which has no arrays."""
+
+    def draw(self, n, labels=None, seed=0):
+        return 2.0 * super().draw(n, labels, seed)
+
+
+def test_a_prior_without_arrays_is_kept_by_a_file(tmp_path):
+    """Also where the weights alone are loaded, which hold nothing of it."""
+    model = keras_ae.VAE(latent_dim=2, backbone="mlp", hidden=(4,))
+    model.set_prior(WideNormal(2))
+    checkpoints.save_model(model, tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    for found in (model, checkpoints.load_model(tmp_path / "model.keras")):
+        assert type(found.prior) is WideNormal

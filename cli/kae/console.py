@@ -105,11 +105,13 @@ def usage_errors():
 def load(model):
     """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
     path = Path(model)
-    known = list(dict.fromkeys([*settings.models(), *options.runs_here()]))
-    if model not in known and not path.exists() and path.suffix != ".keras" and path.name == model:
-        raise click.UsageError(
-            f"MODEL must be {', '.join(known)}, a run folder or a .keras file; got {model!r}."
-        )
+    names = settings.models()
+    if model not in names and not path.exists() and path.suffix != ".keras" and path.name == model:
+        known = list(dict.fromkeys([*names, *options.runs_here()]))
+        if model not in known:
+            raise click.UsageError(
+                f"MODEL must be {', '.join(known)}, a run folder or a .keras file; got {model!r}."
+            )
     start_backend()
     from keras_ae.checkpoints import find_checkpoint, load_model
 
@@ -139,7 +141,7 @@ def tell_prior(network, checkpoint):
     """Say that what is drawn next comes from N(0, I), where no prior was fitted."""
     from keras_ae.priors import StandardNormal
 
-    if isinstance(getattr(network, "prior", None), StandardNormal):
+    if type(getattr(network, "prior", None)) is StandardNormal:
         why = " yet: the run is not finished" if checkpoint.run.get("finished") is False else ""
         say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
 
