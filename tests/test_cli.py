@@ -480,7 +480,7 @@ class TestOwnImages:
         rows = kae("sample", own / "run", "-n", 4, "--out", own / "rows.png", "--force")
         assert rows.returncode == 0, rows.stderr
         pairs = ["reconstruct", own / "run", "--out", own / "pairs.png", "--force"]
-        refused(kae(*pairs), 2, "which is a folder: say --dataset")
+        refused(kae(*pairs), 2, "not prepared here: say --dataset mine, or its folder")
         done = kae(*pairs, "--dataset", name)
         assert done.returncode == 0, done.stderr
 
