@@ -410,20 +410,22 @@ class VAE(AE):
 
     def term_weights(self):
         """`kl_weight` for the KL term, times the scale of the likelihood where that is learnt."""
+        return {"kl": self._weight_of_kl()}
+
+    def _weight_of_kl(self):
         weight = ops.convert_to_tensor(self.kl_weight)
-        return {"kl": weight if self.likelihood_scale is None else weight * self.likelihood_scale}
+        return weight if self.likelihood_scale is None else weight * self.likelihood_scale
 
     def on_terms(self, terms, sample_weight, training):
         """Learns the scale of the likelihood with `kl_weight="auto"`, and tracks the weight of the KL term."""
-        weights = {self.kl_weight_tracker: None}
+        values = {}
         if self.likelihood_scale is not None:
             if training:
                 mean = distributed.batch_mean(terms["reconstruction"], sample_weight)
                 likeliest = likeliest_scale(self._term, mean, np.prod(self.image_shape))
                 self.likelihood_scale.assign(running_scale(self.likelihood_scale, likeliest))
-            weights[self.likelihood_scale_tracker] = ops.convert_to_tensor(self.likelihood_scale)
-        weights[self.kl_weight_tracker] = self.term_weights()["kl"]
-        self.track(weights, 1)
+            values[self.likelihood_scale_tracker] = ops.convert_to_tensor(self.likelihood_scale)
+        self.track({self.kl_weight_tracker: self._weight_of_kl(), **values}, 1)
 
     def scale_of_likelihood(self):
         """The scale b of the likelihood that the loss stands for, a float: see `Reconstruction.likelihood`.

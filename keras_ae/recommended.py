@@ -1,15 +1,13 @@
 """What the settings are that nobody has given: a rule of the images' shape and number.
 
-The experiments behind it are in docs/findings (own images).
+The experiments behind it are in docs/defaults.md.
 """
 
 import math
 
 RECOMMENDED = ("latent_dim", "kl_weight", "batch_size", "epochs")
 SMALL = 48  # of the shorter side: images below it are of one thing, in few pixels
-STEPS = (
-    7000  # of a run, on images of up to 64 pixels; fewer on larger ones, whose steps take longer
-)
+STEPS = 7000  # of a run on images of up to 64 pixels; fewer on larger ones
 MOST_EPOCHS, FEWEST_EPOCHS = 200, 3
 MANY_IMAGES = 20_000  # from which on a batch of 128 leaves steps enough
 # What serves a dataset better than the rule, each measured. Digits are simple: 16 latents hold them, and the

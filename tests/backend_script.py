@@ -264,7 +264,7 @@ def resuming(folder):
     """A run that is cut after its first epoch and resumed is the uninterrupted one."""
     settings = Settings(
         "vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=50, batch_size=16, epochs=2,
-        augment=("flip", "shift"),
+        augment=("flip", "shift"), kl_weight="auto",
     )  # fmt: skip
 
     def fit(name, **kwargs):

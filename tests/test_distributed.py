@@ -66,10 +66,11 @@ def figures(folder):
     [
         ("cvae", [*SMALL, "--backbone", "mlp", "--hidden", "16,8"], 1e-5),
         ("vae", [*SMALL, "--backbone", "mlp", "--hidden", "16,8", "--binarize"], 1e-5),
+        ("vae", [*SMALL, "--backbone", "mlp", "--hidden", "16,8", "--kl-weight", "auto"], 1e-5),
         # Batch statistics from sums over two processes are rounded otherwise.
         ("cvae", CONV, 2e-3),
     ],
-    ids=["mlp", "binarize", "conv"],
+    ids=["mlp", "binarize", "auto", "conv"],
 )
 def test_two_processes_make_the_run_of_one(run, tmp_path, model, options, tolerance):
     assert run("kae", "fit", model, *options, "--out", "one")[0] == 0

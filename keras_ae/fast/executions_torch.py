@@ -7,6 +7,7 @@ import keras
 import torch
 
 from keras_ae import fast
+from keras_ae.fast.networks import hooked, program_of
 
 # Whether this thread predicts, which Keras does a batch at a time.
 _predicting = contextvars.ContextVar("predicting", default=False)
@@ -61,6 +62,17 @@ class LookUps:
         self.means = RunningMeans(model.metrics)
         self.layers = model._flatten_layers()
         self.regularized = any(variable.regularizer is not None for variable in self.trained)
+        self.calls_forward = _calls_forward(model)
+
+
+def _calls_forward(model):
+    """Whether calling a model does no more than call `forward`: one of ours, of known layers, with no hooks."""
+    return (
+        type(model).forward.__module__.startswith("keras_ae.")
+        and model.activity_regularizer is None
+        and not hooked(model)
+        and all(program_of(network) for network in (model.encoder, model.decoder))
+    )
 
 
 class Steps:
@@ -136,6 +148,14 @@ class Steps:
     def step_loss(self, data, training):
         step_loss = self._compiled_loss if training and self._compiled_loss else super().step_loss
         return step_loss(data, training)
+
+    def outputs_of(self, x, training):
+        look_ups = self._look_ups()
+        plain = look_ups and look_ups.calls_forward and not self._compiled_loss
+        # (What `add_loss` has left is cleared by Keras' own call.)
+        if not plain or any(layer._losses for layer in look_ups.layers):
+            return super().outputs_of(x, training)
+        return self.forward(x, training=training, sample=True)
 
     def trained_variables(self):
         look_ups = self._look_ups()

@@ -74,12 +74,12 @@ class Program:
 
     def bind(self, training):
         """The functions of the layers on the weights that they have now; None where Keras must do it."""
-        if _hooked(self._network):
+        if hooked(self._network):
             return None
         functions = []
         for layer, policy, sources, target in self._steps:
             if (
-                _hooked(layer)
+                hooked(layer)
                 or layer.dtype_policy is not policy
                 or layer.compute_dtype != "float32"
                 or layer.activity_regularizer is not None
@@ -101,7 +101,7 @@ class Program:
         return tensors[self._outputs]
 
 
-def _hooked(layer):
+def hooked(layer):
     """Whether somebody wants to be called when the layer is, or has put something in its place."""
     return (
         layer._forward_hooks
