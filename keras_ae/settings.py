@@ -243,4 +243,6 @@ class Settings:
     def from_dict(cls, values):
         """The settings in a dict, with keys that are not settings left out."""
         names = {field.name for field in dataclasses.fields(cls)}
+        if values.get("model") == "ae" and "size" not in values:
+            names -= {"kl_weight"}  # of 0.1.0, which gave an ae one as well
         return cls(**{name: value for name, value in values.items() if name in names})

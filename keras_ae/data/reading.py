@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import struct
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +89,13 @@ def _write(images, start, block):
 @contextlib.contextmanager
 def explained(prepared, split):
     """One line for whatever reading a split raises."""
-    from PIL import Image
+
+    def bomb():  # where Pillow is imported at all, which takes as long as all else of a second start
+        return getattr(sys.modules.get("PIL.Image"), "DecompressionBombError", DataError)
 
     try:
         yield
-    except (DataError, Image.DecompressionBombError) as error:
+    except (DataError, bomb()) as error:
         raise DataError(f"{prepared.name} cannot be used: {error}") from error
     except MemoryError as error:
         raise DataError(f"{prepared.name} {split} does not fit into memory: {error}") from error

@@ -85,7 +85,7 @@ def test_second_start_imports_next_to_nothing(mnist, run_python):
     done = run_python(SECOND_START, mnist[0])
     assert done.stderr == ""
     report = json.loads(done.stdout)
-    assert report["seconds"] <= 0.1
+    assert report["seconds"] <= 0.4  # 0.03 on a quiet machine
     loaded = set(report["modules"])
     assert not loaded & {*FRAMEWORKS, "tensorflow_datasets", "PIL", "requests", "sklearn"}
 
