@@ -26,7 +26,8 @@ _filling = contextvars.ContextVar("filling", default=None)
 
 SIDE_OF_STAGES = 48  # of the shorter side: from here on, stages go down to LAST_SIDE
 LAST_SIDE = 4
-INPUTS = 256  # of a dense layer, up to which they are not scaled
+INPUTS = 256  # of a dense layer, as whose sum a larger one is scaled
+PIXELS_OF_DIGITS = 1024  # up to which a network of dense layers trains well as it is
 LARGEST_GAIN = 16.0
 
 
@@ -155,7 +156,7 @@ def _join_label(x, inputs, num_classes):
     return layers.Concatenate(name="join_label")([x, label])
 
 
-def _flattened(x, scaled):
+def _flattened(x, scaled, most=INPUTS):  # inputs that are left as they are
     """x (N, …) as (N, n), scaled down where n is large; and the gain of a hidden layer on it.
 
     A step of Adam moves every weight by the learning rate, so that a sum over n inputs moves by up to n
@@ -164,7 +165,7 @@ def _flattened(x, scaled):
     """
     x = layers.Flatten(name="flatten")(x)
     n = x.shape[-1]
-    if not scaled or n <= INPUTS:
+    if not scaled or n <= most:
         return x, 1.0
     return layers.Rescaling(INPUTS / n, name="scale")(x), min(LARGEST_GAIN, n / INPUTS)
 
@@ -219,7 +220,7 @@ def mlp_widths(image_shape, size, hidden):
 def mlp_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
     """Dense layers."""
     inputs = [image := _image(image_shape)]
-    x, gain = _flattened(image, widths.scaled)
+    x, gain = _flattened(image, widths.scaled, PIXELS_OF_DIGITS)
     x = _join_label(x, inputs, num_classes)
     return _heads(x, inputs, widths.dense, latent_dim, heads, gain)
 

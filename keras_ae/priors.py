@@ -22,6 +22,7 @@ REGULARISATION = (
 FACTORS = 1 << 24  # numbers of Cholesky factors that `draw` gathers at a time, 64 MiB
 CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # components of a class
 SHRINKAGES = (1.0, 0.1, 4.0)  # in codes for each latent
+FARTHEST = 1e9  # of a code from 0, beyond which float32 has no covariance of them
 CODES_A_COMPONENT = 8  # at least, where k-means begins
 GUESSED = 200  # codes a component that k-means sees
 ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; nats a code that an iteration has to gain
@@ -268,8 +269,15 @@ class ClassMixture(Prior):
 
         Returns:
             A `ClassMixture`.
+
+        Raises:
+            ValueError: for codes that are no numbers, or beyond FARTHEST.
         """
         codes = np.asarray(codes, "float32")
+        if not np.abs(codes).max(initial=0.0) <= FARTHEST:  # nor for NaN
+            raise ValueError(
+                f"A prior cannot be fitted to codes that are no numbers, or beyond {FARTHEST:g}"
+            )
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
         order = np.random.default_rng(seed).permutation(len(codes))
         choices = len(components) * len(shrinkage)

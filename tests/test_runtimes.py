@@ -106,11 +106,11 @@ def test_a_newer_format_is_refused_in_one_line(trained, tmp_path):
             content = old.read(name)
             if name == "config.json":
                 config = json.loads(content)
-                assert config["config"]["format"] == 1
-                config["config"]["format"] = 2
+                assert config["config"]["format"] == 2
+                config["config"]["format"] = 3
                 content = json.dumps(config)
             new.writestr(name, content)
-    with pytest.raises(checkpoints.CheckpointError, match="of format 2.* upgrade") as caught:
+    with pytest.raises(checkpoints.CheckpointError, match="of format 3.* upgrade") as caught:
         checkpoints.load_model(path)
     assert "\n" not in str(caught.value)
 
@@ -163,7 +163,7 @@ def test_mixed_precision_trains_and_saves_float32(digits, tmp_path, name):
 
     images, labels = digits[0][:200], digits[1][:200]
     train = SimpleNamespace(images=images, labels=labels, num_classes=10, class_names=None)
-    settings = Settings(name, hidden=(4, 4, 16), dtype="mixed_bfloat16")
+    settings = Settings(name, latent_dim=3, hidden=(4, 4, 16), dtype="mixed_bfloat16")
     model = fitting.build_model(settings, train)
     assert keras.config.dtype_policy().name == "float32"
     layer = model.encoder.get_layer("dense_0")

@@ -312,7 +312,7 @@ def judged(monkeypatch, tmp_path):
     toy = data.ImageData("toy", "1.0.0", "train", images, labels, ("a", "b", "c"))
     trained = []
 
-    def train(train, progress=None):
+    def train(train, *others):
         trained.append(train)
         return classifiers.build_classifier(train.images.shape[1:], 3, seed=1)
 
