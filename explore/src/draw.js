@@ -215,6 +215,9 @@ export function drawView(page) {
       panel.classList.add("over");
     });
   }
+  // A file that is dropped beside the panel does not take the page's place.
+  for (const kind of ["dragover", "drop"])
+    window.addEventListener(kind, (event) => event.preventDefault());
   for (const kind of ["dragleave", "drop"])
     panel.addEventListener(kind, () => panel.classList.remove("over"));
   panel.addEventListener("drop", (event) => {

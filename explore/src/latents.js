@@ -122,8 +122,8 @@ export function latentsView(page) {
 
   const sigma = data.kl ? "standard deviations of the prior" : "standard deviations of the codes";
   const which = data.kl
-    ? "The latent with the highest KL divergence, the one that tells most of an image, is first. " +
-      "A latent with a KL near 0 is not in use: moving it changes nothing."
+    ? "The bar is the KL divergence: how much a latent tells of an image, in nats. The one that tells most is first. " +
+      "One near 0 is not in use: moving it changes nothing."
     : "The latent that varies most between images is first.";
   panel.append(
     make("p", {

@@ -187,12 +187,12 @@ export function mapView(page) {
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || !view) return;
-    drag = { start: at(event), moved: false };
+    const start = at(event);
+    drag = { start, moved: false, index: closest(start) };
     canvas.setPointerCapture(event.pointerId);
     hover.hidden = true;
-    const index = closest(drag.start);
-    if (index >= 0) page.showTest(index);
-    else goTo(fromPage(drag.start));
+    // A dot is taken, with its class, when it is let go: a drag that starts on one keeps the class.
+    if (drag.index < 0) goTo(fromPage(start));
   });
   canvas.addEventListener("pointermove", (event) => {
     const place = at(event);
@@ -201,9 +201,11 @@ export function mapView(page) {
       if (drag.moved) goTo(fromPage(place));
     } else if (view && event.pointerType !== "touch") pointAt(closest(place), place);
   });
-  for (const end of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(end, () => (drag = null));
-  }
+  canvas.addEventListener("pointerup", () => {
+    if (drag && !drag.moved && drag.index >= 0) page.showTest(drag.index);
+    drag = null;
+  });
+  canvas.addEventListener("pointercancel", () => (drag = null));
   canvas.addEventListener("pointerleave", () => (hover.hidden = true));
 
   function pointAt(index, [x, y]) {
@@ -253,14 +255,19 @@ export function mapView(page) {
       : `Of ${data.latents} latents it shows the two directions in which the codes vary most` +
         ` (${Math.round(data.plane.share * 100)}\u202f% of their variance). `;
   const of = page.prior?.weights.length > 1 ? "prior of the class" : "prior";
-  const behind = page.prior && !flat ? `The shade behind is the density of the ${of}. ` : "";
+  const behind =
+    page.prior && !flat ? `The darker the ground, the more images lie there (the ${of}). ` : "";
+  const mixed =
+    data.classes > 1
+      ? "Colours mix because the class is given beside the code, which holds the style. "
+      : "";
   byId("map-help").textContent =
-    `Each dot is a test image. Press one to see it decoded; drag anywhere to move. ${what}${behind}` +
+    `Each dot is a test image. Press one to see it decoded; drag anywhere to move. ${what}${behind}${mixed}` +
     "With the keyboard: arrow keys move (with Shift further), Enter takes the nearest test image.";
   if (data.latents > 2) {
     const { box, label } = checkbox(
-      `While dragging, the other ${rest} ${rest === 1 ? "direction follows" : "directions follow"} ` +
-        "the test images nearby (else they stay as they are)",
+      `Keep the image realistic while dragging: the other ${rest} ` +
+        `${rest === 1 ? "direction follows" : "directions follow"} the test images nearby`,
       store.state.follow,
       (follow) => store.set({ follow }),
       { id: "follow" },

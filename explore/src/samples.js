@@ -25,7 +25,7 @@ export function samplesView(page) {
       "a mixture of Gaussians fitted to the codes of the training images",
       page.fitted,
     ],
-    ["N(0, I)", "the prior that the KL divergence is written for", normal],
+    ["N(0, I)", "each latent drawn from a plain bell curve", normal],
   ]
     .filter(([, , mixture]) => mixture)
     .map(([title, what, mixture], index) => {
@@ -63,7 +63,7 @@ export function samplesView(page) {
   const note = data.prior?.unknown
     ? `This model's own prior, a ${data.prior.unknown}, cannot be drawn from on this page. `
     : page.fitted
-      ? "Codes of images do not fill N(0, I), so that samples of it decode what is between them. "
+      ? "The fitted prior draws codes from where those of images lie. N(0, I) also draws some where none lies: they decode to broken images. "
       : "This model has no fitted prior. ";
   panel.append(
     make("p", {
