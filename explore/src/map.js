@@ -266,8 +266,8 @@ export function mapView(page) {
     "With the keyboard: arrow keys move (with Shift further), Enter takes the nearest test image.";
   if (data.latents > 2) {
     const { box, label } = checkbox(
-      `Keep the image realistic while dragging: the other ${rest} ` +
-        `${rest === 1 ? "direction follows" : "directions follow"} the test images nearby`,
+      "Stay near test images while dragging: " +
+        `the other ${rest} ${rest === 1 ? "direction follows" : "directions follow"} those nearby`,
       store.state.follow,
       (follow) => store.set({ follow }),
       { id: "follow" },
