@@ -202,7 +202,6 @@ export function drawView(page) {
       context.imageSmoothingQuality = "high";
       context.drawImage(image, (board.width - w) / 2, (board.height - h) / 2, w, h);
       drawn = true;
-      fit.box.checked = false;
       encode();
     } catch {
       result.textContent = `${chosen.name} cannot be read as an image.`;
@@ -342,6 +341,11 @@ export function drawView(page) {
       const label = shares.indexOf(1);
       const as = label < 0 ? "a mixture of classes" : `class ${data.names[label]}`;
       parts.unshift(`Encoded as ${as}.`);
+    }
+    if (shareBelow(data.error, error) === 1) {
+      parts.push(
+        "No test image is rebuilt as badly. Perhaps light and dark are exchanged: see “invert”.",
+      );
     }
     result.textContent = parts.join(" ");
   }
