@@ -298,9 +298,11 @@ export function drawView(page) {
         pixels.reduce((sum, value, i) => sum + Math.abs(value - image[i]), 0) / pixels.length;
       if (!best || error < best.error) best = { ...heads, shares, image, error };
     }
+    if (again) return; // what is drawn, or how it is to be encoded, has changed meanwhile
     paint(rebuilt, best.image, data.image);
     tell(best);
-    page.show(best.mean, best.shares);
+    // A class that was chosen meanwhile stays.
+    page.show(best.mean, guess.box.checked ? best.shares : store.state.shares);
   }
 
   let told = null;

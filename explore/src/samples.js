@@ -36,7 +36,9 @@ export function samplesView(page) {
 
   const seed = make("input", { type: "number", id: "seed", min: 0, max: 4294967295, step: 1 });
   seed.value = store.state.seed;
+  seed.required = true;
   seed.addEventListener("change", () => {
+    if (!seed.reportValidity()) return;
     const value = Number(seed.value);
     const fits = seed.value !== "" && Number.isInteger(value) && value >= 0 && value < 2 ** 32;
     if (fits) store.set({ seed: value });
@@ -97,11 +99,10 @@ export function samplesView(page) {
     const which = make("input", { type: "number", min: 1, max: NUMBER, value: 1, step: 1 });
     const id = `${sheet.canvas.id}-which`;
     which.id = id;
-    sheet.choose.append(
-      make("label", { for: id, text: "Sample" }),
-      which,
-      button("Show", () => take(sheet, Number(which.value) - 1)),
-    );
+    which.required = true;
+    const show = () => which.reportValidity() && take(sheet, Number(which.value) - 1);
+    which.addEventListener("keydown", (event) => event.key === "Enter" && show());
+    sheet.choose.append(make("label", { for: id, text: "Sample" }), which, button("Show", show));
   });
 
   function take(sheet, index) {
