@@ -111,6 +111,7 @@ EXPERIMENTS = {
 def train(settings, model_class, images):
     """Fit a model as `kae fit` does, without a run folder. Returns (model, history)."""
     random.seed(settings.seed)
+    settings = fitting.settled(settings, images)
     classes = {"image_shape": images.images.shape[1:], "num_classes": images.num_classes}
     network = {f: getattr(settings, f) for f in ("latent_dim", "backbone", "reconstruction")}
     model = model_class(**classes, **network)

@@ -156,8 +156,8 @@ def _join_label(x, inputs, num_classes):
     return layers.Concatenate(name="join_label")([x, label])
 
 
-def _flattened(x, scaled, most=INPUTS):  # inputs that are left as they are
-    """x (N, …) as (N, n), scaled down where n is large; and the gain of a hidden layer on it.
+def _flattened(x, scaled, most=INPUTS):
+    """x (N, …) as (N, n), scaled down where n is above `most`; and the gain of a hidden layer on it.
 
     A step of Adam moves every weight by the learning rate, so that a sum over n inputs moves by up to n
     times as much, however small the gradient and whatever the initial weights: of 64x64 pixels, a few

@@ -21,9 +21,7 @@ BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes 
 
 # What asks a run to stop: a person, a shell, a terminal that closes, a cluster's warning, a limit of CPU time.
 STOPPING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGXCPU")
-INSISTENT = STOPPING[
-    :3
-]  # those of which a second one is meant; the others come again of themselves
+INSISTENT = STOPPING[:3]  # of these a second one is meant; the others come again of themselves
 
 
 class Callbacks(keras.callbacks.CallbackList):
@@ -243,9 +241,8 @@ class ProgressLine(keras.callbacks.Callback):
         self._print(f"Epoch {epoch + 1}/{self.params['epochs']}\n")
 
     def on_train_batch_begin(self, batch, logs=None):
-        if (
-            self._first is None
-        ):  # of this process: what was done before the run was resumed took another's time
+        # Of this process: what was done before the run was resumed took another's time.
+        if self._first is None:
             self._first = self._steps_until(batch), time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):

@@ -226,7 +226,7 @@ class Run:
                     "it there, or start over with --force."
                 )
             stored = Settings.from_dict(self.record["settings"])
-            self.settings = filled(self.settings, {n: getattr(stored, n) for n in RECOMMENDED})
+            self.settings = as_stored(self.settings, stored)
         if model is not None:
             self.settings = settings_of(self.settings, model)
         self.settings = settled(self.settings, self.train)
@@ -513,13 +513,17 @@ def origin_of(found):
     """What run.json keeps of the `checkpoints.Checkpoint` that a run starts from."""
     final, path = found.run.get("final", {}), found.path.absolute()
     return {
-        "name": path.parent.name
-        if path.name == "model.keras"
-        else path.name,  # and not where it lies
-        "crc32": f"{zlib.crc32(path.read_bytes()):08x}",
+        # And not where it lies.
+        "name": path.parent.name if path.name == "model.keras" else path.name,
+        "crc32": checksum_of(path),
         "dataset": found.settings.get("dataset"),
         "epochs": final.get("epochs"),
     }
+
+
+def checksum_of(path):
+    """The CRC of a file, as run.json keeps it."""
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def check_origin(folder, origin, start):
@@ -530,8 +534,8 @@ def check_origin(folder, origin, start):
     """
     if start is None:
         return
-    content = checkpoints.find_checkpoint(start).path.read_bytes()
-    if origin is None or origin.get("crc32") != f"{zlib.crc32(content):08x}":
+    path = checkpoints.find_checkpoint(start).path
+    if origin is None or origin.get("crc32") != checksum_of(path):
         began = (
             "did not start from a checkpoint"
             if origin is None
@@ -565,6 +569,11 @@ def settled(settings, train=None):
     if settings.model == "ae":
         found.pop("kl_weight", None)
     return filled(settings, found)
+
+
+def as_stored(settings, stored):
+    """Settings in which what follows from the images is what it was in a stored run."""
+    return filled(settings, {name: getattr(stored, name) for name in RECOMMENDED})
 
 
 def filled(settings, values):

@@ -16,9 +16,8 @@ if BACKEND == "torch":
 if BACKEND == "jax":
     from keras_ae.fast.prediction import predictor
 
-COPIES_OF_LARGEST = (
-    4  # of the largest layer's numbers: its input, its output, and what is made in between
-)
+# Of the largest layer's numbers: its input, its output, and what is made in between.
+COPIES_OF_LARGEST = 4
 LEAST = 1 << 30  # bytes that may be taken on any machine
 
 
@@ -115,12 +114,8 @@ def _numbers(layer):
     try:
         outputs = keras.tree.flatten(layer.output)
         return sum(math.prod(tensor.shape[1:]) for tensor in outputs)
-    except (
-        AttributeError,
-        ValueError,
-        TypeError,
-    ):  # never called as part of a graph; sides left open
-        return 0
+    except (AttributeError, ValueError, TypeError):
+        return 0  # never called as part of a graph, or sides are left open
 
 
 def _joined(*batches):

@@ -69,9 +69,8 @@ class AE(Steps, Objective):
     num_classes = 0
     format = FORMAT
     quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
-    preparation = (
-        None  # a `keras_ae.data.Preparation`: what image files need before the model takes them
-    )
+    # A `keras_ae.data.Preparation`: what image files need before the model takes them.
+    preparation = None
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
-from keras_ae.fitting import differences, fit, settled
+from keras_ae.fitting import as_stored, differences, fit, settled
 from keras_ae.settings import Settings
 
 
@@ -81,7 +81,8 @@ def _record(place, settings):
     if not record:
         return None
     stored = settled(Settings.from_dict(record["settings"]))
-    if other := set(differences(settled(settings), stored)) - {"dataset"}:
+    own = as_stored(settled(settings), stored)
+    if other := set(differences(own, stored)) - {"dataset"}:
         raise RunError(
             f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "
             "writes elsewhere."

@@ -52,22 +52,27 @@ def resume(folder):
     fit(small("vae"), folder, resume=bool(checkpoints.read_run(folder)))
 
 
+def fill_disk(patch, write):
+    """The disk is full at the so manieth write, and has room again after it."""
+    left, sync = [write], os.fsync
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    patch.setattr(files, "_sync_folder", lambda folder: None)
+    patch.setattr(os, "fsync", full)
+
+
 @pytest.mark.parametrize("write", [2, 3, 4, 5, 6, 7, 9, 12, 17])
 def test_a_disk_that_is_full_at_any_write(write, whole, tmp_path, monkeypatch):
     """One write after the other fails, as on a full disk; there is a backup a step."""
     monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 1)
     with monkeypatch.context() as patch:
-        left, sync = [write], os.fsync
-
-        def full(handle):
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sync(handle)
-
-        patch.setattr(files, "_sync_folder", lambda folder: None)
-        patch.setattr(os, "fsync", full)
+        fill_disk(patch, write)
         with pytest.raises(OSError, match="No space left"):
             fit(small("vae"), tmp_path)
     assert_readable(tmp_path)
@@ -83,19 +88,7 @@ def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, m
     monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 2)
     fit(small("vae", seed=8, epochs=4), tmp_path)
     with monkeypatch.context() as patch:
-        left, sync = (
-            [write + 1],
-            os.fsync,
-        )  # the first is of the check that the folder can be written to
-
-        def full(handle):
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sync(handle)
-
-        patch.setattr(files, "_sync_folder", lambda folder: None)
-        patch.setattr(os, "fsync", full)
+        fill_disk(patch, write + 1)  # the first is of the check that the folder can be written to
         with pytest.raises(OSError, match="No space left"):
             fit(small("vae"), tmp_path, force=True)
     assert_readable(tmp_path)

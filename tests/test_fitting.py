@@ -292,6 +292,15 @@ def send_at_step(monkeypatch, number, step):
     monkeypatch.setattr(fitting, "Stopwatch", Stopwatch)
 
 
+def stop_and_resume(monkeypatch, settings, folder, step):
+    """A run that is stopped by SIGTERM after a step, and goes on."""
+    with monkeypatch.context() as patch:
+        send_at_step(patch, signal.SIGTERM, step)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, folder)
+    fit(settings, folder, resume=True)
+
+
 def test_weights_that_are_no_numbers_do_not_replace_a_backup(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     poison(monkeypatch, epoch=1, batch=1)
@@ -598,11 +607,7 @@ class TestAugmented:
     @pytest.mark.parametrize("step", [2, 4, 6])
     def test_a_resumed_run_is_the_uninterrupted_one(self, step, whole, tmp_path, monkeypatch):
         settings = small("cvae", **self.SETTINGS)
-        with monkeypatch.context() as patch:
-            send_at_step(patch, signal.SIGTERM, step)
-            with pytest.raises(KeyboardInterrupt):
-                fit(settings, tmp_path)
-        fit(settings, tmp_path, resume=True)
+        stop_and_resume(monkeypatch, settings, tmp_path, step)
         assert_same_run(whole, tmp_path)
 
     def test_training_images_alone_are_changed_and_the_model_does_not_know(
@@ -808,11 +813,7 @@ class TestKerasCallbacks:
     def test_a_resumed_run_has_the_same_average(self, step, averaged, tmp_path, monkeypatch):
         """Stopped within an epoch and at the end of one."""
         settings = small("vae", **self.AVERAGED)
-        with monkeypatch.context() as patch:
-            send_at_step(patch, signal.SIGTERM, step)
-            with pytest.raises(KeyboardInterrupt):
-                fit(settings, tmp_path)
-        fit(settings, tmp_path, resume=True)
+        stop_and_resume(monkeypatch, settings, tmp_path, step)
         assert_same_run(averaged, tmp_path)
 
     def test_a_run_ends_after_epochs_without_a_lower_loss(self, tmp_path, monkeypatch):

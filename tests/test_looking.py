@@ -234,6 +234,13 @@ def test_sweep(kae):
     assert rows["kl_weight"] == ["0.1", "0.5", "1.0"] and len(rows["bits_per_dimension"]) == 3
     assert "KL in nats" in note
     refused(kae(*command, "1", "--epochs", 2), 1, "other epochs", "--force")
+    # What nobody gives follows from the images, and is the same again.
+    open_ones = ["sweep", "vae", "--backbone", "mlp", "--hidden", "8", "--limit", 20, "-q"]
+    for trained in (True, False):
+        done = kae(*open_ones, "--kl-weight", "1", "--out", "open", "--json")
+        assert done.exit_code == 0, done.output
+        (run,) = json.loads(done.stdout)["runs"]
+        assert run["trained"] == trained
     refused(kae("sweep", "ae", "--kl-weight", "0.5"), 2, "no KL divergence")
     refused(kae("sweep", "vae", "--kl-weight", "1,1"), 2, "different")
     refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")

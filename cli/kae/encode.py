@@ -18,9 +18,7 @@ BATCH = 256  # images held in memory
 @options.dataset_option
 @options.data_dir_option
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
-@options.label_option
-@options.crop_option
-@options.invert_option
+@options.file_options
 @options.out_option([".csv", ".npy"], "csv on stdout")
 @click.option(
     "--append",

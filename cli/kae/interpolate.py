@@ -23,9 +23,7 @@ from kae import console, options
 )
 @options.dataset_option
 @options.data_dir_option
-@options.label_option
-@options.crop_option
-@options.invert_option
+@options.file_options
 @options.seed_option
 @options.out_option([".png", ".npy"], "samples/MODEL-interpolation.png")
 @options.force_option

@@ -46,18 +46,23 @@ files_argument = click.argument(
 dataset_option = click.option(
     "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"
 )
-label_option = click.option(
+_label_option = click.option(
     "--label",
     "labels",
     multiple=True,
     help="Class of the image files, for a cvae: one for all, or given once for each.",
 )
-crop_option = click.option(
+_crop_option = click.option(
     "--crop", is_flag=True, help="Cut image files of other proportions than the model's images."
 )
-invert_option = click.option(
+_invert_option = click.option(
     "--invert", is_flag=True, help="Take black for white in image files, as of ink on paper."
 )
+
+
+def file_options(command):
+    """--label, --crop and --invert: what image files are, and what is done to them."""
+    return _label_option(_crop_option(_invert_option(command)))
 
 
 def out_option(suffixes, default):

@@ -18,9 +18,7 @@ IMAGES = 20  # drawn, where nobody says how many
     type=click.IntRange(1),
     help="Images at most.  [default: 20 test images, or of a folder; all files]",
 )
-@options.label_option
-@options.crop_option
-@options.invert_option
+@options.file_options
 @options.out_option([".png"], "samples/MODEL-reconstructions.png")
 @options.force_option
 def command(model, files, dataset, data_dir, number, labels, crop, invert, out, force):

@@ -28,9 +28,7 @@ FEWER = 1_000  # test images that a cvae tries under each of its classes
     help="A class of the dataset that is odd, by name or number; may be given more than once.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
-@options.label_option
-@options.crop_option
-@options.invert_option
+@options.file_options
 @options.seed_option
 @options.out_option([".csv"], "csv on stdout")
 @options.force_option

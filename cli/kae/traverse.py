@@ -19,9 +19,7 @@ TEST_IMAGES = 2000  # that say how much a latent carries, and how far it goes
 )
 @options.dataset_option
 @options.data_dir_option
-@options.label_option
-@options.crop_option
-@options.invert_option
+@options.file_options
 @options.seed_option
 @options.out_option([".png", ".npy"], "samples/MODEL-traversals.png")
 @options.force_option

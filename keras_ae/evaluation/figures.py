@@ -39,6 +39,7 @@ PATCHED = 2_000  # images of each set that patches are taken from
 MEASURED = 2_000  # test images that the final figures of a run are of
 
 DISTANCES = ("fid", "kid", "swd")
+OF_LIKELIHOOD = ("likelihood", "elbo", "bits_per_dimension", "bits_per_dimension_interval")
 SETS = ("", "_reconstructions", "_test_images")  # samples have no suffix
 BY_CLASSIFIER = (
     "confident", "conditional_accuracy", "conditional_accuracy_per_class",
@@ -208,7 +209,7 @@ def final_figures(model, test, seed=0, binarize=False):
     errors = of_reconstructions(test.images, model.reconstruct(inputs, batch_size=BATCH), seed)
     figures = {"measured": len(test.images), "psnr": errors["psnr"]}
     if hasattr(model, "posterior"):
-        evidence = of_posterior(model, inputs, seed, {})
+        evidence = of_likelihood(model, inputs, seed, {})
         figures |= {k: evidence[k] for k in ("elbo", "likelihood", "bits_per_dimension")}
     return figures
 
@@ -228,11 +229,8 @@ def of_reconstructions(images, reconstructions, seed=0):
 
 def of_posterior(model, inputs, seed, reasons):
     """The figures that need a posterior, None for a model without one."""
-    names = (
-        "likelihood kl_weight elbo bits_per_dimension bits_per_dimension_interval kl kl_per_latent"
-        " active_units mutual_information mutual_information_limit"
-    )
-    figures = dict.fromkeys(names.split())
+    names = "kl_weight kl kl_per_latent active_units mutual_information mutual_information_limit"
+    figures = dict.fromkeys([*OF_LIKELIHOOD, *names.split()])
     if not hasattr(model, "posterior"):
         reasons["kl"] = reasons["elbo"] = f"{type(model).__name__} has no posterior"
         return figures
@@ -243,6 +241,12 @@ def of_posterior(model, inputs, seed, reasons):
     figures["active_units"] = active_units(mean)
     figures["mutual_information"] = mutual_information(mean[:MANIFOLD], log_var[:MANIFOLD], seed)
     figures["mutual_information_limit"] = float(np.log(len(mean[:MANIFOLD])))
+    return figures | of_likelihood(model, inputs, seed, reasons)
+
+
+def of_likelihood(model, inputs, seed, reasons):
+    """The figures that need a likelihood, None where the loss stands for none."""
+    figures = dict.fromkeys(OF_LIKELIHOOD)
     if why := why_no_likelihood(model):
         reasons["elbo"] = why
         return figures
