@@ -17,10 +17,12 @@ import pytest
 
 import keras_ae
 
-# A job in the background ignores Ctrl-C, one of nohup a hangup, and so would the processes that the tests send them to.
+# A job in the background ignores Ctrl-C and SIGQUIT, one of nohup a hangup, and so would the processes that the
+# tests send them to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for name in ("SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGXCPU"):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 MNIST = Path(keras_ae.__file__).parent / "data" / "mnist"
 
