@@ -67,7 +67,7 @@ def check_images(names, data):
         RunError: colours, of images that are not RGB.
     """
     channels = data.images.shape[-1]
-    if "colour" in (names or ()) and channels != 3:
+    if "colour" in names and channels != 3:
         raise RunError(
             f"--augment colour is for RGB images, of 3 channels; those of {data.name} have {channels}: leave "
             "it out."

@@ -180,7 +180,8 @@ class Run:
                 self.train = self.train.first(self.settings.limit)
         else:
             self.load_dataset(data_dir)
-        check_images(self.settings.augment, self.train)
+        if self.settings.augment:
+            check_images(self.settings.augment, self.train)
         self.facts = data_facts(self.train, self.test)
         if self.resume and (before := self.record.get("data", self.facts)) != self.facts:
             raise RunError(

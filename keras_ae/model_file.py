@@ -149,9 +149,10 @@ NETWORKS = {"encoder", "decoder"}
 
 def _is_preparation(value):
     try:
-        return Preparation.from_dict(value) is not None
+        Preparation.from_dict(value)
     except ValueError:
         return False
+    return True
 
 
 def _is_function(value):

@@ -311,14 +311,14 @@ class AE(Steps, Objective):
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
         quantization = config.pop("quantization", None)
-        preparation = Preparation.from_dict(config.pop("preparation", None))
+        preparation = config.pop("preparation", None)
         named = config.get("backbone")
         if version == 1 and isinstance(named, str):
             config["backbone"] = backbone_of_format_1(named)
         model = cls(**config)
         model.format, model.backbone = version, named or model.backbone
         if preparation is not None:
-            model.preparation = preparation
+            model.preparation = Preparation.from_dict(preparation)
         if quantization is not None:
             model.quantize(config=quantization)
         return model

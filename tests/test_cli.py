@@ -149,7 +149,7 @@ class TestFit:
             "os.write(2, b'what matters\\n')\n"
         )
         script = (
-            "from kae import quiet; quiet.tensorflow(); import importlib.util, os\n"
+            "from kae import main; main.quiet_tensorflow(); import importlib.util, os\n"
             "importlib.util.find_spec('tensorflow')  # as who asks whether it is there\n"
             "import tensorflow; os.write(2, b'after')"
         )

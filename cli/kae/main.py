@@ -1,14 +1,17 @@
 """The group of commands. A command's module is imported when it runs or is asked for help."""
 
+import contextlib
 import importlib
+import importlib.abc
 import os
+import re
 import sys
+import tempfile
 import time
 import warnings
 
 import click
 
-from kae import quiet
 from keras_ae import __version__
 from keras_ae.errors import PACKAGES, UserError, printable
 
@@ -34,6 +37,15 @@ COMMANDS = {
     "data": "List, prepare, import and verify datasets.",
     "info": "Show what a checkpoint is, or what this installation has.",
 }
+
+
+# What TensorFlow writes to stderr of its own build when it is imported, whatever its log level is:
+# "WARNING: All log messages before absl::InitializeLog() …", "I0000 00:00:17956 7262 port.cc:153] …", and
+# "2026-01-01 00:00:00.000: I tensorflow/core/…" of older versions.
+CHATTER = re.compile(
+    rb"WARNING: All log messages before absl::|[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d [\d:.]+: [IWE] |"
+    rb"To enable the following instructions"
+)
 
 
 class Commands(click.Group):
@@ -148,10 +160,77 @@ def open_streams():
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
 
 
+def quiet_tensorflow():
+    """From now on, import TensorFlow without its lines about its own build, and let it log fatal errors alone.
+
+    Keras imports it on every backend, to save a model. To be called before anything does. An error of the
+    import is told with all that was written. (The library itself does not touch a process's stderr.)
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds tensorflow as the finders after this one do, as often as somebody asks whether it is there."""
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname != "tensorflow":
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        with _filtered_stderr():
+            self.loader.exec_module(module)
+
+
+@contextlib.contextmanager
+def _filtered_stderr():
+    """A context in which what C++ and Python write to stderr is held, and written at its end but for chatter."""
+    try:
+        held = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        before = os.dup(2)
+    except OSError:  # no room, or stderr is closed
+        yield
+        return
+    with held:
+        failed = True
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            failed = False
+        finally:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            held.seek(0)
+            for line in held:
+                if failed or not CHATTER.match(line):
+                    os.write(2, line)
+
+
 def main():
     """Run the command line; a reader that closes the pipe early is no error."""
     open_streams()
-    quiet.tensorflow()
+    quiet_tensorflow()
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")  # those of other packages are nothing to end by
     try:

@@ -89,7 +89,7 @@ def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
         DataError: see `prepare` and `reading.read`; also no such split, and a limit below 1.
     """
     _check_limit(limit)
-    prepared = prepare(name, data_dir, progress=progress)
+    prepared = _prepared(name, data_dir, progress)
     if split not in prepared.splits:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(prepared.splits)}")
     return _first(_load_whole(prepared, split, progress), limit)
@@ -111,7 +111,7 @@ def load_splits(name, data_dir=None, limit=None, progress=None) -> tuple[ImageDa
         DataError: as for `load`.
     """
     _check_limit(limit)
-    prepared = prepare(name, data_dir, progress=progress)
+    prepared = _prepared(name, data_dir, progress)
     names = list(prepared.splits)
     train_name = names[0] if len(names) == 1 else "train"
     if train_name not in names:
@@ -173,6 +173,11 @@ def verify(name, data_dir=None) -> dict:
         "path": str(prepared.path),
         "splits": splits,
     }
+
+
+def _prepared(name, data_dir, progress) -> Prepared:
+    found = disk.find(name, resolve_data_dir(data_dir))
+    return found or prepare(name, data_dir, progress=progress)
 
 
 def _load_whole(prepared, split, progress) -> ImageData:

@@ -31,13 +31,11 @@ class Preparation:
 
     @classmethod
     def from_dict(cls, values):
-        """The preparation in a dict, None of None.
+        """The preparation in a dict.
 
         Raises:
             ValueError: it holds something else.
         """
-        if values is None:
-            return None
         try:
             return cls(**values)
         except TypeError as error:

@@ -183,7 +183,8 @@ def read_preparation(prepared) -> Preparation | None:
         with explained(prepared, "metadata.json"):
             if not path.exists():
                 return None
-            return Preparation.from_dict(disk.read_json(path).get(PREPARATION))
+            found = disk.read_json(path).get(PREPARATION)
+            return None if found is None else Preparation.from_dict(found)
     except OSError as error:
         raise disk.unreadable(prepared.path, prepared.name, error) from error
 

@@ -9,8 +9,6 @@ import torch
 from keras_ae import fast
 from keras_ae.fast.networks import hooked, program_of
 
-# Whether this thread predicts, which Keras does a batch at a time.
-_predicting = contextvars.ContextVar("predicting", default=False)
 # The `LookUps` of the execution under way in this thread.
 _current = contextvars.ContextVar("look_ups", default=None)
 
@@ -76,24 +74,9 @@ def _calls_forward(model):
 
 
 class Steps:
-    """`fit`, `evaluate` and `predict` over the batches of an execution: training and evaluation take several."""
+    """`fit`, `evaluate` and `predict` over the batches of an execution, where Keras takes one."""
 
     _compiled_loss = None
-
-    @property
-    def steps_per_execution(self):
-        return 1 if _predicting.get() else self._steps_per_execution
-
-    @steps_per_execution.setter
-    def steps_per_execution(self, steps):
-        self._steps_per_execution = steps
-
-    def predict(self, *args, **kwargs):
-        token = _predicting.set(True)
-        try:
-            return super().predict(*args, **kwargs)
-        finally:
-            _predicting.reset(token)
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         # Keras takes a last execution with fewer steps for data that ran out, and would warn at every epoch.
@@ -112,6 +95,18 @@ class Steps:
 
     def make_test_function(self, force=False):
         self.test_function = self._test_steps
+
+    def make_predict_function(self, force=False):
+        step = self.predict_step
+        if self._should_torch_compile():
+            step = torch.compile(step)
+
+        @torch.no_grad()
+        def predict_steps(batches):
+            outputs = [step(batch) for batch in batches]
+            return keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
+
+        self.predict_function = predict_steps
 
     def _train_steps(self, batches):
         kl_weights, losses = self.inner_steps.take_kl_weights(), []
