@@ -65,12 +65,12 @@ def test_no_first_step_explodes(shape, backbone):
 
 
 def test_an_ae_of_dense_layers_leaves_black_behind(digits):
-    # The median digit is black, which costs 103. With Glorot's variance the third epoch still did.
+    # The median digit is black, which costs 103. With Glorot's variance later epochs still did.
     keras.utils.set_random_seed(0)
     ae = AE(backbone="mlp")
     ae.compile(keras_ae.Adam(), steps_per_execution=8)
-    history = ae.fit(digits[0], batch_size=128, epochs=3, verbose=0).history
-    assert history["reconstruction"][-1] < 90
+    history = ae.fit(digits[0], batch_size=128, epochs=2, verbose=0).history
+    assert history["reconstruction"][-1] < 98
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
