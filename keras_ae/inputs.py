@@ -1,6 +1,5 @@
 """What a model is given: images, labels, targets and weights, checked and put on one scale."""
 
-import math
 import types
 
 import keras
@@ -43,8 +42,8 @@ def one_hot(labels, num_classes):
         )
     # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
     classes = ops.arange(num_classes, dtype="int32")
-    hits = ops.equal(ops.cast(labels, "int32")[..., None], classes)
-    return ops.where(ops.any(hits, axis=-1, keepdims=True), ops.cast(hits, "float32"), math.nan)
+    hits = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
+    return hits / ops.sum(hits, axis=-1, keepdims=True)
 
 
 def rank_of(x):

@@ -205,10 +205,6 @@ class Objective(StepMixin, keras.Model):
         for tracker, value in values.items():
             tracker.update_state(value, sample_weight=n)
 
-    def trained_variables(self):
-        """The variables that a step moves."""
-        return self.trainable_variables
-
     def additional_losses(self):
         """`self.losses`: of `add_loss` and of regularizers, each a scalar."""
         return [ops.sum(loss) for loss in self.losses]

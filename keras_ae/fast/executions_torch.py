@@ -7,7 +7,7 @@ import keras
 import torch
 
 from keras_ae import fast
-from keras_ae.fast.networks import hooked, program_of
+from keras_ae.fast.networks import hooked, kept_functions, program_of
 
 # The `LookUps` of the execution under way in this thread.
 _current = contextvars.ContextVar("look_ups", default=None)
@@ -56,10 +56,10 @@ class LookUps:
     """What the steps of an execution train and track, for which Keras goes through all layers each time."""
 
     def __init__(self, model):
-        self.model, self.trained = model, model.trainable_variables
+        self.model, self.trained = model, model.trained()
         self.means = RunningMeans(model.metrics)
         self.layers = model._flatten_layers()
-        self.regularized = any(variable.regularizer is not None for variable in self.trained)
+        self.regularized = any(variable.regularizer is not None for variable in self.trained[0])
         self.calls_forward = _calls_forward(model)
 
 
@@ -124,7 +124,8 @@ class Steps:
     def _looked_up(self):
         token = _current.set(LookUps(self))
         try:
-            yield
+            with kept_functions():
+                yield
         finally:
             _current.reset(token)
 
@@ -152,9 +153,9 @@ class Steps:
             return super().outputs_of(x, training)
         return self.forward(x, training=training, sample=True)
 
-    def trained_variables(self):
+    def trained(self):
         look_ups = self._look_ups()
-        return look_ups.trained if look_ups else super().trained_variables()
+        return look_ups.trained if look_ups else super().trained()
 
     def track(self, values, n):
         look_ups = self._look_ups()

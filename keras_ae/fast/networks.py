@@ -6,6 +6,9 @@ torch function that does it, to the same result. A layer that is not known here,
 built as (a hook, an adapter, another dtype, a `call` of its own), leaves the whole network to Keras.
 """
 
+import contextlib
+import contextvars
+
 import keras
 
 from keras_ae import distributed, fast
@@ -19,11 +22,25 @@ else:
     torch = None
 
 
+# While the steps of an execution are made, what `bind` has returned, by (program, training); else None.
+_kept = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept_functions():
+    """A context in which no layer is replaced or hooked: the functions of a network are looked up once."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def call_network(network, inputs, training=False):
     """`network(inputs, training=training)`, for a list of tensors."""
     if torch is not None and fast.ON and isinstance(inputs[0], torch.Tensor):
         program = program_of(network)
-        functions = program and inputs[0].device.type != "meta" and program.bind(training)
+        functions = program and inputs[0].device.type != "meta" and program.functions(training)
         if functions:
             return program.compute(functions, inputs)
     return network(inputs, training=training)
@@ -71,6 +88,16 @@ class Program:
                 raise Unknown
             sources = [id(tensor) for tensor in keras.tree.flatten(layer.input)]
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
+
+    def functions(self, training):
+        """What `bind` returns, which in a context of `kept_functions` is asked once."""
+        kept = _kept.get()
+        if kept is None:
+            return self.bind(training)
+        key = (self, training)
+        if key not in kept:
+            kept[key] = self.bind(training)
+        return kept[key]
 
     def bind(self, training):
         """The functions of the layers on the weights that they have now; None where Keras must do it."""

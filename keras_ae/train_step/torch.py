@@ -27,8 +27,7 @@ class StepMixin:
         loss = self.optimizer.scale_loss(self.step_loss(data, training=True))
         # Over several processes: the sum over the images of each, for the mean over those of all.
         n = len(keras.tree.flatten(data)[0]) if distributed.size() > 1 else 1
-        variables = self.trained_variables()
-        tensors = [variable.value for variable in variables]
+        variables, tensors = self.trained()
         gradients = torch.autograd.grad(loss * n, tensors, allow_unused=True)
         with torch.no_grad():
             if distributed.size() > 1:
@@ -37,6 +36,11 @@ class StepMixin:
                 gradients = distributed.weighted_mean(gradients, n)
             self.optimizer.apply(gradients, variables)
         return self.get_metrics_result()
+
+    def trained(self):
+        """The variables that a step moves, and their tensors."""
+        variables = self.trainable_variables
+        return variables, [variable.value for variable in variables]
 
     def test_step(self, data):
         self.step_loss(data, training=False)
