@@ -36,7 +36,7 @@ from keras_ae.data.disk import VERSION, open_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
-from keras_ae.settings import Settings, models
+from keras_ae.settings import Settings, checkpoint_names, models, released
 
 ROOT = "checkpoints"  # the folder that holds the runs of a user
 MNIST = Settings("vae").dataset
@@ -168,13 +168,6 @@ class Checkpoint:
         return self.run.get("settings", {})
 
 
-def released(name):
-    """The folder of the weights released under a name (it may not exist)."""
-    package = Path(__file__).parent
-    installed = package / "released" / name
-    return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
-
-
 def default_folder(settings, root=ROOT):
     """The folder of a run that nobody has named: ROOT/vae, and for another dataset than mnist ROOT/vae-emoji."""
     dataset = settings.dataset
@@ -190,41 +183,41 @@ def default_folder(settings, root=ROOT):
 def find_checkpoint(model, root=ROOT):
     """Find what MODEL names: a path first, then `checkpoints/<name>/`, then the released weights.
 
+    The names of the models, such as "vae", are never taken for a path.
+
     Args:
-        model: "ae", "vae" or "cvae", the name of a run in `root`, the path of a run folder, or of a
-            .keras file.
+        model: "ae", "vae" or "cvae", the name of a run in `root` or of released weights, the path of a run
+            folder, or of a .keras file.
         root: the folder that holds the runs of this user.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
     """
-    path = Path(model)
-    if model in models():
-        folder, origin = Path(root) / model, "trained here"
-        if not (folder / "model.keras").is_file():
-            left = ("run.json", "history.csv", "backup/state.npz")
-            if any((folder / name).is_file() for name in left):
-                raise CheckpointError(
-                    f"{folder} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on "
-                    f"with it (`kae fit {model} --resume`), or move that folder away for the released weights."
-                )
-            folder, origin = released(model), "released with keras-ae"
-        path = folder / "model.keras"
-        if not path.is_file():
+    path, origin = Path(model), "path"
+    by_name = path.name == str(model)
+    if path.is_dir():
+        path = path / "model.keras"
+    if model in models() or (by_name and not path.is_file()):
+        mine, theirs = Path(root, model), released(model)
+        if (mine / "model.keras").is_file():
+            path, origin = mine / "model.keras", "trained here"
+        elif any((mine / left).is_file() for left in ("run.json", "history.csv", BACKUP[0])):
+            kind = next((kind for kind in models() if kind == model), f"MODEL --out {mine}")
+            raise CheckpointError(
+                f"{mine} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on with it "
+                f"(`kae fit {kind} --resume`), or move that folder away"
+                + (" for the released weights." if theirs.is_dir() else ".")
+            )
+        elif (theirs / "run.json").is_file():
+            path, origin = theirs / "model.keras", "released with keras-ae"
+        elif model in models():
             raise CheckpointError(
                 f"There is no checkpoint of {model} yet: train one with `kae fit {model}`."
             )
-    else:
-        origin = "path"
-        if path.is_dir():
-            path = path / "model.keras"
-        named = Path(root, model, "model.keras")
-        if not path.is_file() and Path(model).name == str(model) and named.is_file():
-            path, origin = named, "trained here"
-        if not path.is_file():
-            raise CheckpointError(
-                f"There is no checkpoint {path}. Give {', '.join(models())}, a run folder or a .keras file."
-            )
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint {path}. Give {', '.join(checkpoint_names(root))}, a run folder or a .keras file."
+        )
     return Checkpoint(path, read_run(path.parent), origin)
 
 

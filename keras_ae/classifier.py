@@ -21,13 +21,13 @@ import numpy as np
 from keras import layers
 
 from keras_ae import model_file
-from keras_ae.checkpoints import released
 from keras_ae.data import load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
 from keras_ae.files import atomic
 from keras_ae.pictures import to_float
+from keras_ae.settings import released
 
 FEATURES = 64
 STEPS = 3750  # eight epochs of MNIST

@@ -59,6 +59,20 @@ def models():
     return _names("models", "MODELS")
 
 
+def released(name):
+    """The folder of the weights released under a name (it may not exist)."""
+    package = Path(__file__).parent
+    installed = package / "released" / name
+    return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
+
+
+def checkpoint_names(root):
+    """The names that stand for a checkpoint: the models, the runs in a folder, and the released weights."""
+    runs = sorted(path.parent.name for path in Path(root).glob("*/model.keras"))
+    weights = sorted(path.parent.name for path in released("").glob("*/run.json"))
+    return list(dict.fromkeys([*models(), *runs, *weights]))
+
+
 def backbones():
     """Names of the backbones, as in `keras_ae.backbones.BACKBONES`."""
     return _names("backbones", "BACKBONES")

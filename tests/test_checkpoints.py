@@ -188,7 +188,9 @@ class TestFind:
         """Works in a folder of its own, with released weights of a cvae alone."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(checkpoints, "released", lambda name: tmp_path / "released" / name)
-        self.put("released/cvae")
+        for name in ("cvae", "cvae-garments"):
+            self.put(f"released/{name}")
+            Path(f"released/{name}/run.json").write_text('{"format": 1}')
 
     def put(self, folder):
         os.makedirs(folder, exist_ok=True)
@@ -206,15 +208,20 @@ class TestFind:
         assert found.path == tmp_path / "released/cvae/model.keras"
         assert found.origin == "released with keras-ae"
 
+    def test_released_weights_have_names_of_their_own(self, tmp_path):
+        found = checkpoints.find_checkpoint("cvae-garments")
+        assert found.path == tmp_path / "released/cvae-garments/model.keras"
+        self.put("checkpoints/cvae-garments")
+        assert checkpoints.find_checkpoint("cvae-garments").origin == "trained here"
+
+    @pytest.mark.parametrize("name", ["cvae", "cvae-garments"])
     @pytest.mark.parametrize("left", ["run.json", "history.csv", "backup/state.npz"])
-    def test_a_broken_run_is_not_passed_over_for_the_released_weights(self, left):
-        path = Path("checkpoints/cvae", left)
+    def test_a_broken_run_is_not_passed_over_for_the_released_weights(self, left, name):
+        path = Path("checkpoints", name, left)
         path.parent.mkdir(parents=True)
         path.touch()
-        with pytest.raises(
-            CheckpointError, match="checkpoints/cvae holds a run without a model.keras"
-        ):
-            checkpoints.find_checkpoint("cvae")
+        with pytest.raises(CheckpointError, match="holds a run without a model.keras.*released"):
+            checkpoints.find_checkpoint(name)
 
     def test_a_name_that_finds_nothing_says_how_to_train(self):
         with pytest.raises(CheckpointError, match="train one with `kae fit vae`"):

@@ -18,10 +18,11 @@ from sklearn.neighbors import NearestNeighbors
 import keras_ae
 from keras_ae import classifier as classifiers
 from keras_ae import evaluation
-from keras_ae.checkpoints import released, save_model
+from keras_ae.checkpoints import save_model
 from keras_ae.classifier import Classifier, build_classifier, classify, evaluation_classifier
 from keras_ae.data import ImageData
 from keras_ae.errors import UserError
+from keras_ae.settings import released
 
 RELEASED = released("classifier-mnist") / "model.keras"
 

@@ -22,12 +22,12 @@ from PIL import Image
 
 import keras_ae
 from keras_ae import AE, CVAE, VAE, ClassMixture, exploring, graphs, latents
-from keras_ae.checkpoints import released
 from keras_ae.data import ImageData
 from keras_ae.errors import UserError
 from keras_ae.evaluation import kl_per_latent
 from keras_ae.priors import StandardNormal
 from keras_ae.resampling import Down, Up
+from keras_ae.settings import released
 
 ROOT = Path(__file__).parent.parent
 NODE = shutil.which("node")

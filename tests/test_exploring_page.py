@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from keras_ae import CVAE, explore, load_model, pictures
-from keras_ae.checkpoints import released
 from keras_ae.data import ImageData
+from keras_ae.settings import released
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

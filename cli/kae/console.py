@@ -16,7 +16,6 @@ from pathlib import Path
 
 import click
 
-from kae import options
 from keras_ae import settings
 from keras_ae.errors import need, printable
 
@@ -105,10 +104,9 @@ def usage_errors():
 def load(model):
     """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
     path = Path(model)
-    names = settings.models()
-    if model not in names and not path.exists() and path.suffix != ".keras" and path.name == model:
-        known = list(dict.fromkeys([*names, *options.runs_here()]))
-        if model not in known:
+    if not path.exists() and path.suffix != ".keras" and path.name == model:
+        known = settings.checkpoint_names("checkpoints")
+        if model not in known and not Path("checkpoints", model).is_dir():
             raise click.UsageError(
                 f"MODEL must be {', '.join(known)}, a run folder or a .keras file; got {model!r}."
             )
@@ -125,11 +123,9 @@ def load(model):
 
 def whence(found, name):
     """Where a checkpoint that was asked for by its name comes from, and where the other one of that name is."""
-    from keras_ae.checkpoints import released
-
     if found.origin == "path":
         return ""
-    other = released(name)
+    other = settings.released(name)
     if found.origin != "trained here" or not (other / "model.keras").is_file():
         return f" ({found.origin})"
     here = Path.cwd()

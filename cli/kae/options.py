@@ -26,14 +26,9 @@ seed_option = click.option(
 )
 
 
-def runs_here():
-    """The names of the runs in `checkpoints/` that have a model."""
-    return sorted(path.parent.name for path in Path("checkpoints").glob("*/model.keras"))
-
-
 def complete_model(context, parameter, incomplete):
-    """MODEL in the shell: names, runs here, then any path."""
-    names = dict.fromkeys([*settings.models(), *runs_here()])
+    """MODEL in the shell: names, then any path."""
+    names = settings.checkpoint_names("checkpoints")
     found = [name for name in names if name.startswith(incomplete)]
     items = [CompletionItem(name) for name in found]
     return items or [CompletionItem(incomplete, type="file")]
