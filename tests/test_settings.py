@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from keras_ae import annealing, augmentation, backbones, fitting, losses, models, settings
+from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings
 
 
@@ -120,3 +121,21 @@ def test_arrays_are_no_name_and_are_not_printed():
     with pytest.raises(ValueError, match="got a list. Arrays are given to") as error:
         Settings("vae", dataset=[0] * 1000)
     assert len(str(error.value)) < 150
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shape", "images", "expected"),
+    [
+        ("mnist", (28, 28, 1), 60_000, (16, 0.5, 128, 15)),
+        ("fashion_mnist", (28, 28, 1), 60_000, (64, "auto", 128, 13)),
+        ("photographs", (32, 32, 3), 5_000, (64, "auto", 32, 76)),
+        ("emoji", (64, 64, 3), 6_805, (128, "auto", 32, 56)),
+        ("large", (256, 256, 3), 300, (128, "auto", 32, 150)),
+        ("few", (64, 48, 3), 100, (128, "auto", 32, 200)),
+        ("many", (64, 64, 3), 10**7, (128, "auto", 128, 3)),
+    ],
+)
+def test_what_nobody_gives_follows_from_the_images(dataset, shape, images, expected):
+    # docs/defaults.md has the rule.
+    found = recommended(dataset, shape, images)
+    assert tuple(found[name] for name in RECOMMENDED) == expected
