@@ -55,6 +55,7 @@ def test_options_win_wherever_they_stand(asked, tmp_path):
     [
         Settings("cvae", hidden=(8, 8, 4), early_stopping=2, kl_warmup=0.5, ema=0.99, seed=3),
         Settings("ae", dataset="fashion_mnist", dtype="mixed_bfloat16", limit=9, optimizer="sgd"),
+        Settings("vae", augment=("flip", "shift"), binarize=True),
     ],
 )
 def test_run_json_asks_for_the_same_run(asked, tmp_path, settings):
@@ -71,6 +72,9 @@ def test_run_json_asks_for_the_same_run(asked, tmp_path, settings):
         ("epochs = ", "is no TOML file of settings"),
         ("settings = 3", "is no TOML file of settings"),
         ("epochs = {a = 1}", "epochs must be a word or a number"),
+        ("binarize = 3", "binarize must be true or false"),
+        ('model = "ae"\naugment = 3', "augment must be some of flip, shift, colour; got '3'"),
+        ('model = "ae"\nhidden = 0', "hidden must be widths of 1 or more"),
         ('model = "ae"\nhidden = [1.5]', "'1.5' is not a list of whole numbers"),
         ("epochs = 3", "Missing argument"),
     ],

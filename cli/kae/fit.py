@@ -18,6 +18,11 @@ from keras_ae import settings as choices
 from keras_ae.settings import Settings
 
 FOLLOWS = "[default: follows from the images]"
+KINDS = {
+    "hidden": "a list of numbers",
+    "augment": "a list of words",
+    "binarize": "true or false",
+}  # of settings that are no words or numbers
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
@@ -59,7 +64,7 @@ class Widths(click.ParamType):
         if isinstance(value, tuple | list):
             value = ",".join(map(str, value))
         try:
-            return tuple(int(part) for part in value.split(","))
+            return tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 512,256", param, context)
 
@@ -70,7 +75,7 @@ class Words(click.ParamType):
     name = "NAME,…"
 
     def convert(self, value, param, context):
-        words = value.split(",") if isinstance(value, str) else value
+        words = value if isinstance(value, tuple | list) else str(value).split(",")
         return tuple(str(word).strip() for word in words)
 
 
@@ -94,9 +99,10 @@ def read_config(context, parameter, path):
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
         endless = isinstance(value, float) and not math.isfinite(value)
-        kinds = str | int | float | list | None if name == "hidden" else str | int | float | None
-        if not isinstance(value, kinds) or endless:
-            kind = "a list of numbers" if name == "hidden" else "a word or a number"
+        kind = KINDS.get(name, "a word or a number")
+        allowed = bool | None if name == "binarize" else str | int | float | None
+        listed = name in ("hidden", "augment") and isinstance(value, list)
+        if not (isinstance(value, allowed) or listed) or endless:
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
 
