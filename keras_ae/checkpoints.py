@@ -470,7 +470,7 @@ def files_of(folder):
     if not run.is_file():
         return []
     with contextlib.suppress(CheckpointError):
-        epochs = read_run(folder).get("settings", {}).get("epochs", Settings("vae").epochs)
+        epochs = read_run(folder).get("settings", {}).get("epochs") or 0
     found = [folder / name for name in ALWAYS]
     found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
     for part in ("train", "validation"):

@@ -285,6 +285,15 @@ class TestRunJson:
         with pytest.raises(CheckpointError, match="run.json is"):
             checkpoints.read_run(tmp_path)
 
+    @pytest.mark.parametrize("settings", [{}, {"epochs": None}])
+    def test_files_of_a_run_of_unknown_epochs(self, settings, tmp_path):
+        """Of its pictures nothing tells whether the run wrote them."""
+        checkpoints.write_run(tmp_path, {"settings": settings})
+        (tmp_path / "epochs").mkdir()
+        (tmp_path / "epochs" / "001.png").touch()
+        assert checkpoints.files_of(tmp_path) == [tmp_path / "run.json"]
+        assert checkpoints.strangers(tmp_path, 1) == [tmp_path / "epochs" / "001.png"]
+
     def test_round_trip(self, tmp_path):
         checkpoints.write_run(tmp_path, {"finished": True, "settings": {"model": "ae"}})
         run = checkpoints.read_run(tmp_path)
