@@ -45,7 +45,10 @@ class StoredImages:
         self._file = open_file(path)  # as long as the array lives
         if np.lib.format.read_magic(self._file) != (1, 0):
             raise ValueError(f"{path} is not of version 1.0")
-        shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        try:
+            shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        except Exception as error:  # NumPy reads it as Python, and raises what that does
+            raise ValueError(f"{path} is damaged ({error})") from error
         self._offset, self._shape = self._file.tell(), shape
         size = os.fstat(self._file.fileno()).st_size
         whole = size == self._offset + math.prod(shape) * self.dtype.itemsize

@@ -96,6 +96,15 @@ def test_what_is_damaged_is_read_again(cached, reads, damage, suffix):
     assert same(data.load("plain", "train")) and len(reads) == 1
 
 
+@pytest.mark.parametrize("bad", [b"{'descr': '|u1', (", b'"', b"{" * 40, b"\0" * 30, b"1" * 50])
+def test_a_header_that_is_no_python(cached, reads, bad):
+    """NumPy raises what Python's tokenizer and parser do."""
+    (path,) = cached.glob("*.images.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + bad + content[10 + len(bad) :])
+    assert same(data.load("plain", "train")) and len(reads) == 1
+
+
 def test_json_that_is_something_else(cached, reads):
     (path,) = cached.glob("*.json")
     for text in ("", "{", "[]", "{}", "3", json.dumps({"images_crc32": 0, "class_names": None})):
