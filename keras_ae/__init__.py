@@ -8,8 +8,8 @@
     vae.fit_prior(train.images)
     digits = vae.sample(64, seed=7)
 
-Names are imported when they are first used, so that `import keras_ae` and `keras_ae.data` cost
-nothing and load no deep-learning framework.
+Each name is imported when it is first used. So `import keras_ae` and `keras_ae.data` take almost no
+time and load no deep-learning framework.
 """
 
 import importlib
@@ -19,10 +19,10 @@ import sys
 
 __version__ = "0.1.0"
 
-# Torch is the default backend; in a slim installation without it, the first that is there (numpy needs
-# jax, and starts quicker than jax does). Keras reads the variable when it is imported, so one that is
-# set, or a Keras that is already there, has the last word. (Keras writes ~/.keras/keras.json by itself
-# at its first import, naming tensorflow: that file is nobody's choice, and is not asked.)
+# Torch is the default backend. A slim installation without torch gets the first backend below that is
+# installed (the numpy backend needs jax, and starts faster than jax). Keras reads KERAS_BACKEND when it is
+# imported, so nothing is changed where the variable is set or Keras is already imported. (At its first
+# import, Keras itself writes ~/.keras/keras.json with tensorflow in it. No user chose that: we ignore it.)
 if "keras" not in sys.modules and "KERAS_BACKEND" not in os.environ:
     _NEEDS = {"torch": "torch", "tensorflow": "tensorflow", "numpy": "jax", "openvino": "openvino"}
     _installed = (name for name, needs in _NEEDS.items() if importlib.util.find_spec(needs))

@@ -1,4 +1,4 @@
-"""KL annealing: pure schedules of progress, and the callback that sets the model's `kl_weight`."""
+"""KL annealing: schedules (pure functions of progress), and the callback that sets `kl_weight`."""
 
 import math
 import warnings
@@ -13,12 +13,12 @@ def constant(progress):
 
 
 def linear(progress):
-    """A straight line from 0 to 1 (Bowman et al. 2016)."""
+    """The weight rises linearly from 0 to 1 (Bowman et al. 2016)."""
     return progress
 
 
 def cosine(progress):
-    """Half a cosine: flat at both ends."""
+    """The weight rises from 0 to 1 along half a cosine, flat at both ends."""
     return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
@@ -32,7 +32,10 @@ def sigmoid(progress, steepness=12.0):
 
 
 def cyclical(progress, cycles=4, ramp=0.5):
-    """`cycles` times: linear from 0 to 1 in the first `ramp` of a cycle, then 1 (Fu et al. 2019)."""
+    """The weight restarts `cycles` times (Fu et al. 2019).
+
+    In each cycle it rises linearly from 0 to 1 during the first fraction `ramp`, then stays at 1.
+    """
     if progress >= 1.0:
         return 1.0
     return min(1.0, (progress * cycles) % 1.0 / ramp)
@@ -42,14 +45,14 @@ SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, sigmoid, cyclical
 
 
 def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
-    """The weight of the KL term at a training step: a pure function, so a resumed run just goes on.
+    """The weight of the KL term at a training step. A pure function, so a resumed run gets the same weights.
 
     Args:
-        step: optimizer steps done before this one, from 0.
-        total_steps: steps of the whole run, epochs * steps per epoch.
+        step: number of optimizer steps before this one, from 0.
+        total_steps: number of steps of the whole run: epochs * steps per epoch.
         schedule: a name in `SCHEDULES`, or a function of progress in [0, 1].
-        weight: the weight that the schedule ends at, >= 0.
-        warmup: the fraction of the run, in (0, 1], after which the schedule has ended.
+        weight: the final weight, >= 0.
+        warmup: the fraction of the run, in (0, 1], after which the final weight is reached.
 
     Returns:
         A float in [0, weight].
@@ -59,10 +62,10 @@ def kl_weight_at(step, total_steps, schedule="linear", weight=1.0, warmup=1.0):
 
 
 def warn_of_early_choices(callbacks, epochs):
-    """Warn of callbacks that choose an epoch while the loss of each one is another function.
+    """Warn of callbacks that select the best epoch by the loss while annealing still changes the loss.
 
-    Until the weight of the KL term is reached, losses of different epochs do not compare: `val_loss`
-    rises by construction, and the reconstruction is best where the weight is lowest.
+    While the weight of the KL term rises, losses of different epochs cannot be compared: `val_loss`
+    rises with the weight, and the reconstruction is best where the weight is lowest.
     """
     annealed = [
         callback
@@ -93,23 +96,23 @@ def warn_of_early_choices(callbacks, epochs):
 class KLAnnealing(keras.callbacks.Callback):
     """Sets `model.kl_weight` before every step (or epoch) of `fit`, from a schedule.
 
-    It is every step also where `compile(steps_per_execution=...)` has the callbacks called for several
-    steps at once, but for a train function that is not that of this package.
+    With `compile(steps_per_execution=...)`, Keras calls the callbacks once for several steps; the weight
+    still changes at every step, unless the model has a train function from outside this package.
 
-    The schedule spans the first `warmup` of the run that `fit(epochs=...)` announces, and depends on
-    nothing but the epoch and the batch: `fit(initial_epoch=...)` continues where it stood.
+    The schedule takes the first `warmup` of the run, whose length is `fit(epochs=...)`. It depends only on
+    the epoch and the batch, so `fit(initial_epoch=...)` continues it.
 
     Args:
         schedule: "linear", "cosine", "sigmoid", "cyclical" (Fu et al. 2019) or "constant", or a function
-            of progress in [0, 1] that returns a factor.
-        weight: the final weight, on the scale of nats per image; 1 is the evidence lower bound,
-            more is a beta-VAE (Higgins et al. 2017).
+            of progress in [0, 1] that returns a factor for `weight`.
+        weight: the final weight, for a KL term in nats per image. 1 gives the evidence lower bound, a
+            larger weight a beta-VAE (Higgins et al. 2017).
         warmup: fraction of the run in (0, 1] that the schedule takes.
         by: "step" (default) or "epoch".
 
     Raises:
-        ValueError: for an unknown schedule or `by`, a negative weight, a warm-up outside (0, 1].
-        TypeError: at the start of `fit`, for a model that has no `kl_weight`.
+        ValueError: the schedule or `by` is unknown, the weight negative, or the warm-up outside (0, 1].
+        TypeError: at the start of `fit`, if the model has no `kl_weight`.
 
     References:
         Bowman et al. 2016, Generating Sentences from a Continuous Space, arXiv:1511.06349.
@@ -138,8 +141,8 @@ class KLAnnealing(keras.callbacks.Callback):
         return self.by == "step" and self.schedule != "constant"
 
     def value(self, epoch, batch=0):
-        """The weight at a batch of an epoch, both from 0, of the run that `fit` announced."""
-        # A data set of unknown length has no steps to count: each of its epochs is one step.
+        """The weight at a batch of an epoch (both counted from 0) in the current run of `fit`."""
+        # For data of unknown length, Keras knows no number of steps: each epoch counts as one step.
         steps = self.params.get("steps") or 1
         return kl_weight_at(
             epoch * steps + min(batch, steps),
@@ -151,7 +154,7 @@ class KLAnnealing(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        # Kept aside, as `self.model` has jax write back all that `fit` holds outside the variables.
+        # Read here once: on jax, each use of `self.model` copies the state of `fit` back into the variables.
         self._inner_steps = getattr(model, "inner_steps", None)
         self._steps_ahead = getattr(model, "steps_per_execution", 1)
 
@@ -172,10 +175,10 @@ class KLAnnealing(keras.callbacks.Callback):
             ahead = [self.value(self._epoch, batch + i) for i in range(self._steps_ahead)]
             self._inner_steps.kl_weights = np.array(ahead, "float32")
         else:
-            # Through self.model, never a kept reference: on jax only this property synchronises the
-            # values that `fit` holds outside the variables.
+            # Use the property self.model, not a stored reference: on jax only the property copies the
+            # values that `fit` holds outside the variables back into them.
             self.model.kl_weight.assign(self.value(self._epoch, batch))
 
     def on_epoch_end(self, epoch, logs=None):
-        # Where the schedule stands now: whoever saves the model after this saves the weight it reached.
+        # The weight after this epoch, so that a callback that saves the model next saves that weight.
         self.model.kl_weight.assign(self.value(epoch + 1))

@@ -1,7 +1,7 @@
-"""Training images changed at random, by the preprocessing layers of Keras: more of few.
+"""Data augmentation: random changes of the training images by the preprocessing layers of Keras.
 
-They are changed as a batch is fed, so that an image is rebuilt as it was changed; validation, pictures, the
-prior and a saved model know nothing of it.
+A batch is changed before it is fed to the model, so the changed image is input and target alike. Validation,
+pictures, the prior and a saved model see unchanged images only.
 """
 
 import keras
@@ -12,9 +12,9 @@ from keras_ae.errors import RunError
 LIKE = {"data_format": "channels_last", "dtype": "float32"}
 
 AUGMENTATIONS = {
-    # Left and right exchanged, of every second image.
+    # Mirrors left and right, with probability 1/2.
     "flip": lambda: keras.layers.RandomFlip("horizontal", **LIKE),
-    # By whole pixels, up to a tenth of each side; the pixels of the edge fill what comes in.
+    # Moves by up to a tenth of each side, in whole pixels; copies of the edge pixels fill the gap.
     "shift": lambda: keras.layers.RandomTranslation(
         0.1, 0.1, fill_mode="nearest", interpolation="nearest", **LIKE
     ),
@@ -30,13 +30,13 @@ AUGMENTATIONS = {
 
 
 class Augment:
-    """Some of `AUGMENTATIONS`, in their order there.
+    """Applies some of `AUGMENTATIONS`, in the order of that dict.
 
-    What is drawn is a function of the seed of a call alone, so that a resumed run draws what the whole one does
-    (on one backend: each has random numbers of its own).
+    The random changes depend on the seed of a call alone, so a resumed run draws the same as an uninterrupted
+    one (on the same backend: each backend has its own random numbers).
 
     Args:
-        names: of them.
+        names: keys of `AUGMENTATIONS`.
     """
 
     def __init__(self, names):
@@ -44,10 +44,10 @@ class Augment:
             self.layers = [make() for name, make in AUGMENTATIONS.items() if name in names]
 
     def __call__(self, images, seed):
-        """Images (N, H, W, C), uint8 or float in [0, 1], changed; the same type.
+        """Change images (N, H, W, C), uint8 or float in [0, 1]; returns the same shape and type.
 
         Args:
-            seed: whole numbers.
+            seed: a sequence of integers.
         """
         whole = images.dtype.kind in "iu"
         x = np.asarray(images, "float32") * (1.0 if whole else 255.0)
@@ -61,10 +61,10 @@ class Augment:
 
 
 def check_images(names, data):
-    """Refuse what a dataset's images have nothing for.
+    """Refuse augmentations that do not fit the images of a dataset.
 
     Raises:
-        RunError: colours, of images that are not RGB.
+        RunError: "colour" was asked for, and the images are not RGB.
     """
     channels = data.images.shape[-1]
     if "colour" in names and channels != 3:

@@ -1,8 +1,8 @@
-"""Backbones: the encoder and the decoder of a name, Functional models of any image shape.
+"""Backbones: named pairs of an encoder and a decoder, built as Functional models for any image shape.
 
 An encoder maps an image in [0, 1] to one output for each of its heads; a decoder maps a latent code to
-an image in [0, 1]. With `num_classes`, both take a one-hot `label` as a second input, which joins at
-the dense layers.
+an image in [0, 1]. With `num_classes`, both take a one-hot `label` as a second input. It is concatenated
+to the input of the dense layers.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from keras_ae import distributed
 from keras_ae.resampling import Down, Up
 from keras_ae.settings import SIZES, Registry
 
-# What fills the weights of the networks built in this context: None for Keras' own initializers, else a
-# function from the name of a weight and its gain to an initializer.
+# How to initialize the weights of networks that are built in this context: None for Keras' own initializers,
+# else a function (name of a weight, gain) -> initializer.
 _filling = contextvars.ContextVar("filling", default=None)
 
-SIDE_OF_STAGES = 48  # of the shorter side: from here on, stages go down to LAST_SIDE
+SIDE_OF_STAGES = 48  # from this shorter side on, convolutions halve the sides down to LAST_SIDE
 LAST_SIDE = 4
-INPUTS = 256  # of a dense layer, as whose sum a larger one is scaled
-PIXELS_OF_DIGITS = 1024  # up to which a network of dense layers trains well as it is
+INPUTS = 256  # a dense layer with more inputs has them scaled down, as if it had only so many
+PIXELS_OF_DIGITS = 1024  # up to so many inputs, a network of dense layers needs no scaling
 LARGEST_GAIN = 16.0
-# Of layers without a normalisation, after SiLU, which passes on 0.36 of a variance of 1 (He et al. 2015 for ReLU).
-# With Glorot's variance an AE of them soon drew all images black, and stayed there.
+# For layers without normalisation that follow SiLU: SiLU reduces a variance of 1 to 0.36 (He et al. 2015 did
+# this for ReLU). With Glorot's variance, an AE of such layers soon drew all images black, and stayed there.
 GAIN_AFTER_SILU = 2.8
 
 
@@ -44,16 +44,16 @@ def _filled_by(initializer):
 
 
 def zero_weights():
-    """A context in which networks are built with zeros, where weights are to be put in anyway.
+    """A context that builds networks with zeros, for use before weights are loaded.
 
-    On jax each shape that an initializer of Keras fills, be it with zeros, is a program to compile: 6.8
-    of 7 s of loading the released CVAE.
+    On jax, a Keras initializer, even one for zeros, compiles a program for each shape. This took 6.8 of
+    the 7 s of loading the released CVAE.
     """
     return _filled_by(lambda weight, gain: Zeros())
 
 
 def seeded_weights(seed):
-    """A context in which the kernels of networks follow from a seed, and from no global state."""
+    """A context in which the initial kernels of networks depend on a seed, not on global state."""
     seeds = np.random.default_rng(seed)
 
     def initializer(weight, gain):
@@ -67,32 +67,32 @@ def _keras_own(weight, gain):
 
 
 def _uniform(gain, seed=None):
-    """Glorot's uniform initializer, of a variance that is `gain` times as large."""
+    """Glorot's uniform initializer with `gain` times its variance."""
     return keras.initializers.VarianceScaling(gain, "fan_avg", "uniform", seed)
 
 
 @keras.saving.register_keras_serializable("keras_ae")
 class Zeros(keras.initializers.Initializer):
-    """Zeros from NumPy."""
+    """Fills a weight with zeros made by NumPy."""
 
     def __call__(self, shape, dtype=None):
         return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
 
 
 def _initializers(*weights, gain=1.0):
-    """Arguments of a layer for these of its weights; none where its own initializers are right."""
+    """Initializer arguments of a layer for these weights; empty where the layer's defaults apply."""
     filling = _filling.get() or _keras_own
     found = {f"{weight}_initializer": filling(weight, gain) for weight in weights}
     return {name: initializer for name, initializer in found.items() if initializer is not None}
 
 
 def dense(units, gain=1.0, **kwargs):
-    """`keras.layers.Dense`, filled as the context says."""
+    """`keras.layers.Dense` with the initializers of the context."""
     return layers.Dense(units, **_initializers("kernel", "bias", gain=gain), **kwargs)
 
 
 def convolution(filters, size, kind=layers.Conv2D, use_bias=False, strides=2, **kwargs):
-    """A convolution of stride 2 that halves the sides, or, of kind Conv2DTranspose, doubles them."""
+    """A convolution. With stride 2 it halves the sides, or doubles them if kind is Conv2DTranspose."""
     weights = _initializers("kernel", *(["bias"] if use_bias else []))
     return kind(
         filters, size, strides=strides, padding="same", use_bias=use_bias, **weights, **kwargs
@@ -101,7 +101,7 @@ def convolution(filters, size, kind=layers.Conv2D, use_bias=False, strides=2, **
 
 @keras.saving.register_keras_serializable("keras_ae")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, whose statistics are those of the batches of all processes."""
+    """`keras.layers.BatchNormalization` with statistics over the batches of all processes."""
 
     def call(self, inputs, training=None, mask=None):
         shared = training and self.trainable and distributed.size() > 1
@@ -117,11 +117,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def normalized_silu(x, name, shortcut=None):
-    """Batch normalisation, the shortcut added where there is one, then SiLU.
+    """Batch normalisation, then the sum with the shortcut if there is one, then SiLU.
 
-    The normalisation is what keeps the l1 loss out of its trap, an output that is black everywhere:
-    with it, three epochs reach what twelve reach without. Its averages remember about ten batches, so
-    that they are of use after a few dozen.
+    The normalisation keeps the l1 loss out of a local minimum, an output that is black everywhere: with it,
+    3 epochs get as far as 12 without it. Its moving averages cover about 10 batches, so they are usable after
+    a few dozen.
     """
     x = _normalized(x, f"{name}_norm")
     if shortcut is not None:
@@ -135,7 +135,7 @@ def _normalized(x, name, **kwargs):
 
 
 def _residual_blocks(x, blocks, name):
-    """Pairs of convolutions with a shortcut around each, which begin as the identity."""
+    """Residual blocks: two convolutions with a shortcut around them; each block starts as the identity."""
     filters = x.shape[-1]
     for i in range(blocks):
         part = f"{name}_block_{i}"
@@ -152,7 +152,7 @@ def _image(image_shape):
 
 
 def _join_label(x, inputs, num_classes):
-    """x with a one-hot label beside it, which becomes an input; x itself without classes."""
+    """Concatenate a one-hot label, a new input of the network, to x; without classes, return x."""
     if not num_classes:
         return x
     inputs.append(label := keras.Input((num_classes,), name="label"))
@@ -160,10 +160,10 @@ def _join_label(x, inputs, num_classes):
 
 
 def _flattened(x, scaled, most=INPUTS):
-    """x (N, …) as (N, n), scaled down where n is above `most`; and the gain of a hidden layer on it.
+    """Flatten x (N, …) to (N, n), scaled down if n is above `most`; and the gain for a hidden layer on it.
 
-    A step of Adam moves every weight by the learning rate, so that a sum over n inputs moves by up to n
-    times as much, however small the gradient and whatever the initial weights: of 64x64 pixels, a few
+    A step of Adam moves every weight by about the learning rate, however small the gradient and whatever
+    the initial weights. So a sum over n inputs moves by up to n times as much: with 64x64 pixels, a few
     steps bring means and log-variances to hundreds, and the KL term to millions.
     """
     x = layers.Flatten(name="flatten")(x)
@@ -174,7 +174,7 @@ def _flattened(x, scaled, most=INPUTS):
 
 
 def _heads(x, inputs, widths, latent_dim, heads, first_gain, gain=1.0):
-    """The end of an encoder: dense layers, and one more for each head."""
+    """The last part of an encoder: dense layers, then one more dense layer for each head."""
     for i, width in enumerate(widths):
         own = gain if i else gain * first_gain
         x = dense(width, own, activation="silu", name=f"dense_{i}")(x)
@@ -183,7 +183,7 @@ def _heads(x, inputs, widths, latent_dim, heads, first_gain, gain=1.0):
 
 
 def _start(latent_dim, widths, num_classes, gain=1.0):
-    """The start of a decoder: its inputs, and what dense layers make of them."""
+    """The first part of a decoder: its inputs, and the output of its dense layers."""
     inputs = [latent := keras.Input((latent_dim,), name="latent")]
     x = _join_label(latent, inputs, num_classes)
     for i, width in enumerate(widths):
@@ -192,19 +192,19 @@ def _start(latent_dim, widths, num_classes, gain=1.0):
 
 
 def _in_unit_range(inputs, x):
-    """The end of a decoder: a sigmoid, in float32 under mixed precision too."""
+    """The last part of a decoder: a sigmoid, in float32 even with mixed precision."""
     image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
     return keras.Model(inputs, image, name="decoder")
 
 
 class Widths(NamedTuple):
-    """The widths of an encoder; its decoder has them in reverse.
+    """The widths of an encoder; its decoder has them in reverse order.
 
     Attributes:
-        filters: of each convolution of stride 2, the first one at the image.
-        dense: widths of the dense layers after them. A network of convolutions without any has its heads
-            straight on the last map, and shortcuts without weights around the convolutions.
-        blocks: residual blocks after each convolution.
+        filters: of each convolution of stride 2, starting at the image.
+        dense: widths of the dense layers after them. If a convolutional network has none, its heads follow
+            the last feature map directly, and shortcuts without weights go around the convolutions.
+        blocks: number of residual blocks after each convolution.
         scaled: whether the inputs of the first dense layer are scaled down. (Not in format 1.)
     """
 
@@ -215,13 +215,13 @@ class Widths(NamedTuple):
 
 
 def mlp_widths(image_shape, size, hidden):
-    """Two dense layers, or those of `hidden`."""
+    """The widths of two dense layers for a size, or the widths in `hidden`."""
     own = {"small": (256, 128), "base": (512, 256), "large": (1024, 512)}[size]
     return Widths(dense=hidden or own)
 
 
 def mlp_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
-    """Dense layers."""
+    """An encoder of dense layers."""
     inputs = [image := _image(image_shape)]
     x, gain = _flattened(image, widths.scaled, PIXELS_OF_DIGITS)
     x = _join_label(x, inputs, num_classes)
@@ -229,7 +229,7 @@ def mlp_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
 
 
 def mlp_decoder(image_shape, latent_dim, widths, num_classes=0):
-    """The encoder, mirrored."""
+    """A decoder of dense layers: the mirror image of the encoder."""
     inputs, x = _start(latent_dim, widths.dense[::-1], num_classes, GAIN_AFTER_SILU)
     x = dense(math.prod(image_shape), name="pixels")(x)
     return _in_unit_range(inputs, layers.Reshape(image_shape, name="reshape")(x))
@@ -243,10 +243,11 @@ def _mlp_weights(image_shape, latent_dim, heads, widths, num_classes):
 
 
 def conv_widths(image_shape, size, hidden):
-    """Convolutions that follow the shorter side, or those of `hidden`: filters of each, then a dense width.
+    """The widths for an image shape and a size, or `hidden`: the filters of each convolution, then a dense width.
 
-    Small images, up to 47 pixels: two and a dense layer. Larger ones: so many that a side of about 4 is
-    left, and no dense layer, which would hold nearly all of the weights.
+    If the shorter side is 47 pixels or less, there are two convolutions and a dense layer. For larger
+    images, convolutions halve it to about 4 pixels, and there is no dense layer: it would hold nearly all
+    of the weights.
     """
     if hidden:
         return Widths(hidden[:-1], hidden[-1:])
@@ -263,14 +264,14 @@ def conv_widths(image_shape, size, hidden):
 
 
 def _sides(image_shape, stages):
-    """(rows, columns) of the image and after each stage: stages + 1 pairs."""
+    """(rows, columns) of the image, then of the feature map after each stage: stages + 1 pairs."""
     return [
         tuple(math.ceil(side / 2**stage) for side in image_shape[:2]) for stage in range(stages + 1)
     ]
 
 
 def conv_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
-    """Convolutions of stride 2, then dense layers."""
+    """An encoder of convolutions of stride 2, then dense layers."""
     inputs = [x := _image(image_shape)]
     for i, filters in enumerate(widths.filters):
         name, before = f"conv_{i}", x
@@ -286,7 +287,7 @@ def conv_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
 
 
 def conv_decoder(image_shape, latent_dim, widths, num_classes=0):
-    """The encoder, mirrored, by transposed convolutions."""
+    """A decoder of transposed convolutions: the mirror image of the encoder."""
     up, sides = {"kind": layers.Conv2DTranspose}, _sides(image_shape, len(widths.filters))
     *filters, last = widths.filters
     inputs, x = _start(latent_dim, widths.dense[::-1], num_classes)
@@ -310,7 +311,7 @@ def conv_decoder(image_shape, latent_dim, widths, num_classes=0):
 
 
 def _cropped(x, sides, name):
-    """Without the rows and columns that sides which are no multiple of the strides leave over."""
+    """Crop x to `sides`: a side that no power of 2 divides comes out of the strides too long."""
     over = [have - wanted for have, wanted in zip(x.shape[1:3], sides)]
     if not any(over):
         return x
@@ -338,23 +339,23 @@ def _dense_weights(sizes):
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """An encoder, its decoder, and what others need to know of them.
+    """An encoder, its decoder, and their properties.
 
     `BACKBONES["name"] = Backbone(...)` adds one; an object is accepted wherever a name is.
 
     Attributes:
         encoder: (image_shape, latent_dim, heads, widths, num_classes) -> a `keras.Model` from `image`
-            (N, H, W, C) in [0, 1] [and one-hot `label` (N, K)] to a dict of (N, latent_dim) float32 by
-            head. Each head needs a layer of its own: one shared by mean and log-variance costs more than
-            anything else in a VAE.
+            (N, H, W, C) in [0, 1] [and one-hot `label` (N, K)] to a dict {head: (N, latent_dim) float32}.
+            Each head needs a layer of its own: a layer shared by mean and log-variance harms a VAE more
+            than anything else.
         decoder: (image_shape, latent_dim, widths, num_classes) -> a `keras.Model` from `latent` (N, D)
             [and one-hot `label`] to images (N, H, W, C) float32 in [0, 1].
-        widths: (image_shape, size, hidden) -> the widths that encoder and decoder are given, of any kind;
-            `hidden` are those that somebody asked for, or None for those of the size, one of SIZES.
+        widths: (image_shape, size, hidden) -> an object of any kind, passed to encoder and decoder as
+            `widths`. `hidden` holds the widths a user asked for, or None for those of the size (one of SIZES).
         count_weights: (image_shape, latent_dim, number of heads, widths, num_classes) -> how many numbers
             the weights of both networks hold, without building them.
-        learning_rate: the peak that it trains well with.
-        fewest: how many widths `hidden` must have.
+        learning_rate: the peak learning rate that it trains well with.
+        fewest: how many widths `hidden` must have at least.
     """
 
     encoder: Callable
@@ -365,10 +366,10 @@ class Backbone:
     fewest: int = 1
 
     def widths_of(self, image_shape, size="base", hidden=None):
-        """The widths for an image shape and a size, or those of `hidden`.
+        """The widths for an image shape and a size, or for `hidden`.
 
         Raises:
-            ValueError: for a size that is not known, too few widths in `hidden`, or one below 1.
+            ValueError: the size is unknown, or `hidden` has too few widths or one below 1.
         """
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
@@ -392,7 +393,7 @@ BACKBONES = Registry(
 
 
 def backbone_of_format_1(name):
-    """The backbone that a name stands for in a model of format 1, which 0.1.0 has written."""
+    """The backbone of this name in a model of format 1, which version 0.1.0 wrote."""
     found = BACKBONES.find(name)
 
     def widths(image_shape, size, hidden):
@@ -410,10 +411,10 @@ def count_weights(
     Args:
         image_shape: (H, W, C).
         latent_dim: number of latents D.
-        heads: how many outputs the encoder has, such as 2 for mean and log-variance.
+        heads: number of outputs of the encoder, such as 2 for mean and log-variance.
         backbone: a name in `BACKBONES`, or a `Backbone`.
         hidden, size: see `Backbone.widths_of`.
-        num_classes: number of classes K, 0 for networks without a label.
+        num_classes: number of classes K, or 0 for networks without a label.
     """
     found = BACKBONES.find(backbone)
     widths = found.widths_of(image_shape, size, hidden)
@@ -421,10 +422,10 @@ def count_weights(
 
 
 def check_encoder(network, image_shape, latent_dim, heads, num_classes=0):
-    """A `keras.Model` of the user's as an encoder: what `Backbone.encoder` returns.
+    """Make an encoder, like one from `Backbone.encoder`, of a user's `keras.Model`.
 
-    It is called on the image or, with classes, on [image, one-hot label], and returns one tensor
-    (N, latent_dim) for each head, in a dict by head or in a list in their order.
+    The network is called on the image or, with classes, on [image, one-hot label]. It must return one
+    tensor (N, latent_dim) for each head, in a dict by head or in a list in the order of the heads.
 
     Raises:
         ValueError: it takes or returns something else.
@@ -443,10 +444,10 @@ def check_encoder(network, image_shape, latent_dim, heads, num_classes=0):
 
 
 def check_decoder(network, image_shape, latent_dim, num_classes=0):
-    """A `keras.Model` of the user's as a decoder: what `Backbone.decoder` returns.
+    """Make a decoder, like one from `Backbone.decoder`, of a user's `keras.Model`.
 
-    It is called on the code (N, latent_dim) or, with classes, on [code, one-hot label], and returns
-    images (N, H, W, C) in [0, 1].
+    The network is called on the code (N, latent_dim) or, with classes, on [code, one-hot label]. It must
+    return images (N, H, W, C) in [0, 1].
 
     Raises:
         ValueError: it takes or returns something else.
@@ -466,18 +467,18 @@ def _inputs(shapes, num_classes):
 
 
 def _outputs(role, network, inputs):
-    """The symbolic outputs of a network of the user's."""
+    """The symbolic outputs of a user's network."""
     if not isinstance(network, keras.Model):
         raise ValueError(f"The {role} must be a keras.Model; got {type(network).__name__}.")
     wanted = _described({tensor.name: tuple(tensor.shape) for tensor in inputs})
-    taken = getattr(network, "inputs", None)  # None for a class that is not built yet
+    taken = getattr(network, "inputs", None)  # None for a subclass that is not built yet
     shapes = [tuple(tensor.shape) for tensor in inputs]
     if taken and [tuple(tensor.shape) for tensor in taken] != shapes:
         found = ", ".join(str(tuple(tensor.shape)) for tensor in taken)
         raise ValueError(f"The {role} must take {wanted}; it takes {found}.")
     try:
         return network(inputs if len(inputs) > 1 else inputs[0])
-    except Exception as error:  # whatever the user's layers raise
+    except Exception as error:  # a user's layers may raise anything
         why = str(error).strip().partition("\n")[0]
         raise ValueError(f"The {role} must take {wanted}, and fails: {why}") from error
 
@@ -487,7 +488,7 @@ def _described(shapes):
 
 
 def _with_inputs(network, inputs, outputs, role):
-    """The network itself where its inputs and outputs have our names; else a shell around it."""
+    """The network itself if its inputs and outputs have our names, else a model around it."""
     names = [getattr(tensor, "name", None) for tensor in getattr(network, "inputs", None) or ()]
     if names == [tensor.name for tensor in inputs] and (
         keras.tree.map_structure(lambda _: 0, network.output)
@@ -498,14 +499,14 @@ def _with_inputs(network, inputs, outputs, role):
 
 
 def ends_in_sigmoid(decoder):
-    """Whether a decoder is a Functional model that ends in a sigmoid, which nobody listens to.
+    """Whether a decoder is a Functional model that ends in a sigmoid, without forward hooks of torch.
 
-    It may end in another such model. A forward hook of torch on any of them would not be called, were the
-    sigmoid computed beside them.
+    It may also end in another such model. A hook on any of them makes this False, because it would not be
+    called if the sigmoid were computed outside the decoder.
     """
     outputs = getattr(decoder, "outputs", None)
     if not outputs or not type(decoder).__module__.startswith("keras."):
-        return False  # with a `call` of the user's
+        return False  # a user's class may have its own `call`
     last = outputs[0]._keras_history.operation
     if any(
         getattr(layer, hooks, None)
@@ -519,7 +520,7 @@ def ends_in_sigmoid(decoder):
 
 
 def logits_of(decoder):
-    """A decoder that ends in a sigmoid, without it; None for any other. Both share their layers."""
+    """A decoder without its last sigmoid, which shares its layers; None if it ends otherwise."""
     if not ends_in_sigmoid(decoder):
         return None
     last, node, _ = decoder.outputs[0]._keras_history

@@ -1,9 +1,9 @@
-"""The one family of errors that is meant for a user's eyes: one line that says what to do."""
+"""The errors that are shown to a user: one line that says what to do."""
 
 import importlib.util
 import sys
 
-# What is installed under another name than it is imported by.
+# Modules whose package is installed under another name.
 PACKAGES = {
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
@@ -13,9 +13,9 @@ PACKAGES = {
 
 
 def printable(text, keep="") -> str:
-    """A text as a terminal may show it: what would steer the terminal, and the halves of characters
-    that a path or a JSON may hold, as escapes; `keep` is left as it is."""
-    joiners = "\u200c\u200d"  # between the parts of an emoji or a word
+    """A text that is safe to print: control characters, and lone surrogates (which paths and JSON may
+    contain), become escapes. Characters in `keep` stay as they are."""
+    joiners = "\u200c\u200d"  # invisible characters that join the parts of an emoji or a word
     return "".join(
         c if c.isprintable() or c in joiners or c in keep else c.encode("unicode_escape").decode()
         for c in str(text)
@@ -23,24 +23,24 @@ def printable(text, keep="") -> str:
 
 
 class UserError(Exception):
-    """Something outside of the program is not as it must be; the message says what to do about it."""
+    """Something outside the program is wrong; the message says what to do about it."""
 
-    _keras_call_info_injected = True  # else Keras adds a page about the call that it was raised in
+    _keras_call_info_injected = True  # else Keras adds a long text about the call that raised it
 
     def __str__(self):
         return printable(super().__str__())
 
 
 def need(what, *modules):
-    """Refuse at once what could not be finished, as a module that it needs is not installed.
+    """Fail at once if a task needs a module that is not installed.
 
     Args:
-        what: of which the message speaks, such as "A plot".
+        what: name of the task for the message, such as "A plot".
         *modules: names as they are imported.
 
     Raises:
-        UserError: with the command that installs what is missing. Ours is on no registry, so that it
-            names the packages, and not an extra of this one.
+        UserError: with the command that installs what is missing. It names the packages rather than an
+            extra of keras-ae, because keras-ae is on no registry.
     """
     missing = [name for name in modules if not installed(name)]
     if missing:
@@ -49,7 +49,7 @@ def need(what, *modules):
 
 
 def installed(module):
-    """Whether a module could be imported, which it is not."""
+    """Whether a module can be imported; this does not import it."""
     try:
         if module in sys.modules:
             return sys.modules[module] is not None
@@ -59,4 +59,4 @@ def installed(module):
 
 
 class RunError(UserError):
-    """A run that cannot start or go on."""
+    """A run cannot start or continue."""

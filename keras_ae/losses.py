@@ -1,9 +1,9 @@
-"""The terms of the loss, each a sum over an image, and what each reconstruction stands for.
+"""The terms of the loss, each summed over an image, and the likelihood of each reconstruction term.
 
     loss = mean over the batch of [ reconstruction + kl_weight * kl ]
 
-Summing over pixels and over latents keeps both terms on the scale of the evidence lower bound, so
-that `kl_weight` means the same for every image size and every latent size.
+Both terms are sums, over pixels and over latents, as in the evidence lower bound. So `kl_weight` means
+the same for every image size and every number of latents.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from keras import ops
 from keras_ae.settings import Registry
 
 PIXELS = (-3, -2, -1)
-LEAST_SCALE = 1e-3  # of a likelihood: a quarter of a grey level of 8 bits
-SCALE_MOMENTUM = 0.99  # of its running mean: about the last hundred batches
+LEAST_SCALE = 1e-3  # smallest scale of a likelihood: a quarter of an 8-bit grey level
+SCALE_MOMENTUM = 0.99  # of the running mean of the scale, which covers about 100 batches
 
 
 def l1(target, reconstruction):
@@ -33,65 +33,65 @@ def mse(target, reconstruction):
 def bce(target, reconstruction):
     """Negative Bernoulli log-likelihood in nats, summed over pixels; x' is a probability.
 
-    Shapes (N, H, W, C) in [0, 1] -> (N,). Probabilities are kept 1e-7 away from 0 and 1, which
-    bounds the cost of one pixel at 16.1 nats. A model computes it from logits, where its decoder ends
-    in a sigmoid: see `bce_of_logits`.
+    Shapes (N, H, W, C) in [0, 1] -> (N,). Probabilities are clipped to [1e-7, 1 - 1e-7], so one pixel
+    costs at most 16.1 nats. If its decoder ends in a sigmoid, a model computes this term from the
+    logits instead: see `bce_of_logits`.
     """
-    # Not `ops.binary_crossentropy`: on torch it fails where x' is NaN, before the run can say so.
-    # In float32, as 1 - 1e-7 of fewer bits is 1, whose logarithms are 0 and -inf.
+    # `ops.binary_crossentropy` is not used: on torch it raises an error for NaN in x', before the run can
+    # report the NaN. float32 is needed: with fewer bits 1 - 1e-7 rounds to 1, and log(1 - 1) is -inf.
     target = _float(target)
     p = ops.clip(_float(reconstruction), 1e-7, 1 - 1e-7)
     return -ops.sum(target * ops.log(p) + (1 - target) * ops.log(1 - p), axis=PIXELS)
 
 
 def bce_of_logits(target, logits):
-    """`bce` of x' = sigmoid(logits), whose gradient sigmoid(logits) - x never vanishes by rounding.
+    """`bce` of x' = sigmoid(logits), computed so that rounding never makes the gradient 0.
 
-    Shapes (N, H, W, C) -> (N,). In probabilities a saturated pixel (logit -20 where x is 1) has a
-    gradient of exactly 0, and is never learned.
+    Shapes (N, H, W, C) -> (N,). The gradient is sigmoid(logits) - x. Computed from probabilities, a
+    saturated pixel (logit -20 where x is 1) has a gradient of exactly 0 and is never learned.
     """
     target, logits = _float(target), _float(logits)
     return ops.sum(ops.softplus(logits) - target * logits, axis=PIXELS)
 
 
 def _float(array):
-    """As float32, whatever precision the networks compute in."""
+    """Cast to float32, whatever precision the networks compute in."""
     return ops.cast(array, "float32")
 
 
 def laplace(error, values, scale):
-    """-log p(x|z) in nats of a Laplace distribution, of the sum of |x - x'| over so many values."""
+    """-log p(x|z) in nats for a Laplace distribution; `error` is the sum of |x - x'| over `values` values."""
     return error / scale + values * math.log(2 * scale), f"laplace(scale={scale:g})"
 
 
 def normal(error, values, scale):
-    """-log p(x|z) in nats of a Gaussian of variance scale / 2, of the sum of (x - x')^2."""
+    """-log p(x|z) in nats for a Gaussian of variance scale / 2; `error` is the sum of (x - x')^2."""
     nats = error / scale + 0.5 * values * math.log(math.pi * scale)
     return nats, f"normal(variance={scale / 2:g})"
 
 
 def bernoulli(error, values, scale):
-    """-log p(x|z) in nats of Bernoulli pixels, which have no scale."""
+    """-log p(x|z) in nats for Bernoulli pixels, which have no scale: this is `error` itself."""
     return error, "bernoulli"
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """A reconstruction term and what others need to know of it.
+    """A reconstruction term and its properties.
 
     `RECONSTRUCTIONS["name"] = Reconstruction(...)` adds one. A plain function (target, reconstruction)
-    -> (N,) is accepted wherever one is; it stands for no likelihood.
+    -> (N,) is accepted in place of a `Reconstruction`; it then has no likelihood.
 
     Attributes:
-        term: the loss of each image: (N, H, W, C) twice, target and reconstruction, both in [0, 1] ->
-            (N,), a sum over pixels.
+        term: the loss of each image: (target, reconstruction), both (N, H, W, C) in [0, 1] -> (N,), a
+            sum over pixels.
         likelihood: (sum over pixels of an image, number of values, scale) -> (-log p(x|z) in nats, name
             of the likelihood). Minimising `term + b * kl` maximises the evidence lower bound under the
-            likelihood of scale b. None where the term is no log-likelihood: there is no ELBO then.
-        scale: the likeliest scale is so many times the mean of the term a value; None where the likelihood
-            has no scale. With one, a weight of 0 stands for no likelihood.
+            likelihood of scale b. None if the term is no log-likelihood: there is no ELBO then.
+        scale: the likeliest scale is `scale` times the mean of the term per value. None if the likelihood
+            has no scale. If it has one, a `kl_weight` of 0 corresponds to no likelihood.
         of_logits: the same term from the logits of the reconstruction, for a decoder that ends in a
-            sigmoid; None where probabilities serve as well.
+            sigmoid. None if computing it from the output of the decoder is as good.
     """
 
     term: Callable
@@ -116,15 +116,15 @@ RECONSTRUCTIONS = Registry(
 
 
 def likeliest_scale(reconstruction, mean_term, num_values):
-    """The scale b under which a batch is most likely, with no gradient through it.
+    """The scale b that makes a batch most likely; no gradient flows through it.
 
-    With the scale free as well, the evidence lower bound is highest at b = mean |x - x'| a value for a
-    Laplace distribution, and at b = twice the mean (x - x')^2 for a Gaussian of variance b / 2
-    (sigma-VAE, Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
+    Over all scales, the evidence lower bound is highest at b = mean |x - x'| per value for a Laplace
+    distribution, and at b = twice the mean (x - x')^2 for a Gaussian of variance b / 2 (sigma-VAE,
+    Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
 
     Args:
         reconstruction: a `Reconstruction`.
-        mean_term: mean over the batch of its term, a sum over an image; a scalar.
+        mean_term: its term (a sum over an image), averaged over the batch; a scalar.
         num_values: H * W * C.
 
     Returns:
@@ -137,7 +137,7 @@ def likeliest_scale(reconstruction, mean_term, num_values):
 
 
 def running_scale(scale, likeliest):
-    """The running mean of the scale after a batch; of 0, which is before the first one, that batch's own."""
+    """The running mean of the scale after a batch. A scale of 0 means no batch yet: `likeliest` replaces it."""
     moved = scale + (1.0 - SCALE_MOMENTUM) * (likeliest - scale)
     return ops.where(scale > 0.0, moved, likeliest)
 
@@ -154,16 +154,16 @@ def nll_per_image(error, reconstruction, num_values, kl_weight=1.0):
     """Turn a reconstruction term into -log p(x|z) in nats, and name the likelihood that this assumes.
 
     Args:
-        error: sum over pixels of an image, any shape.
+        error: the term of each image, a sum over its pixels; an array of any shape.
         reconstruction: a name in `RECONSTRUCTIONS`, or a `Reconstruction`.
         num_values: H * W * C.
-        kl_weight: the weight b > 0 of the KL term that the model was trained with: the scale.
+        kl_weight: the weight b > 0 of the KL term in training; it is the scale of the likelihood.
 
     Returns:
-        (-log p(x|z) of the same shape, the likelihood's name).
+        (-log p(x|z) of the same shape, name of the likelihood).
 
     Raises:
-        ValueError: the reconstruction is no log-likelihood.
+        ValueError: the reconstruction term is no log-likelihood.
     """
     reconstruction = RECONSTRUCTIONS.find(reconstruction)
     if reconstruction.likelihood is None:

@@ -1,4 +1,4 @@
-"""The three models. Each is its `forward`, its loss terms and its inputs; the rest is shared.
+"""The three models. Each defines its `forward`, its loss terms and its inputs; the rest is shared.
 
 loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
 """
@@ -32,33 +32,34 @@ from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_w
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
-FORMAT = 2  # of a model's config; `from_config` refuses what is newer
+FORMAT = 2  # of a model's config; `from_config` refuses a newer one
 
 
 @keras.saving.register_keras_serializable("keras_ae")
 class AE(Steps, Objective):
     """Autoencoder: image -> code -> image.
 
-    Call it on images (N, H, W, C), whole numbers in 0..255 or floats in [0, 1]; it returns
-    reconstructions of the same shape, float32 in [0, 1]. The images are their own target,
-    `fit(images)`, unless there is another, `fit(noisy, clean)`.
+    Call it on images (N, H, W, C), integers in 0..255 or floats in [0, 1]; it returns reconstructions of
+    the same shape, float32 in [0, 1]. `fit(images)` reconstructs the images themselves, `fit(noisy, clean)`
+    other images.
 
     Args:
         image_shape: (H, W, C) of the images.
         latent_dim: number of latents D.
         backbone: a name in `keras_ae.backbones.BACKBONES` ("conv", "mlp") or a `Backbone`.
-        hidden: widths of the hidden layers, None for those of the size.
+        hidden: widths of the hidden layers, or None for the default widths of `size`.
         reconstruction: a name in `keras_ae.losses.RECONSTRUCTIONS` ("l1", "mse", "bce"), a
             `Reconstruction`, or a function (target, reconstruction) -> (N,), a sum over pixels.
-        encoder, decoder: `keras.Model`s of your own in place of the backbone's; what they take and return
-            is in `keras_ae.backbones.check_encoder` and `check_decoder`. They are saved with the model,
-            classes of your own if they are registered (`keras.saving.register_keras_serializable`).
+        encoder, decoder: `keras.Model`s of your own in place of the backbone's networks.
+            `keras_ae.backbones.check_encoder` and `check_decoder` say what they take and return. They are
+            saved with the model; your own classes must be registered for that
+            (`keras.saving.register_keras_serializable`).
         size: "small", "base" or "large": how wide the networks are.
-        **kwargs: of `keras.Model`: `name`; `dtype`, a policy for the networks as well.
+        **kwargs: arguments of `keras.Model`: `name`; `dtype`, a policy that the networks use as well.
 
     Raises:
-        ValueError: for an image_shape that is no (H, W, C), a name that is not known, or an encoder or
-            decoder of other shapes.
+        ValueError: image_shape is not (H, W, C), a name is unknown, or the encoder or decoder has other
+            shapes.
 
     References:
         Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
@@ -68,8 +69,8 @@ class AE(Steps, Objective):
     heads: tuple[str, ...] = ("code",)
     num_classes = 0
     format = FORMAT
-    quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized by
-    # A `keras_ae.data.Preparation`: what image files need before the model takes them.
+    quantization = None  # the `QuantizationConfig` of Keras that the layers were quantized with
+    # A `keras_ae.data.Preparation`: how image files are prepared for the model.
     preparation = None
 
     def __init__(
@@ -120,23 +121,24 @@ class AE(Steps, Objective):
                 "Reshape, and the loss takes the logits.",
                 stacklevel=2,
             )
-        # By name, in what Keras does not look into: their layers are the decoder's, and saved with it.
+        # Networks that share layers with the decoder, by name. Keras does not track the contents of a
+        # SimpleNamespace, so it does not save these layers twice.
         self._views = types.SimpleNamespace(networks={})
-        # What `export` goes by. (Not through `build`, after which Keras takes no other prior.)
+        # `export` needs both. (`build` would set them, but after it Keras lets nobody replace the prior.)
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
-        self._called = True  # a call would settle nothing; on jax `predict` makes none
+        self._called = True  # a first call has nothing to build; on jax `predict` makes no call
 
     def build(self, input_shape=None):
-        """All layers are built by the constructor."""
+        """Does nothing: the constructor builds all layers."""
 
     def get_build_config(self):
-        """Nothing: the constructor builds all."""
+        """Returns nothing: the constructor builds all layers."""
 
     def _input_shape(self):
         return (None, *self.image_shape)
 
     def compute_output_shape(self, input_shape):
-        """The shape of the reconstructions of inputs of a shape."""
+        """The shape of the reconstructions for inputs of a given shape."""
         return (self._images_shape(input_shape)[0], *self.image_shape)
 
     def _images_shape(self, input_shape):
@@ -145,17 +147,17 @@ class AE(Steps, Objective):
     # The forward path
 
     def network_inputs(self, inputs):
-        """Inputs of a call -> (images in [0, 1], what the networks are conditioned on: a list).
+        """Split the inputs of a call: (images in [0, 1], a list of what the networks are conditioned on).
 
         Raises:
-            ValueError: they are no images of the model's shape.
+            ValueError: the inputs are no images of the model's shape.
         """
         images = self.images_of(inputs)
         check_shape(images, self.image_shape, f"Images of {self._an()}")
         return unit_range(images), []
 
     def images_of(self, x):
-        """The images among the inputs. Raises ValueError for what is no array or tensor of them."""
+        """The images among the inputs. Raises ValueError if they are not one array or tensor."""
         if isinstance(x, (tuple, list, dict)):
             raise ValueError(f"{self._an(capital=True)} takes images; got {len(x)} inputs.")
         return x
@@ -167,10 +169,10 @@ class AE(Steps, Objective):
         return {"latent": latent, **self.decoded(latent, condition, training)}
 
     def decoded(self, latent, condition, training=False):
-        """What the decoder makes of latents (N, D): `reconstruction`, and where they are used its `logits`.
+        """Decode latents (N, D) to a dict: `reconstruction` and, if the loss uses them, `logits`.
 
-        These are a pair, (the reconstruction that they are of, logits): a `forward` that puts another
-        reconstruction in its place has the loss of that one.
+        `logits` is a pair (the reconstruction that belongs to them, logits). So if a `forward` replaces the
+        reconstruction, `loss_terms` sees this and computes the loss from the new one.
         """
         inputs = [latent, *condition]
         if network := self._logits_network():
@@ -180,7 +182,7 @@ class AE(Steps, Objective):
         return {"reconstruction": call_network(self.decoder, inputs, training)}
 
     def _logits_network(self):
-        """The decoder without the sigmoid that it ends in, where the loss takes logits and it still is one."""
+        """The decoder without its last sigmoid, or None if the loss takes no logits or it ends otherwise."""
         if self._term.of_logits is None:
             return None
         decoder, network = self._views.networks.get("logits", (None, None))
@@ -200,29 +202,29 @@ class AE(Steps, Objective):
     # Arrays in, arrays out
 
     def encode(self, inputs, batch_size=256):
-        """The codes of what `fit` takes (no randomness): (N, D) float32."""
+        """Codes (N, D) float32 of the same inputs that `fit` takes, without randomness."""
         return self._outputs(inputs, ("latent",), batch_size)["latent"]
 
     def reconstruct(self, inputs, batch_size=256):
-        """Images rebuilt from their codes (no randomness): (N, H, W, C) float32 in [0, 1]."""
+        """Reconstructions (N, H, W, C) float32 in [0, 1] of the inputs, without randomness."""
         return self._outputs(inputs, ("reconstruction",), batch_size)["reconstruction"]
 
     def decode(self, codes, labels=None, batch_size=256):
-        """Codes (N, D) [and labels (N,)] -> images (N, H, W, C) float32 in [0, 1].
+        """Decode codes (N, D) [and labels (N,)] to images (N, H, W, C) float32 in [0, 1].
 
-        In place of labels, shares (N, K) of the classes decode what lies between classes.
+        To decode a blend of classes, give shares (N, K) of the classes in place of labels.
         """
         codes = np.asarray(codes, "float32")
         condition = [] if not self.num_classes else [self._shares(labels, len(codes))]
         return in_batches(self.decoder, [codes, *condition], batch_size)
 
     def _outputs(self, inputs, names, batch_size):
-        """Some outputs of `forward`, for what `fit` takes: {name: array}."""
+        """Some outputs of `forward`, for the same inputs that `fit` takes: {name: array}."""
         if names not in self._views.networks:
             self._views.networks[names] = View(self, names)
         batches = (self.unpack(batch)[0] for batch in batches_of(inputs, batch_size))
         parts = [self._view(names, x, batch_size) for x in batches]
-        if not parts:  # Keras cannot: none of the outputs of one
+        if not parts:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
             empty = np.zeros((1, *self.image_shape), "float32")
             one = (empty, np.zeros(1, "int64")) if self.num_classes else empty
             return {name: x[:0] for name, x in self._view(names, one, batch_size).items()}
@@ -240,19 +242,19 @@ class AE(Steps, Objective):
         """Arguments of the constructor that follow from a dataset.
 
         Raises:
-            RunError: the model needs what the dataset has not.
+            RunError: the dataset lacks something that the model needs.
         """
         return {"image_shape": data.images.shape[1:]}
 
     def inputs_of(self, data):
-        """What `fit` takes of a dataset: its images."""
+        """The inputs of `fit` for a dataset: its images."""
         return data.images
 
     def check_data(self, data):
         """Refuse a dataset that the model cannot take.
 
         Raises:
-            UserError: its images are of another shape.
+            UserError: its images have another shape.
         """
         shape = tuple(data.images.shape[1:])
         if shape != tuple(self.image_shape):
@@ -265,12 +267,12 @@ class AE(Steps, Objective):
         self._forget_compiled()
 
     def _forget_compiled(self):
-        """Have what jax and tensorflow have compiled for `encode` and its like compiled anew, as `fit` is."""
+        """Drop what jax and tensorflow compiled for `encode` and the like; `compile` does so for `fit`."""
         self._views.networks.clear()
         self.encoder.predict_function = self.decoder.predict_function = None
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
-        """As Keras' own; where all layers are and no data is needed, the model is saved and loaded so."""
+        """Quantize as Keras does. If this covers all layers and needs no data, the model is saved quantized."""
         super().quantize(mode, config=config, filters=filters, **kwargs)
         self._forget_compiled()
         if filters is None and mode in ("int8", "int4", "float8"):
@@ -324,8 +326,8 @@ class AE(Steps, Objective):
         return model
 
     def get_compile_config(self):
-        # On torch, Keras swaps an optimizer for a torch class and would write that class's name: a
-        # file that no other backend can read. The public name is the same optimizer everywhere.
+        # On torch, Keras replaces the optimizer by a class for torch and would save the name of that class,
+        # which no other backend can read. The public name is the same optimizer on every backend.
         config = super().get_compile_config()
         optimizer = (config or {}).get("optimizer")
         if isinstance(optimizer, dict) and ".backend." in (optimizer.get("module") or ""):
@@ -334,7 +336,7 @@ class AE(Steps, Objective):
 
 
 def _named(value, registry, what):
-    """How a config names what a user gave: by its name in the registry, or as Keras writes a function."""
+    """The entry of a config for a user's argument: its name in the registry, or a function as Keras saves it."""
     if isinstance(value, str):
         return value
     for name, entry in registry.items():
@@ -352,15 +354,15 @@ def _named(value, registry, what):
 class VAE(AE):
     """Variational autoencoder: q(z|x) = N(mean(x), exp(log_var(x))), prior N(0, I), x' = decoder(z).
 
-    As `AE`, and: in training and in evaluation z is drawn from q(z|x); a call outside of training,
-    and so `predict`, takes its mean. `kl_weight` is a weight of the model that `KLAnnealing` sets.
+    As `AE`, with these differences: `fit` and `evaluate` draw z from q(z|x); a call outside training, and
+    so `predict`, takes the mean of q(z|x). `kl_weight` is a weight of the model that `KLAnnealing` sets.
 
     Args:
         kl_weight: the weight of the KL term until a callback sets it; 1 maximises the evidence lower
-            bound, in nats per image. "auto" for the scale of the likelihood that the images are likeliest
-            under, as it is learnt: the running mean of |x - x'| a value with "l1", of twice its square with
-            "mse" (`likelihood_scale`); what a callback sets is then a factor on it.
-        prior: what `sample` draws codes from: a `StandardNormal` or `ClassMixture` layer, see
+            bound, in nats per image. "auto" learns the scale that makes the images most likely and uses it
+            as the weight (`likelihood_scale`): the running mean per value of |x - x'| with "l1", of
+            2 (x - x')^2 with "mse". A number that a callback sets is then a factor on it.
+        prior: `sample` draws codes from it: a `StandardNormal` or `ClassMixture` layer, see
             `fit_prior`. None is N(0, I).
         **kwargs: the arguments of `AE`.
 
@@ -408,7 +410,7 @@ class VAE(AE):
         return {**super().loss_terms(target, outputs), "kl": kl}
 
     def term_weights(self):
-        """`kl_weight` for the KL term, times the scale of the likelihood where that is learnt."""
+        """`kl_weight` for the KL term, times the scale of the likelihood if that is learnt."""
         return {"kl": self._weight_of_kl()}
 
     def _weight_of_kl(self):
@@ -416,7 +418,7 @@ class VAE(AE):
         return weight if self.likelihood_scale is None else weight * self.likelihood_scale
 
     def on_terms(self, terms, sample_weight, training):
-        """Learns the scale of the likelihood with `kl_weight="auto"`, and tracks the weight of the KL term."""
+        """Tracks the weight of the KL term; with `kl_weight="auto"`, also updates the scale of the likelihood."""
         values = {}
         if self.likelihood_scale is not None:
             if training:
@@ -427,9 +429,9 @@ class VAE(AE):
         self.track({self.kl_weight_tracker: self._weight_of_kl(), **values}, 1)
 
     def scale_of_likelihood(self):
-        """The scale b of the likelihood that the loss stands for, a float: see `Reconstruction.likelihood`.
+        """The scale b (a float) of the likelihood that the loss assumes: see `Reconstruction.likelihood`.
 
-        It is `likelihood_scale` with `kl_weight="auto"`, else `kl_weight`; 0 where neither is known yet.
+        With `kl_weight="auto"` it is `likelihood_scale`, which is 0 before training; else `kl_weight`.
         """
         variable = self.kl_weight if self.likelihood_scale is None else self.likelihood_scale
         return float(ops.convert_to_numpy(variable))
@@ -446,7 +448,7 @@ class VAE(AE):
             )
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As `AE.fit`; warns of callbacks that `KLAnnealing` leads astray."""
+        """As `AE.fit`; warns of callbacks that do not work together with `KLAnnealing`."""
         named = dict(zip(("batch_size", "epochs", "verbose", "callbacks"), args)) | kwargs
         callbacks = named.get("callbacks") or []
         if not isinstance(callbacks, keras.callbacks.CallbackList):
@@ -454,22 +456,23 @@ class VAE(AE):
         return super().fit(x, y, *args, **kwargs)
 
     def posterior(self, inputs, batch_size=256):
-        """Mean and log-variance of q(z|x): two arrays (N, D) float32, of what `fit` takes."""
+        """Mean and log-variance of q(z|x) for the inputs that `fit` takes: two arrays (N, D) float32."""
         outputs = self._outputs(inputs, ("mean", "log_var"), batch_size)
         return outputs["mean"], outputs["log_var"]
 
     # The prior
 
     def fit_prior(self, inputs, labels=None, seed=0):
-        """Fit a `ClassMixture` to the codes of the training images, for `sample` to draw from.
+        """Fit a `ClassMixture` to the codes of the training images; `sample` then draws from it.
 
-        Codes are drawn from the posteriors, one an image: what the decoder was trained on. Of more than
-        100,000 images, so many are taken at random. Replaces `self.prior`, which is saved with the model.
+        One code per image is drawn from its posterior, because the decoder was trained on such codes. If
+        there are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
+        which is saved with the model.
 
         Args:
-            inputs: what `fit` was given.
-            labels: (N,) classes of the images, where they are known. A VAE draws without labels all the
-                same, but a mixture fitted class by class has less density between the classes.
+            inputs: the inputs that `fit` was given.
+            labels: (N,) classes of the images, if they are known. `sample` takes no labels of a VAE even
+                then, but a mixture that is fitted class by class has less density between the classes.
             seed: of the codes and of the mixture.
         """
         inputs, labels = self._prior_inputs(inputs, labels, seed)
@@ -479,11 +482,11 @@ class VAE(AE):
         self._replace_prior(self._prior_of(codes, labels, seed))
 
     def prior_inputs_of(self, data):
-        """What `fit_prior` takes of a dataset: its images, and labels where there are some."""
+        """The arguments of `fit_prior` for a dataset: its images, and its labels or None."""
         return data.images, data.labels
 
     def _prior_inputs(self, inputs, labels, seed):
-        """`fit_prior`'s inputs, at most PRIOR_IMAGES of them, and the labels of these."""
+        """The inputs and labels that `fit_prior` uses: at most PRIOR_IMAGES of them."""
         if not is_array(inputs):
             return inputs, labels
         if labels is not None and len(labels) != len(inputs):
@@ -503,18 +506,18 @@ class VAE(AE):
         return by_class.merged(np.bincount(labels), name="prior")
 
     def set_prior(self, prior):
-        """Draw samples from a copy of another prior layer from now on.
+        """Replace the prior by a copy of another prior layer; `sample` draws from it from now on.
 
-        `set_prior(other.prior)` takes that of another model; it is no part of `get_weights()`.
+        `set_prior(other.prior)` copies the prior of another model, which `get_weights()` does not include.
         """
         self._replace_prior(copy_prior(prior))
 
     def _replace_prior(self, prior):
-        self._tracker.untrack(self.prior)  # or it would stay one of the model's layers
+        self._tracker.untrack(self.prior)  # otherwise it would stay in the model's layers
         self.prior = prior
 
     def load_weights(self, filepath, *args, **kwargs):
-        """As Keras' own; the prior in the file, fitted or not, becomes the model's."""
+        """Load weights as Keras does; the prior in the file, fitted or not, becomes the model's prior."""
         prior = prior_in_weights(filepath, self.prior)
         if prior is not None:
             self._replace_prior(prior)
@@ -525,13 +528,13 @@ class VAE(AE):
 
         Args:
             n: number of images, >= 0.
-            labels: for a CVAE, a class or (n,) classes, in [0, num_classes).
-            seed: of the codes. One seed gives one picture on every backend.
+            labels: for a CVAE, one class or (n,) classes, in [0, num_classes).
+            seed: of the codes. One seed gives the same picture on every backend.
             prior: "fitted" for the model's own prior, "normal" for N(0, I), or a prior layer.
             batch_size: images decoded at a time.
 
         Raises:
-            ValueError: for a label that is missing, out of range, or not asked for.
+            ValueError: labels are missing, out of range, or given to a model without classes.
         """
         source = {"fitted": self.prior, "normal": StandardNormal(self.latent_dim)}.get(prior, prior)
         if isinstance(source, str):
@@ -560,19 +563,19 @@ class VAE(AE):
 
 @keras.saving.register_keras_serializable("keras_ae")
 class CVAE(VAE):
-    """Class-conditional VAE: q(z|x, y) and x' = decoder(z, y), y one-hot in both networks.
+    """Class-conditional VAE: q(z|x, y) and x' = decoder(z, y); both networks take y one-hot.
 
     As `VAE`, on pairs of images and labels: `fit((images, labels))`, or `fit(images, labels)` and anything
-    that yields such batches. Labels are (N,) or (N, 1) whole numbers in [0, num_classes), or one-hot (N, K).
+    that yields such batches. Labels are (N,) or (N, 1) integers in [0, num_classes), or one-hot (N, K).
     `fit((noisy, labels), clean)` reconstructs other images.
 
     `fit`, `evaluate` and `predict` raise ValueError for arrays of labels that are not all in [0, num_classes).
-    Of labels that come batch by batch (a generator, `PyDataset`, `tf.data` or `DataLoader`) the first batch
-    alone is looked at: one that is out of range makes the loss NaN.
+    If labels come batch by batch (a generator, `PyDataset`, `tf.data` or `DataLoader`), only the first batch
+    is checked. A later label that is out of range makes the loss NaN.
 
     Args:
         num_classes: number of classes K, >= 1.
-        class_names: K names, or None for the numbers.
+        class_names: K names, or None to use the numbers as names.
         **kwargs: the arguments of `VAE`.
 
     References:
@@ -599,7 +602,7 @@ class CVAE(VAE):
 
     @property
     def names(self):
-        """A name for each class: its own, or its number."""
+        """The name of each class, or its number if no names were given."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
 
     def network_inputs(self, inputs):
@@ -614,7 +617,7 @@ class CVAE(VAE):
         return x[0]
 
     def unpack(self, data):
-        """A batch of `fit` as (x, y, sample_weight): of (images, labels), x is both."""
+        """A batch of `fit` as (x, y, sample_weight); for a batch (images, labels), x is the pair."""
         x, y, sample_weight = super().unpack(data)
         if is_array(x) and y is not None and (rank_of(y) or 1) < 3:
             x, y = (x, y), None
@@ -632,7 +635,7 @@ class CVAE(VAE):
     def _classes_as_y(self, x, y):
         if isinstance(x, (tuple, list)) and y is None:
             return x
-        # Of what yields batches, Keras takes the second part of each.
+        # If x yields batches, y is None, and Keras takes the second part of each batch as the classes.
         if y is None or len(y.shape) < 3:
             return x, y
         raise ValueError(
@@ -641,7 +644,7 @@ class CVAE(VAE):
         )
 
     def _prior_inputs(self, inputs, labels, seed):
-        """Pairs, and the labels of them."""
+        """The pairs (images, labels) that `fit_prior` uses, and their labels (N,)."""
         if labels is not None:
             raise ValueError("A CVAE has its labels in the pair: fit_prior((images, labels)).")
         if isinstance(inputs, (tuple, list)):
@@ -660,7 +663,7 @@ class CVAE(VAE):
         return ClassMixture.fit(codes, labels, self.num_classes, seed=seed, name="prior")
 
     def _shares(self, labels, n):
-        """Labels, or shares (n, K) of the classes, as shares (n, K) float32, made as they are asked for."""
+        """Labels, or shares (n, K) of the classes, as shares (n, K) float32. Rows for labels are made on demand."""
         if np.ndim(labels) == 2:
             shares = np.asarray(labels, "float32")
             if shares.shape != (n, self.num_classes):
@@ -693,11 +696,11 @@ class CVAE(VAE):
         return super().arguments_for(data) | names
 
     def inputs_of(self, data):
-        """What `fit` takes of a dataset: its images and labels."""
+        """The inputs of `fit` for a dataset: its images and labels."""
         return data.images, data.labels
 
     def prior_inputs_of(self, data):
-        """What `fit_prior` takes of a dataset: its images with their labels."""
+        """The arguments of `fit_prior` for a dataset: the pair of its images and labels."""
         return (self.inputs_of(data),)
 
     def check_data(self, data):
@@ -721,7 +724,7 @@ MODELS = {"ae": AE, "vae": VAE, "cvae": CVAE}
 
 
 class Rows:
-    """Some rows of images, which are taken as they are asked for."""
+    """Some rows of an array of images; a row is read only when it is asked for."""
 
     def __init__(self, images, rows):
         self.images, self.rows = images, rows
@@ -735,7 +738,7 @@ class Rows:
 
 
 class OneHot:
-    """Labels (N,) as an array (N, K) of ones and zeros, whose rows are made as they are asked for."""
+    """Labels (N,) as a one-hot array (N, K); a row is made only when it is asked for."""
 
     dtype = np.dtype("float32")
 
@@ -753,7 +756,7 @@ class OneHot:
 
 
 def _chosen_rows(n, seed):
-    """The rows that a prior is fitted to, None for all."""
+    """The indices of the rows that a prior is fitted to, or None for all rows."""
     if n <= PRIOR_IMAGES:
         return None
     return np.sort(np.random.default_rng(seed).choice(n, PRIOR_IMAGES, replace=False))

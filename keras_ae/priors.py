@@ -1,10 +1,10 @@
-"""Priors over the latent codes, as Keras layers: what `sample` decodes.
+"""Priors over the latent codes, as Keras layers: `sample` decodes codes that are drawn from one.
 
-The KL term pulls the codes of the images towards N(0, I) but never gets them to fill it, so that
-decoding N(0, I) decodes codes that no image has. A Gaussian mixture fitted to the codes after the
-training does not have this gap (Ghosh et al. 2020, arXiv:1903.12436, section 4).
+The KL term pulls the codes of the images towards N(0, I), but they never fill it. So some codes from
+N(0, I) are unlike the code of any image. A Gaussian mixture that is fitted to the codes after training
+closes this gap (Ghosh et al. 2020, arXiv:1903.12436, section 4).
 
-Codes are drawn by NumPy on the host: one seed gives one picture on every backend.
+NumPy draws the codes on the CPU, so one seed gives the same picture on every backend.
 """
 
 import io
@@ -16,35 +16,33 @@ import keras
 import numpy as np
 from keras import ops
 
-REGULARISATION = (
-    1e-2  # variance added to each latent of a component, whose codes are of the order of 1
-)
-FACTORS = 1 << 24  # numbers of Cholesky factors that `draw` gathers at a time, 64 MiB
-CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # components of a class
-SHRINKAGES = (1.0, 0.1, 4.0)  # in codes for each latent
-FARTHEST = 1e9  # of a code from 0, beyond which float32 has no covariance of them
-CODES_A_COMPONENT = 8  # at least, where k-means begins
-GUESSED = 200  # codes a component that k-means sees
-ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; nats a code that an iteration has to gain
-MOST_NUMBERS = 1 << 21  # of the covariances that a search may choose, 8 MiB in the model's file
+REGULARISATION = 1e-2  # variance added to each latent of a component (codes are of order 1)
+FACTORS = 1 << 24  # numbers in the Cholesky factors that `draw` gathers at a time, 64 MiB
+CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # numbers of components of a class to try
+SHRINKAGES = (1.0, 0.1, 4.0)  # values of nu to try, in multiples of the number of latents
+FARTHEST = 1e9  # largest entry of a code; float32 cannot hold the covariances of larger ones
+CODES_A_COMPONENT = 8  # k-means starts with at least so many codes for each component
+GUESSED = 200  # k-means sees so many codes for each component
+ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; it stops when an iteration gains fewer nats per code
+MOST_NUMBERS = 1 << 21  # in covariances: a larger prior is not tried; 8 MiB in the model's file
 
 
 class Prior(keras.layers.Layer):
-    """A density over codes that one can draw from, p(z) or p(z | y).
+    """A density over codes, p(z) or p(z | y), that codes can be drawn from.
 
-    One of your own is a subclass, registered for saving, of which `get_config` holds all that the
-    constructor takes. Its arrays are NumPy's, saved by `save_own_variables`.
+    For a prior of your own, write a subclass, register it for saving, and let `get_config` hold all
+    arguments of the constructor. Its arrays are NumPy arrays, saved by `save_own_variables`.
     """
 
     arrays: tuple[str, ...] = ()  # attributes that `save_own_variables` stores, in this order
-    sizes: tuple[str, ...] = ("latent_dim",)  # arguments of the constructor, whole numbers
+    sizes: tuple[str, ...] = ("latent_dim",)  # arguments of the constructor that are integers
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.built = True
 
     def draw(self, n, labels=None, seed=0):
-        """Draw codes: (n, latent_dim) float32, row i of class labels[i] where there are classes."""
+        """Draw codes: (n, latent_dim) float32. With classes, row i is of class labels[i]."""
         raise NotImplementedError
 
     def log_prob(self, codes, labels=None):
@@ -56,23 +54,23 @@ class Prior(keras.layers.Layer):
         return type(self).__name__
 
     def check(self):
-        """Refuse arrays that are no finite numbers.
+        """Check that all arrays are finite.
 
         Raises:
-            ValueError: some are not.
+            ValueError: an array has a NaN or an infinity.
         """
         for name in self.arrays:
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} of the prior has what is no finite number")
 
-    uses_uniform = False  # whether `graph` asks for a uniform number beside the noise
+    uses_uniform = False  # whether `graph` needs uniform random numbers beside the noise
 
     def graph(self, noise, uniform=None, label=None):
-        """`draw` as operations of Keras, for an exported sampler.
+        """The same as `draw`, written with Keras operations, for an exported sampler.
 
         Args:
             noise: (N, D) float32, standard normal.
-            uniform: (N,) float32 in [0, 1), where `uses_uniform`.
+            uniform: (N,) float32 in [0, 1), if `uses_uniform`.
             label: (N,) int64, for a model with classes.
 
         Raises:
@@ -82,7 +80,7 @@ class Prior(keras.layers.Layer):
 
     @classmethod
     def count(cls, config):
-        """How many numbers the arrays of a config hold, without making them."""
+        """How many numbers the arrays of a prior with this config hold, without making them."""
         return 0
 
     def save_own_variables(self, store):
@@ -102,14 +100,14 @@ class Prior(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_ae")
 class StandardNormal(Prior):
-    """N(0, I) over `latent_dim` latents: the prior that the KL term is written for."""
+    """N(0, I) over `latent_dim` latents: the prior that the KL term assumes."""
 
     def __init__(self, latent_dim, **kwargs):
         super().__init__(**kwargs)
         self.latent_dim = latent_dim
 
     def draw(self, n, labels=None, seed=0):
-        """Draw codes: (n, latent_dim) float32. The labels change nothing."""
+        """Draw codes: (n, latent_dim) float32. The labels are ignored."""
         return np.random.default_rng(seed).standard_normal((n, self.latent_dim), dtype="float32")
 
     def log_prob(self, codes, labels=None):
@@ -131,10 +129,10 @@ class StandardNormal(Prior):
 class ClassMixture(Prior):
     """A mixture of Gaussians for each class, p(z | y); with one class, a mixture p(z).
 
-    `logits` (K, M), `means` (K, M, D) and `cholesky` (K, M, D, D), lower triangular, for K classes, M
-    components and D latents, are NumPy arrays, as they are fitted and drawn from by NumPy: saved and
-    loaded with the model, but none of its `weights`. `cumulative` (K, M) are the running sums of the
-    components' weights, of each class up to a factor. Before it is fitted every component is N(0, I).
+    `logits` (K, M), `means` (K, M, D) and `cholesky` (K, M, D, D), lower triangular, are NumPy arrays, for
+    K classes, M components and D latents. They are saved and loaded with the model, but they are not among
+    its `weights`. `cumulative` (K, M) holds the cumulative sums of the components' weights, for each class
+    up to a factor. Before the prior is fitted, every component is N(0, I).
 
     Args:
         latent_dim: number of latents D.
@@ -156,14 +154,14 @@ class ClassMixture(Prior):
 
     @property
     def logits(self):
-        """(K, M) float32 logits of the components of each class. To be set whole: the array is read-only."""
+        """(K, M) float32 logits of the components of each class. The array is read-only: assign a new one."""
         return self._logits
 
     @logits.setter
     def logits(self, logits):
         self._logits = np.array(logits, "float32")
         self._logits.flags.writeable = False
-        # Once, and not at every draw, of which it is a tenth.
+        # Computed once here; in every draw it would take a tenth of the time.
         self.cumulative = np.exp(self._logits - self._logits.max(-1, keepdims=True)).cumsum(-1)
 
     def draw(self, n, labels=None, seed=0):
@@ -171,15 +169,15 @@ class ClassMixture(Prior):
         rng = np.random.default_rng(seed)
         labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
         means, cholesky, cumulative = self.means, self.cholesky, self.cumulative
-        # The noise first, the component after it: a fitted and an unfitted prior of one seed draw the
-        # same noise.
+        # Draw the noise first, the component second: then a fitted and an unfitted prior draw the same
+        # noise from one seed.
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
-        # In float32, as an exported sampler does it: the same component to the last bit.
+        # In float32 like an exported sampler, so that both choose exactly the same components.
         threshold = rng.random(n).astype("float32") * cumulative[labels, -1]
         component = (cumulative[labels] < threshold[:, None]).sum(-1)
         codes = np.empty((n, self.latent_dim), "float32")
         step = max(1, FACTORS // self.latent_dim**2)
-        for start in range(0, n, step):  # a factor for each code would be n times their size
+        for start in range(0, n, step):  # all codes at once would need n Cholesky factors in memory
             rows = slice(start, start + step)
             chosen = labels[rows], component[rows]
             codes[rows] = means[chosen] + np.einsum("nij,nj->ni", cholesky[chosen], noise[rows])
@@ -206,7 +204,7 @@ class ClassMixture(Prior):
         return result
 
     def check(self):
-        logits = self.logits  # of a component that is none, minus infinity
+        logits = self.logits  # an unused component has minus infinity
         if np.isnan(logits).any() or not np.isfinite(logits.max(-1)).all():
             raise ValueError("logits of the prior has what is no finite number")
         for array in (self.means, self.cholesky):
@@ -224,7 +222,7 @@ class ClassMixture(Prior):
         row = ops.take(self.cumulative, label, axis=0)
         threshold = ops.expand_dims(uniform * row[:, -1], -1)
         component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
-        # Tables of two axes only: Keras takes rows of others in a way that torch exports for one batch size.
+        # Use two-axis tables only: with more axes, `ops.take` on torch exports for a single batch size.
         index = label * components + component
         mean = ops.take(self.means.reshape(classes * components, size), index, axis=0)
         factors = self.cholesky.reshape(classes * components, size * size)
@@ -250,38 +248,38 @@ class ClassMixture(Prior):
     ):
         """Fit a mixture to each class by expectation maximisation, with shrunk covariances.
 
-        The covariance of a component that holds n codes is (n S + nu T) / (n + nu): S that of its codes,
-        T the mean within the components of its class, shrunk in turn to that of all classes. So
-        a component needs no more codes than latents, and a class of few codes borrows the shape of the
-        others.
+        The covariance of a component with n codes is (n S + nu T) / (n + nu). S is the covariance of its
+        codes. T is the mean covariance within the components of its class, which is itself shrunk towards
+        the mean over all classes. So a component may have fewer codes than latents, and a class with few
+        codes borrows its shape from the other classes.
 
-        The number of components, one for all classes, and nu are those under which a tenth of the
-        codes, held out, is most likely; then all codes are fitted.
+        A tenth of the codes is held out. The number of components (the same for all classes) and nu are
+        chosen to make those codes most likely; then the mixtures are fitted to all codes.
 
         Args:
             codes: (N, D) latent codes.
             labels: (N,) classes in [0, num_classes), or None for one mixture over all codes.
             num_classes: number of classes K. A class without codes keeps N(0, I).
-            components: candidates, ascending. The search stops at the first that does worse, or whose
-                covariances would be more than MOST_NUMBERS.
-            shrinkage: candidates for nu, in multiples of D. The first serves to find the components.
+            components: numbers of components to try, ascending. The search stops at the first one that
+                does worse, or whose covariances have more than MOST_NUMBERS numbers.
+            shrinkage: values of nu to try, in multiples of D. The first one is used to choose `components`.
             seed: of the split and of the first guess.
 
         Returns:
             A `ClassMixture`.
 
         Raises:
-            ValueError: for codes that are no numbers, or beyond FARTHEST.
+            ValueError: a code is not a number, or beyond FARTHEST.
         """
         codes = np.asarray(codes, "float32")
-        if not np.abs(codes).max(initial=0.0) <= FARTHEST:  # nor for NaN
+        if not np.abs(codes).max(initial=0.0) <= FARTHEST:  # written so that NaN is refused too
             raise ValueError(
                 f"A prior cannot be fitted to codes that are no numbers, or beyond {FARTHEST:g}"
             )
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
         order = np.random.default_rng(seed).permutation(len(codes))
         choices = len(components) * len(shrinkage)
-        tenth = len(codes) // 10 if choices > 1 else 0  # where there is something to choose
+        tenth = len(codes) // 10 if choices > 1 else 0  # nothing held out for a single choice
         held_out, kept = np.sort(order[:tenth]), np.sort(order[tenth:])
         by_class = {y: codes[kept][labels[kept] == y] for y in np.unique(labels[kept])}
 
@@ -311,7 +309,7 @@ class ClassMixture(Prior):
         prior = cls(codes.shape[1], num_classes, size, **kwargs)
         logits = prior.logits.copy()
         for y, mixture in best.items():
-            m = len(mixture.weights)  # fewer than the others have, where a class has few codes
+            m = len(mixture.weights)  # smaller than `size` for a class with few codes
             logits[y] = -np.inf
             logits[y, :m] = np.log(mixture.weights)
             prior.means[y, :m] = mixture.means
@@ -320,17 +318,17 @@ class ClassMixture(Prior):
         return prior
 
     def merged(self, frequencies, **kwargs):
-        """One mixture over all classes: p(z) = sum over y of p(y) p(z | y).
+        """Merge the mixtures of all classes into one: p(z) = sum over y of p(y) p(z | y).
 
         Args:
-            frequencies: (K,) how often each class is; they are normalised.
+            frequencies: (K,) how often each class occurs; they are normalised.
 
         Returns:
             A `ClassMixture` of one class with K * M components.
         """
         from scipy.special import log_softmax
 
-        with np.errstate(divide="ignore"):  # a class that never is: log 0
+        with np.errstate(divide="ignore"):  # log 0, for a class that never occurs
             shares = np.log(np.asarray(frequencies, "float32"))
         logits = log_softmax(self.logits, -1) + shares[:, None]
         prior = ClassMixture(self.latent_dim, 1, logits.size, **kwargs)
@@ -357,7 +355,7 @@ class Mixture:
     factors: np.ndarray
 
     def __post_init__(self):
-        # In float32, as all that is done for each code is.
+        # In float32, like all computations that are done for each code.
         self._whiten = np.linalg.inv(self.factors).astype("float32")
         self._offsets = np.einsum("mij,mj->mi", self._whiten, self.means).astype("float32")
         diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
@@ -384,13 +382,13 @@ def logsumexp(terms):
 
 
 def fit_mixtures(by_class, components, shrinkage, seed=0):
-    """Fit a mixture to the codes of each class, all at once; {class: Mixture}.
+    """Fit a mixture to the codes of each class, all classes together; returns {class: Mixture}.
 
     Args:
         by_class: {class: (n, D) float32 codes}.
-        components: of each class; fewer where it has few codes.
-        shrinkage: nu, how many codes the pooled covariance counts as; see `ClassMixture.fit`.
-        seed: of the first guess, by k-means.
+        components: number of components of each class; a class with few codes gets fewer.
+        shrinkage: nu: the pooled covariance counts as much as so many codes; see `ClassMixture.fit`.
+        seed: of the first guess, which k-means makes.
     """
     shares = {y: _first_guess(codes, components, seed) for y, codes in by_class.items()}
     total = sum(map(len, by_class.values()))
@@ -417,7 +415,7 @@ def fit_mixtures(by_class, components, shrinkage, seed=0):
 
 
 def _first_guess(codes, components, seed):
-    """Shares (n, M) of the codes in the components, by k-means of some of them."""
+    """Assign codes to components by k-means, fitted to some of them: one-hot shares (n, M)."""
     from sklearn.cluster import KMeans
 
     m = max(1, min(components, len(codes) // CODES_A_COMPONENT))
@@ -429,7 +427,7 @@ def _first_guess(codes, components, seed):
 
 
 def _sums(codes, shares):
-    """Of each component: its number of codes (M,), their mean (M, D) and scatter (M, D, D) around it."""
+    """For each component, the number of its codes (M,), their mean (M, D) and scatter around it (M, D, D)."""
     counts = shares.sum(0, dtype="float64") + 1e-9
     means = (shares.T @ codes) / counts[:, None]
     scatter = np.empty((len(means), codes.shape[1], codes.shape[1]))
@@ -444,10 +442,10 @@ PRIORS = {"normal": StandardNormal, "mixture": ClassMixture}
 
 
 def copy_prior(prior):
-    """A prior of the same class, arguments and arrays, which shares none of them.
+    """A copy of a prior, with the same class and arguments, that shares no array with it.
 
     Raises:
-        ValueError: it is no `Prior`, or not of finite numbers.
+        ValueError: it is no `Prior`, or its arrays are not finite.
     """
     if not isinstance(prior, Prior):
         raise ValueError(
@@ -461,13 +459,13 @@ def copy_prior(prior):
 
 
 def prior_in_weights(path, prior):
-    """An empty prior of the shape that a .weights.h5 or .keras file holds.
+    """An unfitted prior whose arrays have the shapes of the prior in a .weights.h5 or .keras file.
 
-    None where the model's prior is of this shape already, and where the file does not tell.
+    None if the model's prior has these shapes already, or if the file does not show them.
 
     Args:
         path: of the file.
-        prior: of the model.
+        prior: the model's prior.
     """
     import h5py
 
@@ -483,7 +481,7 @@ def prior_in_weights(path, prior):
         with file:
             shapes = _shapes_of_prior(file)
     except (OSError, KeyError, zipfile.BadZipFile):
-        return None  # Keras says what is wrong with it
+        return None  # Keras reports the problem when it loads the file
     if [tuple(shape) for shape in shapes] == [np.shape(getattr(prior, x)) for x in prior.arrays]:
         return None
     if not shapes:
@@ -494,7 +492,7 @@ def prior_in_weights(path, prior):
 
 
 def _shapes_of_prior(file):
-    """The shapes of the arrays of the one layer of a model that is neither encoder nor decoder."""
+    """The shapes of the prior's arrays: no other direct layer of the model stores arrays of its own."""
     for layer in file.get("layers", {}).values():
         arrays = layer.get("vars", {})
         if len(arrays):

@@ -1,6 +1,7 @@
-"""Half or twice the sides of feature maps, without weights: the shortcuts around convolutions of stride 2.
+"""Layers without weights that halve or double the sides of feature maps.
 
-Space to depth, averaged, and depth to space, repeated, as in Chen et al. 2025, DC-AE, arXiv:2410.10733.
+They are the shortcuts around convolutions of stride 2: space to depth with averaging, and depth to space with
+repetition, as in Chen et al. 2025, DC-AE, arXiv:2410.10733.
 """
 
 import math
@@ -11,16 +12,16 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_ae")
 class Down(keras.layers.Layer):
-    """Half the sides: (N, H, W, C) -> (N, ceil(H / 2), ceil(W / 2), C or 2 C).
+    """Halves the sides: (N, H, W, C) -> (N, ceil(H / 2), ceil(W / 2), C or 2 C).
 
-    Two channels for each, the upper and the lower mean of 2x2 pixels, or one, the mean of all four.
-    Odd sides get a row or column of zeros.
+    Each channel of 2x2 pixels becomes two channels, the mean of the upper and of the lower two pixels, or
+    one channel, the mean of all four. An odd side is padded by a row or column of zeros.
 
     Args:
         filters: channels of the output.
 
     Raises:
-        ValueError: they are neither C nor 2 C.
+        ValueError: filters is neither C nor 2 C.
     """
 
     def __init__(self, filters, **kwargs):
@@ -51,15 +52,16 @@ class Down(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_ae")
 class Up(keras.layers.Layer):
-    """Twice the sides: (N, H, W, C) -> (N, 2 H, 2 W, C or C / 2), `Down` mirrored.
+    """Doubles the sides: (N, H, W, C) -> (N, 2 H, 2 W, C or C / 2), the mirror image of `Down`.
 
-    A pixel becomes 2x2: all four of its own channel, or the upper two of one and the lower two of the next.
+    A pixel becomes 2x2 pixels. With C filters, all four repeat its value. With C / 2, the upper two repeat one
+    channel and the lower two another.
 
     Args:
         filters: channels of the output.
 
     Raises:
-        ValueError: they are neither C nor C / 2.
+        ValueError: filters is neither C nor C / 2.
     """
 
     def __init__(self, filters, **kwargs):

@@ -1,4 +1,4 @@
-"""The settings of a run: what `kae fit` is told and `run.json` keeps. No framework is imported here."""
+"""The settings of a run: the options of `kae fit`, stored in `run.json`. This module imports no framework."""
 
 import ast
 import dataclasses
@@ -23,13 +23,13 @@ EXPORT_PARTS = ("decoder", "encoder", "autoencoder", "sampler")
 
 
 class Registry(dict):
-    """What names stand for. `REGISTRY["name"] = entry` adds one; an entry is accepted wherever a name is.
+    """Entries by name. `REGISTRY["name"] = entry` adds one; an entry is accepted wherever a name is.
 
     Args:
-        what: an entry is called as an argument, such as "backbone".
+        what: name of the argument that takes an entry, such as "backbone".
         kind: class of the entries.
         entries: {name: entry}.
-        of_function: makes an entry of a plain function; None where none is accepted.
+        of_function: makes an entry from a plain function; None if functions are not accepted.
     """
 
     def __init__(self, what, kind, entries, of_function=None):
@@ -37,10 +37,10 @@ class Registry(dict):
         self.what, self.kind, self.of_function = what, kind, of_function
 
     def find(self, value):
-        """The entry of a name, or the one that is given.
+        """The entry for a name; an entry is returned as it is.
 
         Raises:
-            ValueError: for a name that is not known, or something else.
+            ValueError: the name is unknown, or the value is neither a name nor an entry.
         """
         if isinstance(value, str) and value in self:
             return self[value]
@@ -60,14 +60,14 @@ def models():
 
 
 def released(name):
-    """The folder of the weights released under a name (it may not exist)."""
+    """The folder of the released weights of this name (it may not exist)."""
     package = Path(__file__).parent
     installed = package / "released" / name
     return installed if installed.is_dir() else package.parent / "checkpoints" / "released" / name
 
 
 def checkpoint_names(root):
-    """The names that stand for a checkpoint: the models, the runs in a folder, and the released weights."""
+    """Names that are accepted for a checkpoint: the models, the runs in a folder, and the released weights."""
     runs = sorted(path.parent.name for path in Path(root).glob("*/model.keras"))
     weights = sorted(path.parent.name for path in released("").glob("*/run.json"))
     return list(dict.fromkeys([*models(), *runs, *weights]))
@@ -89,7 +89,7 @@ def augmentations():
 
 
 def _names(module, registry):
-    """The names in a registry: where its module, which needs Keras, is not imported, from the source."""
+    """The names in a registry. If its module, which needs Keras, is not imported, read them from its source."""
     loaded = sys.modules.get(f"keras_ae.{module}")
     found = getattr(loaded, registry, None)  # None while it is being imported
     return _names_in_source(module, registry) if found is None else tuple(found)
@@ -113,34 +113,36 @@ class Settings:
 
     Attributes:
         model: "ae", "vae" or "cvae", or another name in `keras_ae.models.MODELS`.
-        dataset: name of a TFDS dataset, or of what arrays of one's own are called.
+        dataset: name of a TFDS dataset, or a name for your own arrays.
         backbone: "conv" or "mlp", or another name in `keras_ae.backbones.BACKBONES`.
         size: "small", "base" or "large": how wide the networks are.
-        hidden: widths of the hidden layers (see `keras_ae.backbones`), None for those of the size.
-        latent_dim: number of latents. None, here and for the next two and `kl_weight`: what serves images of
-            this shape and number (see `keras_ae.recommended`).
+        hidden: widths of the hidden layers (see `keras_ae.backbones`), or None for the widths of the size.
+        latent_dim: number of latents. None, here and for `epochs`, `batch_size` and `kl_weight`, takes the
+            recommended value for the shape and number of the images (see `keras_ae.recommended`).
         epochs: passes over the training images.
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images per step; the last batch of an epoch may be smaller.
         optimizer: a name in OPTIMIZERS.
-        learning_rate: the peak of the schedule, None for the backbone's own.
+        learning_rate: the peak of the schedule, or None for the backbone's default.
         lr_schedule: "onecycle" (linear up for a tenth of the run, then half a cosine down to 0),
             "cosine" (half a cosine down to 0) or "constant".
         reconstruction: "l1", "mse" or "bce", summed over pixels.
-        kl_weight: final weight of the KL term in nats per image; 1 is the evidence lower bound, "auto" the
-            likelihood's own scale (see `keras_ae.VAE`).
-        kl_schedule: how `kl_weight` is reached; see `keras_ae.annealing`.
+        kl_weight: final weight of the KL term in nats per image. 1 gives the evidence lower bound, "auto"
+            learns the scale of the likelihood and uses it (see `keras_ae.VAE`).
+        kl_schedule: how the weight rises to `kl_weight`; see `keras_ae.annealing`.
         kl_warmup: fraction of the run that this takes, in (0, 1].
-        binarize: draw each pixel as a coin of its grey value, anew at each use (dynamic binarisation).
-        augment: changes of the training images, drawn anew at each use, in `keras_ae.augmentation`: "flip"
-            (left and right), "shift" (up to a tenth of a side) and "colour" (of RGB images); None for none.
-        dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, weights, losses and the
+        binarize: at each use, set each pixel to 1 with the probability of its grey value, else to 0
+            (dynamic binarisation).
+        augment: random changes of the training images, drawn at each use: "flip" (left and right), "shift"
+            (up to a tenth of a side) and "colour" (for RGB images); None for none. See
+            `keras_ae.augmentation`.
+        dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, while weights, losses and the
             checkpoint stay float32.
-        early_stopping: end the run after so many epochs without a lower validation loss, counted after
-            the warm-up of `kl_weight`, before which losses do not compare; None for never.
-        ema: momentum of a running average of the weights, in (0, 1), which takes their place wherever
-            the model is used (validation, pictures, checkpoint); None for none.
+        early_stopping: end the run after so many epochs without a lower validation loss. The count starts
+            after the warm-up of `kl_weight`: losses before that cannot be compared. None for never.
+        ema: momentum, in (0, 1), of a running average of the weights. The average replaces the weights
+            wherever the model is used (validation, pictures, checkpoint). None for no average.
         seed: of the weights, the order of the images and all noise.
-        limit: train on the first so many images only; None for all.
+        limit: train on only the first so many images; None for all.
     """
 
     model: str
@@ -244,19 +246,19 @@ class Settings:
 
     @property
     def warmup_epochs(self):
-        """Epochs until `kl_weight` is what it stays at, 0 for a model without."""
+        """Epochs until `kl_weight` has its final value; 0 for a model without a KL term."""
         if self.model == "ae" or self.kl_schedule == "constant":
             return 0
         return math.ceil(self.kl_warmup * self.epochs)
 
     def to_dict(self):
-        """A dict of plain values, as `run.json` keeps it."""
+        """The settings as a dict of plain values, as stored in `run.json`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values):
-        """The settings in a dict, with keys that are not settings left out."""
+        """Make settings from a dict; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
         if values.get("model") == "ae" and "size" not in values:
-            names -= {"kl_weight"}  # of 0.1.0, which gave an ae one as well
+            names -= {"kl_weight"}  # version 0.1.0 stored one for an ae as well
         return cls(**{name: value for name, value in values.items() if name in names})
