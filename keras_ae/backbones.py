@@ -311,7 +311,7 @@ def conv_decoder(image_shape, latent_dim, widths, num_classes=0):
 
 
 def _cropped(x, sides, name):
-    """Crop x to `sides`: a side that no power of 2 divides comes out of the strides too long."""
+    """Crop x to `sides`: doubling makes a side too long where halving had rounded it up."""
     over = [have - wanted for have, wanted in zip(x.shape[1:3], sides)]
     if not any(over):
         return x

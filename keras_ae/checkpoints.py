@@ -1,15 +1,16 @@
-"""Files of a run: the only module that knows their layout. Every file is written whole or not at all.
+"""Files of a run: only this module knows their layout. Every file is written whole or not at all.
 
 checkpoints/cvae/
   model.keras        architecture, weights and fitted prior, without the optimizer
   run.json           settings, data, versions, final figures
-  history.csv        one row an epoch
-  epochs/001.png     pictures, one an epoch
-  tensorboard/       with --tensorboard: what it reads
-  backup/state.npz   what --resume needs; removed when the run ends
-  backup/dataset     the folder of the dataset, where it has no name in the data directory; the same
-  backup/start.keras the model that a run with --from started from; the same
-  .next/             run.json and backup/ of a run that is to replace this one, until its first epoch is there
+  history.csv        one row per epoch
+  epochs/001.png     pictures, one per epoch
+  tensorboard/       with --tensorboard: the event files that TensorBoard reads
+  backup/            the state that --resume needs; removed when the run is finished:
+    state.npz          weights, optimizer and progress
+    dataset            the folder of the dataset, if it has no name in the data directory
+    start.keras        the model that a run with --from started from
+  .next/             run.json and backup/ of a new run that will replace this one after its first epoch
 """
 
 import contextlib
@@ -38,14 +39,14 @@ from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
 from keras_ae.settings import Settings, checkpoint_names, models, released
 
-ROOT = "checkpoints"  # the folder that holds the runs of a user
+ROOT = "checkpoints"  # the folder of a user's runs
 MNIST = Settings("vae").dataset
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
-START = "backup/start.keras"  # the model that a run was given to start from
-BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of one that is not finished
-KINDS = {  # of what run.json has
+START = "backup/start.keras"  # the model that a run with --from started from
+BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of an unfinished run
+KINDS = {  # types of the entries of run.json
     "finished": bool,
     "settings": dict,
     "data": dict,
@@ -55,24 +56,24 @@ KINDS = {  # of what run.json has
     "prior": dict,
     "final": dict,
 }
-FORMAT = 1  # of run.json and of the backup; a reader refuses what is newer
+FORMAT = 1  # of run.json and of the backup; a newer one is refused
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not there, not whole, or not one of ours."""
+    """A checkpoint is missing, damaged, or not from keras-ae."""
 
 
 def save_model(model, path):
     """Write a model's architecture, weights and prior, without its optimizer, to a .keras file.
 
-    The file holds a float32 model, in whatever precision this one computes.
+    The file holds a float32 model, whatever precision this one computes in.
 
     Raises:
-        CheckpointError: for an encoder or decoder of the user's that cannot be rebuilt from its config, or a
-            clock that no file can be dated by.
+        CheckpointError: a user's encoder or decoder cannot be rebuilt from its config, or the clock shows a
+            year that the file cannot store.
     """
     check_clock()
-    # A copy that was never compiled: Keras has no other way to leave the optimizer out.
+    # Save a copy that was never compiled: Keras has no other way to leave the optimizer out.
     try:
         with zero_weights():
             bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
@@ -92,10 +93,10 @@ def save_model(model, path):
 
 
 def check_clock():
-    """Refuse to write a zip, which a model file is, in years that it does not know.
+    """Check that the clock shows a year that a zip file, and so a model file, can store.
 
     Raises:
-        CheckpointError: the clock is before 1980 or after 2107.
+        CheckpointError: the year is before 1980 or after 2107.
     """
     year = time.localtime().tm_year
     if not 1980 <= year <= 2107:
@@ -107,15 +108,15 @@ def check_clock():
 def load_model(path, trusted=False):
     """Load a model on the running backend, without its optimizer.
 
-    Runs no code from the file, and believes nothing in it: see `keras_ae.model_file`.
+    No code from the file is run, and everything in it is checked: see `keras_ae.model_file`.
 
     Args:
         path: a .keras file, a run folder, or a name, see `find_checkpoint`.
-        trusted: whether you trust who made the file, so that Keras, in its safe mode, may rebuild networks
-            of their own in it, whose sizes are not checked.
+        trusted: True if you trust the maker of the file. Then Keras, in its safe mode, may rebuild the
+            maker's own networks in it, whose sizes are not checked.
 
     Raises:
-        CheckpointError: if the file is not there, not whole, or not one of ours.
+        CheckpointError: the file is missing, damaged, or not from keras-ae.
     """
     if Path(path).suffix == ".keras" and not Path(path).is_file():
         raise CheckpointError(f"There is no file {path}.")
@@ -124,7 +125,7 @@ def load_model(path, trusted=False):
         cls, config, weights = model_file.read(path, trusted)
         with zero_weights(), tempfile.TemporaryDirectory() as folder:
             model = cls.from_config(config)
-            # The very bytes that were checked, whatever becomes of the file meanwhile.
+            # Load the bytes that were checked, even if the file has been changed since.
             copy = Path(folder, "model.weights.h5")
             copy.write_bytes(weights)
             model.load_weights(copy)
@@ -136,10 +137,10 @@ def load_model(path, trusted=False):
 
 
 def check_finite(model):
-    """Refuse weights, or a prior, that are no finite numbers: nothing comes of them.
+    """Check that the weights and the prior are finite: a model with NaN or infinity is of no use.
 
     Raises:
-        ValueError: some are not.
+        ValueError: some numbers are not finite.
     """
     for variable, array in zip(model.weights, model.get_weights(), strict=True):
         if not np.isfinite(array).all():
@@ -150,11 +151,11 @@ def check_finite(model):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model file and what its run folder says of it.
+    """A model file and the contents of the run.json beside it.
 
     Attributes:
         path: the .keras file.
-        run: the contents of run.json beside it, {} without one.
+        run: the contents of run.json, or {} without one.
         origin: "path", "trained here" or "released with keras-ae".
     """
 
@@ -164,16 +165,16 @@ class Checkpoint:
 
     @property
     def settings(self):
-        """The settings of the run, {} where they are not known."""
+        """The settings of the run, or {} if they are not known."""
         return self.run.get("settings", {})
 
 
 def default_folder(settings, root=ROOT):
-    """The folder of a run that nobody has named: ROOT/vae, and for another dataset than mnist ROOT/vae-emoji."""
+    """The default folder of a run: ROOT/vae for mnist, and for another dataset, such as emoji, ROOT/vae-emoji."""
     dataset = settings.dataset
     if os.path.isabs(dataset) or dataset.startswith(
         (".", "~")
-    ):  # a folder, perhaps that of a version
+    ):  # a folder, perhaps one that is named after a version
         folder = Path(dataset)
         dataset = folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
     dataset = dataset.partition(":")[0].replace("/", "-")
@@ -181,17 +182,17 @@ def default_folder(settings, root=ROOT):
 
 
 def find_checkpoint(model, root=ROOT):
-    """Find what MODEL names: a path first, then `checkpoints/<name>/`, then the released weights.
+    """Find the checkpoint MODEL: try a path first, then `checkpoints/<name>/`, then the released weights.
 
     The names of the models, such as "vae", are never taken for a path.
 
     Args:
-        model: "ae", "vae" or "cvae", the name of a run in `root` or of released weights, the path of a run
-            folder, or of a .keras file.
-        root: the folder that holds the runs of this user.
+        model: "ae", "vae" or "cvae", the name of a run in `root` or of released weights, or the path of a run
+            folder or a .keras file.
+        root: the folder of the user's runs.
 
     Raises:
-        CheckpointError: if there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
     """
     path, origin = Path(model), "path"
     by_name = path.name == str(model)
@@ -222,10 +223,10 @@ def find_checkpoint(model, root=ROOT):
 
 
 def read_run(folder):
-    """The contents of a folder's run.json, {} where there is none.
+    """The contents of a folder's run.json, or {} if there is none.
 
     Raises:
-        CheckpointError: if it is damaged or of a newer format.
+        CheckpointError: it is damaged or of a newer format.
     """
     path = Path(folder) / "run.json"
     try:
@@ -256,7 +257,7 @@ def write_run(folder, run):
 
 
 def write_history(folder, rows):
-    """Write a folder's history.csv, a row for each dict."""
+    """Write a folder's history.csv, one row for each dict."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -265,7 +266,7 @@ def write_history(folder, rows):
 
 
 def write_source(folder, source):
-    """Keep where the dataset of a run lies, None for a dataset that has a name. It goes when the run is finished."""
+    """Store the folder of a run's dataset until the run is finished. None means that the dataset has a name."""
     path = Path(folder) / "backup" / "dataset"
     if source is None:
         path.unlink(missing_ok=True)
@@ -274,7 +275,7 @@ def write_source(folder, source):
 
 
 def read_source(folder):
-    """What `write_source` kept, None for nothing."""
+    """The folder that `write_source` stored, or None."""
     try:
         with open_file(Path(folder) / "backup" / "dataset") as file:
             return os.fsdecode(file.read(4096)) or None
@@ -285,10 +286,10 @@ def read_source(folder):
 
 
 def read_history(folder):
-    """The rows of a folder's history.csv, a dict of numbers for each epoch; [] where there is none.
+    """The rows of a folder's history.csv, a dict of numbers for each epoch; [] if there is no such file.
 
     Raises:
-        CheckpointError: if it is damaged.
+        CheckpointError: it is damaged.
     """
     path = Path(folder) / "history.csv"
     try:
@@ -317,14 +318,14 @@ def read_epochs(folder):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     Attributes:
         history: a dict for each whole epoch.
-        epochs: whole epochs done.
-        batches: steps done of the epoch after these.
-        seconds: that these steps took.
-        metrics: the running means of these steps, `model.metrics_variables` as arrays.
+        epochs: number of whole epochs done.
+        batches: number of steps done in the epoch after these.
+        seconds: time that these steps took.
+        metrics: running means over these steps: `model.metrics_variables` as arrays.
     """
 
     history: list
@@ -335,7 +336,7 @@ class Progress:
 
 
 def write_backup(folder, model, progress):
-    """Write all that a run needs to go on from here: weights, optimizer, progress."""
+    """Write everything that a run needs to continue from here: weights, optimizer, progress."""
     optimizer = {}
     model.optimizer.save_own_variables(optimizer)
     arrays = {f"model/{i}": w for i, w in enumerate(model.get_weights())}
@@ -354,7 +355,7 @@ def write_backup(folder, model, progress):
 
 
 def save_start(folder, model):
-    """Keep the model that a run starts from, for one that goes on with the run."""
+    """Store the model that a run starts from, for `--resume`."""
     save_model(model, Path(folder) / START)
 
 
@@ -362,18 +363,18 @@ def load_start(folder, trusted=False):
     """The model that the unfinished run in a folder started from.
 
     Raises:
-        CheckpointError: it is not there, not whole, or not one of ours.
+        CheckpointError: it is missing, damaged, or not from keras-ae.
     """
     return load_model(Path(folder) / START, trusted)
 
 
 def read_backup(folder, model):
-    """Put a run's last backup into a compiled model, and return the `Progress` that it was made at.
+    """Load a run's last backup into a compiled model, and return the `Progress` of the run at that time.
 
-    A run that was stopped before its first backup is at its start.
+    Without a backup, the run is at its start.
 
     Raises:
-        CheckpointError: if the backup is damaged or of another model.
+        CheckpointError: the backup is damaged or of another model.
     """
     path = Path(folder) / "backup" / "state.npz"
     try:
@@ -390,7 +391,7 @@ def read_backup(folder, model):
         weights, optimizer, metrics = (part(name) for name in ("model", "optimizer", "metrics"))
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
         model.optimizer.build(model.trainable_variables)
-        # Of another size, Keras would warn and load none.
+        # If the number of variables differs, Keras would only warn, and load nothing.
         other = len(optimizer) != len(model.optimizer.variables)
         if other or about["optimizer"] != type(model.optimizer).__name__:
             raise ValueError("it is of another optimizer")
@@ -413,21 +414,21 @@ def read_backup(folder, model):
         return Progress(about["history"], *counts, float(about["seconds"]), means)
     except FileNotFoundError:
         return Progress([])
-    except Exception as error:  # whatever a damaged file makes NumPy, JSON and Keras raise
+    except Exception as error:  # NumPy, JSON and Keras may raise anything for a damaged file
         raise CheckpointError(
             f"{path} is damaged or of another model; start over with --force."
         ) from error
 
 
 class RunLock:
-    """Keeps other processes from writing to a run folder, from `acquire` on until the context ends.
+    """Keeps other processes from writing to a run folder, from `acquire` until the context ends.
 
-    The lock is the system's, on the folder itself: it leaves no file behind, and that of a process that
-    was killed is free at once. Entering the context takes it where the folder is there already. On a
-    system without such locks (Windows), or a file system (some network drives), there is none.
+    It is a lock of the operating system on the folder itself. It leaves no file behind, and the system
+    frees it at once when its process is killed. Entering the context locks the folder if it exists. On a
+    system (Windows) or a file system (some network drives) without such locks, nothing is locked.
 
     Raises:
-        CheckpointError: if another process has it.
+        CheckpointError: another process has the lock.
     """
 
     def __init__(self, folder):
@@ -439,7 +440,7 @@ class RunLock:
         return self
 
     def acquire(self):
-        """Lock the folder, if this is not done yet."""
+        """Lock the folder, if it is not locked yet."""
         if fcntl is None or self._handle is not None:
             return
         self._handle = os.open(self.folder, os.O_RDONLY)
@@ -450,7 +451,7 @@ class RunLock:
             raise CheckpointError(
                 f"Another `kae fit` is writing to {self.folder}: wait for it, or give another --out."
             ) from error
-        except OSError:  # no locks here
+        except OSError:  # this file system has no locks
             pass
 
     def __exit__(self, *error):
@@ -460,10 +461,10 @@ class RunLock:
 
 
 def files_of(folder):
-    """The files in a folder that its run wrote, by its run.json: those alone are replaced by another run.
+    """The files in a folder that its run wrote, judged by its run.json. Another run replaces only these.
 
-    Of what is a link, and of folders behind links, there are none. A run.json that is damaged tells only that
-    there was a run.
+    Links, and files in folders behind links, are left out. A damaged run.json only shows that there was a
+    run; then the pictures of its epochs are left out too.
     """
     folder = Path(folder)
     run, epochs = folder / "run.json", 0
@@ -481,7 +482,7 @@ def files_of(folder):
 
 
 def strangers(folder, epochs):
-    """The files in a folder that no run there wrote, and that a run of so many epochs would replace."""
+    """The files in a folder that no run wrote, but that a new run of `epochs` epochs would overwrite."""
     folder = Path(folder)
     taken = [folder / name for name in (*ALWAYS, *BACKUP)]
     taken += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
@@ -490,20 +491,20 @@ def strangers(folder, epochs):
 
 
 def _entries(folder):
-    """The files in a folder, in order; none where it is a link."""
+    """The files in a folder, sorted, without links; none if the folder is a link."""
     if folder.is_symlink() or not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
 def _epoch_of(picture):
-    """The epoch that a file is the picture of, 0 for none."""
+    """The epoch of a picture by its file name, or 0 if the file is no such picture."""
     named = re.fullmatch(r"(\d{3,9})\.png", picture.name)
     return int(named[1]) if named else 0
 
 
 def remove(paths):
-    """Remove files, and the folders that held nothing else."""
+    """Remove files, and their folders if these are empty then (of backups and TensorBoard only)."""
     for path in paths:
         path.unlink(missing_ok=True)
     for folder in {
@@ -520,7 +521,7 @@ def _remove_empty(folder):
 
 
 def sweep_run(folder):
-    """Remove the halves of files that a kill left in a run folder."""
+    """Remove unfinished files that a killed process left in a run folder."""
     folder = Path(folder)
     for part in (
         folder,
@@ -534,16 +535,16 @@ def sweep_run(folder):
 
 
 def place_of(folder):
-    """Where the run that `--resume` goes on with keeps run.json and backup: the folder itself, or `.next` in it."""
+    """The folder with run.json and backup of the run that `--resume` continues: `folder`, or `.next` in it."""
     folder = Path(folder)
     return folder / NEXT if (folder / NEXT / "run.json").is_file() else folder
 
 
 def take_place(folder, replaced=()):
-    """Have the run in `.next`, whose first epoch has just been written, be that of the folder.
+    """Make the run in `.next` the run of the folder, when its first epoch has just been written.
 
     Args:
-        replaced: what is left of the run before.
+        replaced: files that are left of the run before.
     """
     folder = Path(folder)
     written = [folder / name for name in (*ALWAYS, *BACKUP)]
@@ -559,7 +560,7 @@ def take_place(folder, replaced=()):
 
 
 def remove_next(folder):
-    """Remove a run that was to replace that of the folder."""
+    """Remove the run in `.next`, which was to replace the run of the folder."""
     place = Path(folder) / NEXT
     remove_backup(place)
     (place / "run.json").unlink(missing_ok=True)
@@ -567,5 +568,5 @@ def remove_next(folder):
 
 
 def remove_backup(folder):
-    """Remove what only an unfinished run needs."""
+    """Remove the files that only an unfinished run needs."""
     remove([Path(folder) / name for name in BACKUP])

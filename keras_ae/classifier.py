@@ -1,10 +1,10 @@
-"""The classifier that judges samples: a small convolutional network, trained once for each dataset.
+"""The classifier that evaluates samples: a small convolutional network, trained once for each dataset.
 
     classifier = evaluation_classifier(train, test)
     features, probabilities = classifier(images)
 
-It sees the dataset and nothing of the model that it judges. For MNIST its weights are released with
-the package, made by `python -m keras_ae.classifier`.
+It is trained on the dataset, without the model that it evaluates. Its weights for MNIST are released with
+the package; `python -m keras_ae.classifier` made them.
 """
 
 import hashlib
@@ -30,25 +30,25 @@ from keras_ae.pictures import to_float
 from keras_ae.settings import released
 
 FEATURES = 64
-STEPS = 3750  # eight epochs of MNIST
-PIXELS = 28 * 28  # of an image that gets all of STEPS; larger ones get fewer, for the same work
+STEPS = 3750  # 8 epochs of MNIST
+PIXELS = 28 * 28  # larger images get fewer STEPS, for the same amount of computation
 LEAST_STEPS = 300
-MOST_EPOCHS = 60  # of few images
-MINUTES = 10  # a classifier whose training would take longer is not trained
-TIMED = 20  # steps after which it is known how long
+MOST_EPOCHS = 60  # limits the steps on small datasets
+MINUTES = 10  # no classifier is trained that would take longer
+TIMED = 20  # after so many steps the time of the training is estimated
 BATCH = 128
 LEARNING_RATE = 3e-3
 SHIFT = 2  # pixels
-VERSION = 1  # to be raised when the network or its training changes
+VERSION = 1  # raise it when the network or its training changes
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained network and how well it does.
+    """A trained network and its accuracy.
 
     Attributes:
         network: keras.Model: image (N, H, W, C) in [0, 1] -> {"features", "logits", "probabilities"}.
-        accuracy: share of the test images that it classifies as labelled, in [0, 1].
+        accuracy: share of the test images that it classifies correctly, in [0, 1].
         origin: "released with keras-ae", "trained earlier" or "trained now".
     """
 
@@ -61,9 +61,9 @@ class Classifier:
 
 
 def classify(network, images):
-    """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, 64), probabilities (N, K)."""
+    """Classify images (N, H, W, C), uint8 or float in [0, 1]: features (N, 64), probabilities (N, K)."""
     features, probabilities = [], []
-    for i in range(0, len(images), 10_000):  # as floats, a training set may not fit into memory
+    for i in range(0, len(images), 10_000):  # a whole training set of floats may not fit in memory
         outputs = network.predict(to_float(images[i : i + 10_000]), batch_size=500, verbose=0)
         features.append(outputs["features"])
         probabilities.append(outputs["probabilities"])
@@ -71,28 +71,28 @@ def classify(network, images):
 
 
 def accuracy(network, data) -> float:
-    """Share of the images of an `ImageData` that a network classifies as labelled."""
+    """Share of the images of an `ImageData` that a network classifies correctly."""
     _, probabilities = classify(network, data.images)
     return float((probabilities.argmax(-1) == data.labels).mean())
 
 
 def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -> Classifier:
-    """The classifier of a dataset: released, or from the cache, or trained now and put there.
+    """The classifier of a dataset: the released one, or one from the cache, or one trained now and cached.
 
-    The training says how long it will take, and is given up where that is too long.
+    The training reports how long it will take, and stops if that is too long.
 
-    The cache is KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. Its key holds the
-    dataset's name, version, classes and shape, and what the images are.
+    The cache is KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. The key of an entry
+    depends on the dataset's name, version, classes and shape, and on its images and labels.
 
     Args:
-        train: `ImageData` to train on, whole.
-        test: `ImageData` for the accuracy that the classifier states.
-        progress: called with one line when there is something to tell.
-        seed: of the classifier; another seed is another classifier, for the spread between them.
-        minutes: that the training may take.
+        train: `ImageData` to train on, the whole training set.
+        test: `ImageData` to measure the accuracy of the classifier on.
+        progress: called with one line whenever there is something to report.
+        seed: of the classifier; other seeds give other classifiers, whose spread can be measured.
+        minutes: how long the training may take.
 
     Raises:
-        UserError: the dataset has no labels or one class; or the classifier has to be trained, and the
+        UserError: the dataset has no labels or one class; or the classifier must be trained, but the
             backend cannot train, or the training would take too long.
     """
     progress = progress or (lambda line: None)
@@ -139,10 +139,10 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
 
 
 def build_classifier(image_shape, num_classes, seed=0):
-    """image (N, H, W, C) in [0, 1] -> {"features" (N, 64), "logits", "probabilities" (N, K)}.
+    """Build a network: image (N, H, W, C) in [0, 1] -> {"features" (N, 64), "logits", "probabilities" (N, K)}.
 
-    Pairs of convolutions, the first of each of stride 2, until the shorter side is 8 pixels or less;
-    then a dense layer of 64 features.
+    It has pairs of convolutions, the first of stride 2 and the second of stride 1, until the shorter side is
+    8 pixels or less; then a dense layer of 64 features.
     """
     seeds = iter(range(100 * seed, 100 * seed + 100))
 
@@ -178,7 +178,7 @@ def build_classifier(image_shape, num_classes, seed=0):
 
 
 def steps_of(train):
-    """Steps of the classifier of an `ImageData`: the work of MNIST's at most, whatever the images' size."""
+    """Training steps for an `ImageData`: mostly no more computation than for MNIST, whatever the image size."""
     height, width = train.images.shape[1:3]
     steps = round(STEPS * min(1, PIXELS / (height * width)))
     epochs = MOST_EPOCHS * max(1, len(train.images) // BATCH)
@@ -186,11 +186,11 @@ def steps_of(train):
 
 
 class TooLong(UserError):
-    """The training of a classifier would take longer than it may."""
+    """The training of a classifier would take longer than allowed."""
 
 
 class _Clock(keras.callbacks.Callback):
-    """Says after a few steps how long all will take, and gives up where that is too long."""
+    """Reports after a few steps how long the training will take, and stops it if that is too long."""
 
     def __init__(self, steps, minutes, progress):
         super().__init__()
@@ -199,7 +199,7 @@ class _Clock(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.done += 1
-        if self.done == 1:  # which compiled what there is to compile
+        if self.done == 1:  # the first step includes compilation, so it is not timed
             self.started = time.perf_counter()
         elif self.done == min(TIMED, self.steps):
             step = (time.perf_counter() - self.started) / (self.done - 1)
@@ -216,16 +216,17 @@ class _Clock(keras.callbacks.Callback):
 
 
 def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
-    """Train the classifier of a dataset from a seed: a network as of `build_classifier`.
+    """Train the classifier of a dataset from a seed; returns the network of `build_classifier`.
 
-    Cross-entropy, Adam with a warm-up and a cosine decay, images shifted by up to two pixels.
+    The loss is the cross-entropy; Adam has a warm-up and a cosine decay; images are shifted by up to two
+    pixels.
 
     Args:
         train: `ImageData` with labels.
-        seed: of the weights, of the order and of the shifts.
-        steps: batches of up to 128 images.
-        progress: called with one line after some steps, and then ten times.
-        minutes: that it may take; None for as long as it takes.
+        seed: of the weights, of the order of the images and of the shifts.
+        steps: number of batches of up to 128 images.
+        progress: called with one line after some steps, and then about ten times.
+        minutes: how long it may take; None for no limit.
 
     Raises:
         TooLong: it would take longer.
@@ -239,7 +240,7 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
     schedule = keras.optimizers.schedules.CosineDecay(
         LEARNING_RATE / 10, steps - warmup, warmup_target=LEARNING_RATE, warmup_steps=warmup
     )
-    # The network itself stays without an optimizer, and is saved without one.
+    # Compile a second model on the same layers: `network` is saved without an optimizer.
     trained = keras.Model(network.inputs, network.get_layer("logits").output)
     trained.compile(Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
@@ -254,13 +255,13 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
 
 
 def save(network, path):
-    """Write the network to a .keras file, in one step."""
+    """Write the network to a .keras file, whole or not at all."""
     with atomic(path) as temporary:
         network.save(temporary)
 
 
 class _ShiftedBatches(keras.utils.PyDataset):
-    """Batches of (images in [0, 1], labels) in a new order each epoch, each image shifted at random."""
+    """Batches of (images in [0, 1], labels), in a new order each epoch; each image is shifted at random."""
 
     def __init__(self, images, labels, seed, most=STEPS):
         super().__init__()
@@ -269,7 +270,7 @@ class _ShiftedBatches(keras.utils.PyDataset):
         self.on_epoch_end()
 
     def __len__(self):
-        # What is left over comes in another epoch; of very many images not all are seen.
+        # Images left over by whole batches come in another epoch; a very large dataset is not seen in full.
         return max(1, min(len(self.images) // BATCH, self.most))
 
     def __getitem__(self, i):
@@ -287,7 +288,7 @@ class _ShiftedBatches(keras.utils.PyDataset):
 
 
 def _fingerprint(data, steps=STEPS, seed=0):
-    """Twelve digits that change with the images, the labels, the classes or the recipe."""
+    """A hash of 12 hex digits of the images (a sample), the labels, the classes and the training recipe."""
     recipe = (VERSION, data.images.shape, data.num_classes)
     if (steps, seed) != (STEPS, 0):
         recipe += (steps, seed)
@@ -298,9 +299,9 @@ def _fingerprint(data, steps=STEPS, seed=0):
 
 
 def _load(path, data):
-    """The network in a file, or None if there is none that fits the dataset.
+    """The network in a file, or None if the file is missing or does not fit the dataset.
 
-    Of the file, which anybody may have made, the weights alone are read: the network is ours.
+    Anybody may have made the file, so only the weights are read from it; the network is built here.
     """
     if not path.is_file():
         return None
@@ -308,19 +309,19 @@ def _load(path, data):
     try:
         weights = _weights(path, network.count_params())
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+            warnings.simplefilter("ignore")  # weights that do not fit also raise an error
             copy = Path(folder, "classifier.weights.h5")
             copy.write_bytes(weights)
             network.load_weights(copy)
         if not all(np.isfinite(w).all() for w in network.get_weights()):
             raise ValueError("it has weights that are no numbers")
-    except Exception:  # damaged, or of another network: it is made anew
+    except Exception:  # damaged, or of another network: a new one is trained
         return None
     return network
 
 
 def _weights(path, count):
-    """The HDF5 file in a .keras file, checked as that of any model file."""
+    """The HDF5 file in a .keras file, with the same checks as for a model file."""
     size = path.stat().st_size
     if size > 4 * count + model_file.OVERHEAD:
         raise ValueError(f"it has {size:,} bytes for {count:,} weights")

@@ -1,9 +1,9 @@
-"""Several processes, or several devices, that train one model on the same batches.
+"""Training one model with several processes or several devices, each on its share of every batch.
 
-On torch, each process of `torchrun` takes its share of every batch, and gradients, statistics of batch
-normalisation and figures are summed over all: what comes out is the run of one process, to rounding. On
-jax one process spreads a batch over its devices (`keras.distribution.DataParallel`), and on tensorflow over
-those of a `tf.distribute` strategy that is entered around the run.
+On torch, `torchrun` starts the processes. Gradients, statistics of batch normalisation and figures are
+summed over all of them, so the result equals a run of one process, up to rounding. On jax, one process
+spreads a batch over its devices (`keras.distribution.DataParallel`); on tensorflow, over the devices of a
+`tf.distribute` strategy that is entered around the run.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ else:
 
 
 class LostWorker(UserError):
-    """Another process of the run is gone."""
+    """Another process of the run has ended or cannot be reached."""
 
 
 def launched_by_torchrun():
@@ -33,7 +33,7 @@ def launched_by_torchrun():
 
 
 def start():
-    """Join the other processes of `torchrun`: gloo between CPUs, NCCL between GPUs.
+    """Connect to the other processes of `torchrun`: by gloo between CPUs, by NCCL between GPUs.
 
     Raises:
         UserError: on a backend other than torch.
@@ -51,31 +51,33 @@ def start():
 
 
 def stop():
-    """Leave the other processes."""
+    """Disconnect from the other processes."""
     if size() > 1:
         torch.distributed.destroy_process_group()
 
 
 def size():
-    """Number of processes, 1 without `start`."""
+    """Number of processes; 1 if `start` was not called."""
     joined = torch is not None and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if joined else 1
 
 
 def rank():
-    """The number of this process, from 0; the first one writes and speaks."""
+    """The number of this process, from 0; only process 0 writes files and prints."""
     return torch.distributed.get_rank() if size() > 1 else 0
 
 
 def divisible(n, by):
-    """The least multiple of `by` that is n or more."""
+    """The smallest multiple of `by` that is n or more."""
     return -(-n // by) * by
 
 
 def local_rows(n, over):
-    """Which rows of a batch of n are for this process, as an index: every nth, or all of a batch too small for that.
+    """The rows of a batch of n images that this process takes, as an index.
 
-    Over several devices all are, and as many of them twice as it takes to divide by `over`, their number.
+    With several processes it is every `size()`-th row, or all rows of a batch that has fewer rows than there
+    are processes. Some rows are repeated if needed, so that their number is a multiple of `over`, the number
+    of devices.
     """
     if size() == over == 1:
         return slice(n)
@@ -84,10 +86,10 @@ def local_rows(n, over):
 
 
 def total_over_processes(n):
-    """The sum of a whole number, or each of a list of scalars, over all processes."""
+    """The sum over all processes of an integer, or of each of a list of scalars."""
     if size() == 1:
         return n
-    # On the CPU, so that nothing waits for a GPU.
+    # On the CPU, so that the call does not wait for a GPU.
     numbers = [float(x) for x in n] if isinstance(n, list) else n
     dtype = torch.float64 if isinstance(n, list) else torch.int64
     numbers = torch.tensor(numbers, dtype=dtype, device="cpu")
@@ -97,7 +99,7 @@ def total_over_processes(n):
 
 
 def weighted_mean(tensors, n):
-    """The sums of tensors over all processes, over the sum of `n`: all in one exchange."""
+    """The sums of tensors over all processes, divided by the sum of `n`; one exchange of data does all."""
     parts = [tensor.reshape(-1) for tensor in tensors]
     flat = torch.cat([*parts, parts[0].new_tensor([n])])
     with _watched():
@@ -107,7 +109,7 @@ def weighted_mean(tensors, n):
 
 
 def batch_mean(x, weights=None):
-    """The mean, or the weighted one, of x (N,) over the batches of all processes, with no gradient: a scalar."""
+    """The mean, weighted if `weights` are given, of x (N,) over the batches of all processes: a scalar, no gradient."""
     x = ops.stop_gradient(x)
     total, count = ops.sum(x), ops.size(x)
     if weights is not None:
@@ -126,7 +128,7 @@ def batch_moments(x):
 
 
 def normal(shape, seed):
-    """`keras.random.normal`; of several processes, each draws the whole batch's and takes that of its images."""
+    """`keras.random.normal`. Each of several processes draws noise for the whole batch and takes its own rows."""
     if size() == 1:
         return keras.random.normal(shape, seed=seed)
     whole = keras.random.normal((total_over_processes(shape[0]), *shape[1:]), seed=seed)
@@ -134,7 +136,7 @@ def normal(shape, seed):
 
 
 def on_first(function):
-    """Call a function in the first process alone; its result, or its UserError, is that of all."""
+    """Call a function in the first process only; all processes return its result, or raise its UserError."""
     if size() == 1:
         return function()
     outcome = [None, None]
@@ -151,7 +153,7 @@ def on_first(function):
 
 
 def broadcast(variables):
-    """Give Keras variables the values that they have in the first process."""
+    """Copy the values of Keras variables from the first process to all others."""
     if size() > 1:
         with _watched(), torch.no_grad():
             for variable in variables:
@@ -159,36 +161,36 @@ def broadcast(variables):
 
 
 def first_to_speak():
-    """Whether no other process of the run has said yet why it ends. The job ends with one line."""
+    """Whether no other process has reported yet why the run ends, so that the job prints one line only."""
     if size() == 1:
         return True
-    try:  # where the processes found each other; with torchrun it outlives them
+    try:  # the store that connected the processes; with torchrun it outlives them
         store = torch.distributed.distributed_c10d._get_default_store()
         return store.add("keras_ae/spoken", 1) == 1
     except RuntimeError:
         return rank() == 0
 
 
-# Replicas of a strategy of tensorflow that a run has entered.
+# Number of replicas of the tensorflow strategy that a run has entered, or None.
 _replicas = contextvars.ContextVar("replicas", default=None)
 
 
 def devices():
-    """Number of devices that Keras spreads a batch over, 1 on torch."""
+    """Number of devices that Keras spreads a batch over; 1 on torch."""
     spread = keras.distribution.distribution()
     return _replicas.get() or 1 if spread is None else int(spread.device_mesh.devices.size)
 
 
 def by_keras():
-    """Whether Keras spreads the batches, be it over one device: then its own loops run, not ours."""
+    """Whether Keras spreads the batches, even over one device only: then Keras' loops run, not ours."""
     return _replicas.get() is not None or keras.distribution.distribution() is not None
 
 
 @contextlib.contextmanager
 def all_devices():
-    """Within it, Keras spreads batches over the devices of a jax that has several.
+    """A context in which Keras on jax spreads batches over all devices, if there are several.
 
-    On tensorflow, those of the `tf.distribute` strategy that the caller has entered, if any, are counted.
+    On tensorflow, it only counts the replicas of the `tf.distribute` strategy, if the caller has entered one.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -210,7 +212,7 @@ def all_devices():
 
 @contextlib.contextmanager
 def _watched():
-    """What torch raises when another process is gone, as a LostWorker."""
+    """A context that turns torch's error about a lost process into a LostWorker."""
     try:
         yield
     except RuntimeError as error:
@@ -223,7 +225,7 @@ def _watched():
 if torch is not None:
 
     class _Sum(torch.autograd.Function):
-        """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+        """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
 
         @staticmethod
         def forward(context, x):

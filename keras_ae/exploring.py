@@ -1,8 +1,8 @@
-"""One page in which anyone plays with a model: the networks run in the browser, from one HTML file.
+"""A single HTML file in which anyone can play with a model; its networks run in the browser.
 
-What the page is made of lies in the folder `explore/` of the repository, `keras_ae/page/` of an
-installation: HTML, CSS and modules of JavaScript, which `assemble` puts into one file with the data of a
-model. Nothing is loaded from elsewhere, and the page's Content-Security-Policy allows no request.
+The sources of the page (HTML, CSS and JavaScript modules) are in the folder `explore/` of the repository, or
+`keras_ae/page/` of an installation. `assemble` puts them into one file, together with the data of a model.
+The page loads nothing from elsewhere, and its Content-Security-Policy allows no request.
 """
 
 import base64
@@ -25,36 +25,36 @@ from keras_ae.latents import principal_directions
 from keras_ae.pictures import to_float, to_uint8
 from keras_ae.priors import ClassMixture, StandardNormal
 
-CODES = 2_000  # test images on the map at most
-THUMBNAIL = 32  # pixels of the longer side of a thumbnail at most
-PLAIN = 1024  # values of a thumbnail up to which it is a PNG
-TESTED = 12  # codes and images by which the page checks itself at most …
-TESTED_VALUES = 100_000  # … and pixels of these in all, of one at least
-# Steps of a packed kernel in its standard deviation. A pixel's error is to stay below 1/255, a latent's of
-# 1/100 of its standard deviation is not seen: the encoder is carried in fewer.
+CODES = 2_000  # most test images on the map
+THUMBNAIL = 32  # most pixels of the longer side of a thumbnail
+PLAIN = 1024  # thumbnails are PNG up to so many values each, else JPEG
+TESTED = 12  # most codes and images by which the page checks itself …
+TESTED_VALUES = 100_000  # … and most values of these images (but at least 2 images)
+# Packed kernels are quantized, with so many steps per standard deviation of the kernel. The error of a pixel must
+# stay below 1/255. An error of 1/100 of a latent's standard deviation is invisible, so the encoder has fewer.
 FINE = {"encoder": 256, "decoder": 1024}
-FINE_CODES = 512  # likewise of codes and priors
-SMALL = 2_000  # numbers up to which an array is carried as float32
+FINE_CODES = 512  # the same for codes and priors
+SMALL = 2_000  # an array of up to so many numbers is stored as float32
 ENTRY = "main.js"
 
 
 def explore(model, test, title=None, seed=0, progress=lambda line: None, networks=None):
-    """The page of a model.
+    """Make the interactive page of a model.
 
     Args:
         model: AE, VAE or CVAE.
-        test: test images, `keras_ae.data.ImageData`; a CVAE needs their labels. At most 2,000 of them, taken
-            at random, are on the page.
+        test: test images, `keras_ae.data.ImageData`; a CVAE needs their labels. The page shows at most 2,000
+            of them, chosen at random.
         title: of the page; by default the kind of the model and the name of the dataset.
         seed: of the choice of images.
-        progress: called with one line when there is something to tell.
-        networks: of `describe`, where it has been called already.
+        progress: called with one line whenever there is something to report.
+        networks: the result of `describe`, if it has been called already.
 
     Returns:
-        The HTML, a string: one file that needs no other and no network.
+        The HTML, a string: one file that needs no other file and no internet.
 
     Raises:
-        graphs.Unsupported: for a layer that the page cannot run.
+        graphs.Unsupported: the page cannot run one of the layers.
         UserError: there are no test images.
     """
     networks = networks or describe(model)
@@ -69,16 +69,16 @@ def describe(model):
     """Encoder and decoder of a model as graphs with packed arrays, ready for JSON.
 
     Raises:
-        graphs.Unsupported: for a layer that the page cannot run.
+        graphs.Unsupported: the page cannot run one of the layers.
     """
     return {role: packed_graph(getattr(model, role), fine) for role, fine in FINE.items()}
 
 
 def packed_graph(network, fine=None):
-    """The graph of a network (`graphs.describe`), its arrays packed.
+    """The graph of a network (`graphs.describe`) with packed arrays.
 
     Args:
-        fine: of `pack`, for kernels; all other arrays are float32. None for float32 kernels as well.
+        fine: argument of `pack` for kernels; all other arrays are float32. None for float32 kernels too.
     """
     graph = graphs.describe(network)
     for operation in graph["operations"]:
@@ -90,13 +90,13 @@ def packed_graph(network, fine=None):
 
 
 def pack(array, fine=None):
-    """An array as the page carries it: deflated, in base64.
+    """Pack an array for the page: deflate and base64.
 
     Args:
-        fine: steps in the array's standard deviation, rounded so that a step is a power of two: numbers
-            become whole numbers of 16 bits that count steps, their low bytes before their high bytes. With
-            512 a weight takes 11 bits deflated, where float16 takes 14. None, few numbers, and numbers
-            that do not fit into 16 bits, for float32.
+        fine: number of steps per standard deviation of the array; a step is rounded to a power of two. Each
+            number becomes a 16-bit integer that counts steps; all low bytes come before all high bytes. With
+            512, a deflated weight takes 11 bits; as float16 it would take 14. The array stays float32 if this
+            is None, if it has few numbers, or if they do not fit into 16 bits.
     """
     array = np.ascontiguousarray(array, "<f4")
     spread = float(array.std()) if fine and array.size > SMALL else 0.0
@@ -123,7 +123,7 @@ def _base64(content):
 
 
 def _data(model, test, seed):
-    """What the page shows besides the networks."""
+    """The data of the page other than its title and networks, as a dict for JSON."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(test.images))[:CODES]
     rows.sort()
@@ -166,7 +166,7 @@ def _data(model, test, seed):
 
 
 def _plane(codes):
-    """Where the map lies among the latents: its origin (D,) and its two directions (2, D)."""
+    """The plane of the map in latent space: its origin (D,), its two directions (2, D), its share of the variance."""
     count = codes.shape[1]
     if count <= 2:
         directions, origin = np.eye(2, count), np.zeros(count)
@@ -179,12 +179,12 @@ def _plane(codes):
 
 
 def _thumbnails(images):
-    """The images side by side in one picture, 50 a row; large ones made smaller."""
+    """One picture of all images side by side, 50 per row; large images are scaled down."""
     images = to_uint8(images)
     count, height, width, channels = images.shape
     factor = min(1.0, THUMBNAIL / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    if channels not in (1, 3):  # as the page draws them
+    if channels not in (1, 3):  # converted in the way the page draws them
         images = (
             images[..., :3] if channels == 4 else images.mean(-1, keepdims=True).astype("uint8")
         )
@@ -198,7 +198,7 @@ def _thumbnails(images):
         sheet.paste(tile, (i % columns * size[0], i // columns * size[1]))
     file = io.BytesIO()
     if size[0] * size[1] * images.shape[-1] <= PLAIN:
-        # Sixteen greys are enough for a thumbnail, and half as many bytes.
+        # 16 grey levels are enough for a thumbnail and halve its bytes.
         if mode == "L":
             greys = Image.fromarray(np.rint(np.asarray(sheet) / 17).astype("uint8"))
             greys.putpalette(np.repeat(np.arange(16, dtype="uint8") * 17, 3).tobytes())
@@ -218,7 +218,7 @@ def _thumbnails(images):
 
 
 def _prior(model):
-    """The fitted prior: its arrays, the name of one that the page cannot draw from, None for none."""
+    """The fitted prior as a dict: its arrays, or its name if the page cannot draw from it. None if unfitted."""
     prior = getattr(model, "prior", None)
     if prior is None or type(prior) is StandardNormal:
         return None
@@ -236,9 +236,9 @@ def _prior(model):
 
 
 def _usual_size(images):
-    """The longer side of what is drawn in an image, as a share of the image's: the mean over images.
+    """The longer side of the object in an image, as a share of the image's longer side: the mean over images.
 
-    None where images have no empty ground, such as photographs.
+    None if the images have no empty background, like photographs.
     """
     images = to_uint8(images[:500]).max(-1)
     inside = images > 64
@@ -253,7 +253,7 @@ def _usual_size(images):
 
 
 def _tests(model, images, labels, mean, log_var, rng):
-    """Codes with their pixels and images with their codes, by Keras: what the page checks itself by."""
+    """Codes with their pixels, and images with their codes, as Keras computes them: the page's self-test."""
     count = max(2, min(TESTED, len(images), TESTED_VALUES // images[0].size))
     chosen = rng.permutation(len(images))[:count]
     codes = mean[chosen].astype("float32")
@@ -276,7 +276,7 @@ def _tests(model, images, labels, mean, log_var, rng):
     }
 
 
-# The assembly of the page.
+# Assembling the page
 
 
 def sources():
@@ -292,13 +292,13 @@ TOP_LEVEL = re.compile(r"^(?:async )?(?:function\*?|const|class|let) (\w+)", re.
 
 
 def bundle(folder, entry=ENTRY):
-    """Modules as one script: `entry` after all that it imports, without the words import and export.
+    """Join JavaScript modules into one script, without import and export; imported modules come first.
 
-    The modules keep to what this understands: named imports from "./file.js", exports where a name is
-    declared, and no name at the top level of two modules.
+    The modules may use only this: named imports from "./file.js", and `export` in front of a declaration. No
+    two modules may declare the same name at their top level.
 
     Raises:
-        ValueError: for a module that does not.
+        ValueError: a module breaks one of these rules.
     """
     found, parts, names = {}, [], {}
 
@@ -333,11 +333,11 @@ def bundle(folder, entry=ENTRY):
 
 
 def assemble(title, data):
-    """The page: the template with title, style, program and data in it.
+    """Make the page: fill title, style, program and data into the template.
 
     Args:
-        title: text, of any characters.
-        data: what JSON can write. Its strings are text for the page, never markup.
+        title: text; any characters are safe.
+        data: values that JSON can store. The page treats their strings as text, never as markup.
     """
     folder = sources()
     style = (folder / "style.css").read_text(encoding="utf-8")
@@ -349,7 +349,7 @@ def assemble(title, data):
         f"default-src 'none'; script-src '{_hash(program)}'; style-src '{_hash(style)}'; "
         "img-src data: blob:; worker-src blob:; base-uri 'none'; form-action 'none'"
     )
-    # Within a script no markup is read but that which ends it.
+    # A browser reads no markup in a script but its end tag, so escaping "<" is enough.
     content = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     slots = {
         "head": f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

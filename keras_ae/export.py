@@ -1,20 +1,20 @@
-"""Write a model in the formats of other runtimes: ONNX, torch, OpenVINO, SavedModel, LiteRT.
+"""Export a model to the formats of other runtimes: ONNX, torch, OpenVINO, SavedModel, LiteRT.
 
-A part of a model is written as one graph from named inputs to one named output, of any batch size:
+Each part of a model is written as one graph from named inputs to one named output, for any batch size:
 
 part         inputs                        output
-encoder      image [, label]               code, the posterior's mean
+encoder      image [, label]               code, the mean of the posterior
 decoder      latent [, label]              image
-autoencoder  image [, label]               reconstruction, from the posterior's mean
+autoencoder  image [, label]               reconstruction, from the mean of the posterior
 sampler      noise, uniform [, label]      image, with the fitted prior in the graph
 
-image    (N, H, W, C) float32 in [0, 1], as is reconstruction; divide uint8 pixels by 255
+image    (N, H, W, C) float32 in [0, 1], like reconstruction; divide uint8 pixels by 255
 label    (N,) int64, 0 to K - 1, for a CVAE
-latent   (N, D) float32, as is code
+latent   (N, D) float32, like code
 noise    (N, D) float32, standard normal
-uniform  (N,) float32 in [0, 1): chooses the component of the prior; only where a mixture was fitted
+uniform  (N,) float32 in [0, 1): chooses the component of the prior; only if a mixture was fitted
 
-The same as a dict, in JSON, goes into the file: see `describe`.
+The file contains this description as JSON: see `describe`.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ from keras_ae.errors import UserError, need
 from keras_ae.inputs import one_hot
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
-OLD = "replaced"  # what a folder is called that makes room
-METADATA = "keras_ae"  # the key of the metadata; its file is called keras_ae.json
+OLD = "replaced"  # name of the old folder while a new one takes its place
+METADATA = "keras_ae"  # key of the metadata; as a file, it is named keras_ae.json
 
 
 class ExportError(UserError):
-    """A part that the model does not have, a package that is missing, or a path that is taken."""
+    """The model lacks the part, the export failed, or the path is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What writes a format: a backend, and the packages it takes."""
+    """The backend that writes a format, and the packages that this needs."""
 
     backend: str
     packages: tuple[str, ...]
@@ -70,31 +70,31 @@ FORMATS = {
 def export(model, path, format="onnx", part="decoder", force=False, report=print):
     """Write a part of a model for another runtime.
 
-    Where the running backend cannot write the format, a process of a backend that can does the work.
+    If the running backend cannot write the format, another process with the right backend does it.
 
     Args:
         model: an AE, VAE or CVAE.
         path: the file to write (for "saved_model" the folder), with the suffix of the format.
-            "openvino" writes the weights beside it, as .bin.
+            "openvino" also writes the weights, to a .bin file beside it.
         format: "onnx", "torch" (an ExportedProgram), "openvino", "saved_model" or "litert".
         part: "decoder", "encoder", "autoencoder" or "sampler".
-        force: replace what is there.
-        report: is given lines that tell what happens.
+        force: replace an existing file or folder.
+        report: called with lines that say what happens.
 
     Returns:
         The files or the folder written, a list of `Path`.
 
     Raises:
-        ValueError: for a format or part that is not known, or a path of another suffix.
-        UserError: if a package is missing.
-        ExportError: if the path is taken, or an AE is asked for its sampler.
+        ValueError: the format or part is unknown, or the path has another suffix.
+        UserError: a package is missing.
+        ExportError: the path is taken, the model has no such part, or the writing failed.
     """
     path = Path(path)
     check(path, format, part, force)
     if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
     writer = FORMATS[format]
-    # Made beside the target, and moved when whole: a reader or a kill never meets half a file.
+    # Write beside the target and move when complete, so that a kill never leaves half a file there.
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
     with temporary_folder(path) as temporary:
@@ -106,7 +106,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                     WRITERS[format](build_part(model, part), describe(model, part), made)
             except (OSError, MemoryError, ExportError):
                 raise
-            except Exception as error:  # what a full disk makes of each of these packages
+            except Exception as error:  # on a full disk, these packages raise all sorts of errors
                 why = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
@@ -117,7 +117,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
 
 @contextlib.contextmanager
 def temporary_folder(path):
-    """A hidden folder beside a path, locked as long as somebody works in it."""
+    """A context with a hidden folder beside a path, which is locked until the context ends."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -128,7 +128,7 @@ def temporary_folder(path):
 
 
 def check(path, format, part, force):
-    """Refuse what `export` could not do, before the work.
+    """Check the arguments of `export` before the work starts.
 
     Raises:
         ValueError, UserError: as `export`.
@@ -151,7 +151,7 @@ def check(path, format, part, force):
 
 
 def build_part(model, part):
-    """A part of a model as a Functional model: named inputs, one output. See the top of this module."""
+    """Make a Functional model of a part: named inputs, one output. See the docstring of this module."""
     classes = model.num_classes
     label = [keras.Input((), dtype="int64", name="label")] if classes else []
     if part in ("encoder", "autoencoder"):
@@ -176,7 +176,7 @@ def build_part(model, part):
 
 
 def describe(model, part):
-    """What a program must know of a part, the metadata of the file: a dict of plain values."""
+    """The metadata of the file: a dict of plain values that tells a program how to use the part."""
     image = f"(N, {', '.join(map(str, model.image_shape))}) float32 in [0, 1]"
     code = f"(N, {model.latent_dim}) float32"
     inputs = {
@@ -205,12 +205,12 @@ def describe(model, part):
 
 
 def on_cpu(model):
-    """Whether a model's weights are in the memory of the host: a graph of a GPU's runs on a GPU only."""
+    """Whether a model's weights are in CPU memory: a graph exported from a GPU runs only on a GPU."""
     device = getattr(model.decoder.weights[0].value, "device", "cpu")
     return "cpu" in str(device).lower()
 
 
-# What the process of another backend runs.
+# The program that the process with another backend runs.
 HAND_OVER = """
 import sys
 from keras_ae import checkpoints, export
@@ -219,7 +219,7 @@ export.export(checkpoints.load_model(sys.argv[1]), *sys.argv[2:])
 
 
 def hand_over(model, path, format, part):
-    """Have a process with the format's own backend, on the CPU, write a part of a model."""
+    """Start a process with the backend of the format, on the CPU, that writes a part of a model."""
     source = path.parent.parent / "model.keras"
     checkpoints.save_model(model, source)
     environment = os.environ | {
@@ -236,21 +236,21 @@ def hand_over(model, path, format, part):
 
 
 def move(new, target):
-    """Put a whole file or folder in the place of what is there; returns where."""
+    """Move a complete file or folder to `target`, replacing what is there; returns `target`."""
     if new.is_file():
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
     elif target.exists():
-        if exchange(new, target):  # what was there goes with the temporary folder
+        if exchange(new, target):  # the old folder is removed with the temporary folder
             return target
-        # Not in one step here: `sweep` puts the old one back, should this process end in between.
+        # This takes two steps. If the process ends between them, `sweep` puts the old folder back.
         os.replace(target, new.with_name(OLD))
     os.replace(new, target)
     return target
 
 
 def exchange(a, b):
-    """Have two folders change places in one step. Returns whether the system can."""
+    """Exchange two folders in one step. Returns False if the system cannot do this."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # not on Linux
@@ -260,7 +260,7 @@ def exchange(a, b):
 
 
 def sweep(path):
-    """Remove what an export to a path left that was killed, and put back what it had moved away."""
+    """Clean up after a killed export to a path: remove its files, and put back an old folder it had moved."""
     name = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}")
     for left in path.parent.iterdir():
         if not name.fullmatch(left.name) or not (left / "new").is_dir():
@@ -277,7 +277,7 @@ def sweep(path):
 
 @contextlib.contextmanager
 def quiet():
-    """Silences the exporters, which warn of their own insides and print what they do."""
+    """A context that hides the warnings of the exporters about their own internals, and what they print."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -290,21 +290,21 @@ def quiet():
 
 
 def output_name(about):
-    """The name of the one output of a part that `describe` describes."""
+    """The name of a part's output, from the dict that `describe` returned."""
     return next(iter(about["outputs"]))
 
 
 def write_torch(net, about, path):
-    """An ExportedProgram: `torch.export.load(path).module()(*inputs)`."""
+    """Write an ExportedProgram; to use it: `torch.export.load(path).module()(*inputs)`."""
     import torch
 
     program, file = exported_program(net), io.BytesIO()
     torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(about)})
-    path.write_bytes(file.getvalue())  # torch itself ends the process where the disk is full
+    path.write_bytes(file.getvalue())  # not by torch, which ends the process if the disk is full
 
 
 def write_onnx(net, about, path):
-    """An ONNX file, with torch's exporter."""
+    """Write an ONNX file with torch's exporter."""
     import torch
 
     program = torch.onnx.export(
@@ -319,7 +319,7 @@ def write_onnx(net, about, path):
 
 
 def write_openvino(net, about, path):
-    """An OpenVINO IR: path and, beside it, the weights as .bin."""
+    """Write an OpenVINO IR: the graph to `path`, and the weights to a .bin file beside it."""
     telemetry.off()
     import openvino
 
@@ -332,7 +332,7 @@ def write_openvino(net, about, path):
 
 
 def exported_program(net):
-    """A Functional model as a `torch.export.ExportedProgram` of a dynamic batch size."""
+    """A Functional model as a `torch.export.ExportedProgram` with a dynamic batch size."""
     import torch
 
     class Part(torch.nn.Module):
@@ -344,19 +344,19 @@ def exported_program(net):
             return self.net(list(inputs))
 
     batch = torch.export.Dim("batch", min=1, max=2**20)
-    # Three images to trace with: sizes of 0 and 1 would be taken for fixed.
+    # Trace with three images: torch would treat a batch size of 0 or 1 as fixed.
     example = tuple(ops.ones((3, *t.shape[1:]), dtype=t.dtype) for t in net.inputs)
     shapes = tuple({0: batch} for _ in example)
     with torch.no_grad():
         program = torch.export.export(Part().eval(), example, dynamic_shapes=(shapes,))
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # the paths of this machine's files
+            node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 def write_saved_model(net, about, path):
-    """A SavedModel folder, with the signature `serving_default` of named inputs and outputs."""
+    """Write a SavedModel folder; its signature `serving_default` has named inputs and outputs."""
     import tensorflow as tf
 
     signature = [tf.TensorSpec(t.shape, t.dtype, t.name) for t in net.inputs]
@@ -372,7 +372,7 @@ def write_saved_model(net, about, path):
 
 
 def write_litert(net, about, path):
-    """A LiteRT (TensorFlow Lite) file; its metadata is a zip at the end, as is LiteRT's custom."""
+    """Write a LiteRT (TensorFlow Lite) file, with the metadata in a zip at its end, as usual for LiteRT."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:

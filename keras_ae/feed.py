@@ -1,27 +1,27 @@
-"""The batches of a run, in an order that is a function of the seed and the epoch alone."""
+"""The batches of a run, in an order that depends only on the seed and the epoch."""
 
 import keras
 import numpy as np
 
 from keras_ae import distributed, fast
 
-WINDOW = 256 << 20  # bytes of images that are shuffled at a time
-BLOCK = 128 << 10  # bytes of images that stay neighbours in a larger set
+WINDOW = 256 << 20  # bytes of images that are shuffled together
+BLOCK = 128 << 10  # bytes of neighbouring images that stay together in a larger dataset
 
 
 class Feed(keras.utils.PyDataset):
-    """Batches of an epoch, in an order that is a function of the seed and the epoch alone.
+    """The batches of an epoch, in an order that depends only on the seed and the epoch.
 
-    Keras shuffles by a state that no checkpoint holds; this order is the same in a resumed run.
+    Keras shuffles with a random state that is in no checkpoint; this order is the same in a resumed run.
 
     Args:
         images: (N, H, W, C) uint8: an array, or `keras_ae.data.StoredImages`.
         labels: (N,) for a CVAE, else None.
-        batch_size: images a batch; the last one holds what is left.
-        seed: of the order, and of the coins of `binarize`.
-        binarize: draw each pixel, 0 or 255, as a coin of its grey value.
-        shuffle: whether there is an order other than that of the images.
-        augment: a `keras_ae.augmentation.Augment` that changes the images of a batch; None to leave them.
+        batch_size: images per batch; the last batch may be smaller.
+        seed: of the order, and of the random pixels of `binarize`.
+        binarize: set each pixel to 255 with the probability of its grey value, else to 0.
+        shuffle: whether to shuffle the images; False keeps their order.
+        augment: a `keras_ae.augmentation.Augment` that changes the images of a batch, or None.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class Feed(keras.utils.PyDataset):
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.binarize, self.shuffle = seed, binarize, shuffle
         self.augment = augment
-        self._devices = distributed.devices()  # of the thread that trains; others fetch batches
+        self._devices = distributed.devices()  # asked here, as other threads may fetch the batches
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first=0):
-        """Take the order of this epoch, from 0, without the batches before `first`."""
+        """Set the order of this epoch (counted from 0), and skip the batches before `first`."""
         self.epoch, self.first = epoch, first
         n = len(self.images)
         if self.shuffle:
@@ -44,7 +44,7 @@ class Feed(keras.utils.PyDataset):
             self.order = np.arange(n)
 
     def batches(self):
-        """What to give to `fit`: the feed itself, or on tensorflow what gathers its batches in the graph."""
+        """The argument for `fit`: this feed, or on tensorflow a dataset that gathers its batches in the graph."""
         if fast.ON and keras.backend.backend() == "tensorflow":
             from keras_ae.fast.gathering import gathered
 
@@ -53,14 +53,14 @@ class Feed(keras.utils.PyDataset):
 
     @property
     def steps(self):
-        """Batches of a whole epoch."""
+        """Number of batches of a whole epoch."""
         return -(-len(self.images) // self.batch_size)
 
     def __len__(self):
         return self.steps - self.first
 
     def rows(self, index):
-        """The numbers of the images of a batch: of this process's share of it."""
+        """The indices of the images in this process's share of a batch."""
         rows, mine = self._batch(index)
         return rows[mine]
 
@@ -73,7 +73,7 @@ class Feed(keras.utils.PyDataset):
     def __getitem__(self, index):
         batch, mine = self._batch(index)
         rows, seed = batch[mine], (self.seed, self.epoch, self.first + index)
-        # What is drawn is drawn for the images of all processes.
+        # Random numbers are drawn for the whole batch, so that all processes agree on them.
         images = self.augment(self.images[batch], seed)[mine] if self.augment else self.images[rows]
         if self.binarize:
             images = binarized(images, seed, len(batch), mine)
@@ -81,12 +81,12 @@ class Feed(keras.utils.PyDataset):
 
 
 def epoch_order(n, row_bytes, seed):
-    """A random order of n images of so many bytes: (n,) row numbers.
+    """A random order of n images of `row_bytes` bytes each: (n,) row numbers.
 
-    A set of up to WINDOW bytes is shuffled whole. A larger one is cut into blocks of neighbours, whose
-    order is shuffled, and then window by window, so that at any time a training step reads from WINDOW
-    bytes of the file and not from all over the disk. (TFDS has shuffled the file itself once.) In memory
-    the order is the same.
+    A dataset of up to WINDOW bytes is shuffled as a whole. A larger one is cut into blocks of neighbours.
+    The blocks are shuffled, then the images within each window of WINDOW bytes. So at any time training reads
+    from only WINDOW bytes of the file, not from all over the disk. (TFDS has shuffled the file once already.)
+    The order is the same for images in memory.
     """
     random = np.random.default_rng(seed)
     window = max(1, WINDOW // row_bytes)
@@ -102,9 +102,9 @@ def epoch_order(n, row_bytes, seed):
 
 
 def binarized(images, seed, n=None, rows=slice(None)):
-    """Each pixel of uint8 images drawn as a coin that shows 255 with probability grey / 255.
+    """Binarize uint8 images at random: a pixel becomes 255 with probability grey / 255, else 0.
 
-    With `n` and `rows`, the images are these rows of n for which the coins are drawn.
+    With `n` and `rows`, random numbers are drawn for n images, and `images` are the given rows of these.
     """
     shape = (n or len(images), *images.shape[1:])
     coins = np.random.default_rng(seed).random(shape, dtype="float32")[rows]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files whole or not at all."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ except ImportError:  # Windows
 
 from keras_ae.errors import UserError
 
-UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
+UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
 
 
 @contextlib.contextmanager
 def atomic(path):
-    """Give a temporary path to write to, which then takes the place of `path` in one step.
+    """A context with a temporary path to write to; at the end this file replaces `path` in one step.
 
-    A reader, a kill or a power cut at any moment meets the old file or the new one, never a part.
+    So at any moment, even after a kill or a power cut, `path` is the whole old file or the whole new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,21 +38,21 @@ def atomic(path):
 
 
 def _new_file(path):
-    """A hidden file beside `path`, locked, so that `sweep` knows that it is being written."""
+    """A hidden file beside `path`. It is locked, so that `sweep` does not remove it while it is written."""
     while True:
-        # The suffix stays: Keras goes by it. The leading dot hides the file from a listing.
+        # Keep the suffix: Keras chooses the format by it. The leading dot hides the file in listings.
         name = f"{UNFINISHED}{path.stem[:100]}-{secrets.token_hex(8)}{path.suffix}"
         temporary = str(path.parent / name)
-        # With the permissions of any new file, which the system takes from the umask.
+        # Use the permissions of an ordinary new file: 0o666 less the umask.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         _lock(handle)
-        if os.path.exists(temporary):  # not swept before it was locked
+        if os.path.exists(temporary):  # else `sweep` removed it before it was locked: try again
             return temporary, handle
         os.close(handle)
 
 
 def _lock(handle) -> bool:
-    """Lock a file. False where another process has it locked, or the file system knows no locks."""
+    """Lock a file. Returns False if another process holds the lock, or the file system has no locks."""
     if fcntl is not None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +62,7 @@ def _lock(handle) -> bool:
 
 
 def _sync_folder(folder):
-    """Have a file's new name on the disk before whatever is written next, where the system can."""
+    """Write a file's new name to the disk before anything else is written, if the system can do this."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -72,23 +72,23 @@ def _sync_folder(folder):
 
 
 def write_bytes(path, content):
-    """Write bytes or text to a file in one step."""
+    """Write bytes or text to a file, whole or not at all."""
     with atomic(path) as temporary:
         Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_header(path, header):
-    """Refuse to add to a file of other columns, or one whose last line is not whole.
+    """Check that a table file has these columns and that its last line is complete.
 
     Raises:
-        UserError: it is one of these.
+        UserError: the columns differ, or the last line is not complete.
     """
     try:
         with open(path, "rb") as file:
             first = file.readline()
             file.seek(-1, os.SEEK_END)
             last = file.read(1)
-    except OSError:  # not there, or empty
+    except OSError:  # the file is missing or empty
         return
     if first != header.encode():
         raise UserError(
@@ -100,14 +100,14 @@ def check_header(path, header):
 
 
 def append_lines(path, header, lines):
-    """Add lines to a text file, with a header where it is new: all of them, or none.
+    """Append lines to a text file, either all of them or none. A new file gets the header first.
 
-    Several processes may add to one file at a time, where the system has locks.
+    On a system with locks, several processes may append to one file at the same time.
 
     Args:
         path: of the file.
         header: its first line.
-        lines: a text file, read from where it stands.
+        lines: an open text file, read from its current position.
 
     Raises:
         UserError: as `check_header`.
@@ -131,7 +131,7 @@ def append_lines(path, header, lines):
 
 
 def sweep(folder):
-    """Remove the halves of files that a kill amid `atomic` left in a folder, but none that is being written."""
+    """Remove unfinished files that a kill during `atomic` left in a folder; files being written now are kept."""
     for part in Path(folder).glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             handle = os.open(part, os.O_RDWR)

@@ -1,27 +1,27 @@
-"""What the settings are that nobody has given: a rule of the images' shape and number.
+"""Recommended values for settings that the user did not give, from the shape and number of the images.
 
-The experiments behind it are in docs/defaults.md.
+The experiments behind this rule are in docs/defaults.md.
 """
 
 import math
 
 RECOMMENDED = ("latent_dim", "kl_weight", "batch_size", "epochs")
-SMALL = 48  # of the shorter side: images below it are of one thing, in few pixels
-MANY_IMAGES = 20_000  # from which on a batch of 128 leaves steps enough
+SMALL = 48  # pixels of the shorter side; smaller images usually show a single object
+MANY_IMAGES = 20_000  # with so many images, batches of 128 give enough steps
 STEPS = {128: 6000, 32: 12_000}  # of a run, by batch size, for images of up to 64 pixels a side
 MOST_EPOCHS, FEWEST_EPOCHS = 200, 3
-# What serves a dataset better than the rule, each measured. Digits are simple: 16 latents hold them, and the
-# heavier KL term leaves fewer codes between them.
+# Values measured to be better than the rule for one dataset. Digits are simple: 16 latents are enough, and the
+# larger weight of the KL term leaves fewer codes between the digits.
 OF_A_DATASET = {"mnist": {"latent_dim": 16, "kl_weight": 0.5, "batch_size": 128, "epochs": 15}}
 
 
 def recommended(dataset, image_shape, num_images):
-    """The settings for a dataset that nobody has given: a dict.
+    """The recommended settings for a dataset: a dict with the keys in RECOMMENDED.
 
     Args:
-        dataset: its name.
+        dataset: name of the dataset.
         image_shape: (H, W, C).
-        num_images: of the training.
+        num_images: number of training images.
     """
     if dataset in OF_A_DATASET:
         return OF_A_DATASET[dataset]

@@ -1,4 +1,4 @@
-"""One page with all that there is to see of a model: HTML that needs no other file and no network."""
+"""A report on a model: one HTML page that needs no other file and no internet."""
 
 import base64
 import html
@@ -11,9 +11,9 @@ from keras_ae import checkpoints, evaluation, latents, pictures
 from keras_ae.errors import printable
 from keras_ae.priors import StandardNormal
 
-SHOWN = 20  # test images beside their reconstructions
-PLOTTED = 2_000  # codes in a plot of codes
-MEASURED = 10_000  # test images behind the figures at most
+SHOWN = 20  # test images shown with their reconstructions
+PLOTTED = 2_000  # most codes in a plot of codes
+MEASURED = 10_000  # most test images used to compute the figures
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -26,17 +26,17 @@ td { padding: .15rem 1.5rem .15rem 0; vertical-align: top } td.n { text-align: r
 
 
 def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: None, explore=None):
-    """The page of a model.
+    """Make the report on a model.
 
     Args:
-        checkpoint: its `checkpoints.Checkpoint`: settings, history and pictures of epochs lie beside it.
-        model: the model, loaded.
+        checkpoint: its `checkpoints.Checkpoint`; settings, history and pictures of epochs are in its folder.
+        model: the loaded model.
         test: test images, `keras_ae.data.ImageData`.
-        seed: of what is drawn.
-        figures: what `evaluation.evaluate` returned, to be shown in full; by default only what test
-            images alone give is measured.
-        progress: called with one line when there is something to tell.
-        explore: the address of the page of `keras_ae.explore` to link to, where there is one.
+        seed: of all random draws.
+        figures: the result of `evaluation.evaluate`, shown in full. By default only the figures that need
+            nothing but test images are measured.
+        progress: called with one line whenever there is something to report.
+        explore: the address of a page of `keras_ae.explore` to link to, or None.
 
     Returns:
         The HTML, a string.
@@ -59,7 +59,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     progress("measuring …")
     settings = checkpoint.settings or {"latent_dim": model.latent_dim, "backbone": model.backbone}
     environment = checkpoint.run.get("environment", {})
-    # Of the dataset its name, not where it lies: the page is sent to others.
+    # Show the dataset's name, not its path, because users send the page to others.
     settings = {**settings, "dataset": test.name} if "dataset" in settings else settings
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
     measured = figures or _measured(model, _first(inputs, MEASURED), seed)
@@ -158,7 +158,7 @@ def _first(inputs, n):
 
 
 def _measured(model, inputs, seed):
-    """The figures that need test images alone."""
+    """The figures that need only test images."""
     images = inputs[0] if model.num_classes else inputs
     error = evaluation.reconstruction_error(images, model.reconstruct(inputs))
     figures = {
@@ -180,7 +180,7 @@ def _text(value):
 
 
 def _setting(value):
-    """A setting as text: numbers as they were given, a dash for none."""
+    """A setting as text: numbers as the user gave them, and a dash for None."""
     return "–" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Runs that differ in `kl_weight` alone, and what each gives for it: rate against distortion."""
+"""Runs that differ only in `kl_weight`, and the rate and distortion of each."""
 
 import dataclasses
 from pathlib import Path
@@ -21,27 +21,27 @@ def sweep(
     train=None,
     test=None,
 ):
-    """Train a model once for each of some KL weights, in folders of one sweep.
+    """Train a model once for each of several KL weights, each run in its own folder.
 
-    A run that is finished is not run again, one that was stopped goes on from where it stood.
+    A finished run is not repeated; a stopped run is resumed.
 
     Args:
-        settings: a `Settings` of a model with a KL divergence, whose `kl_weight` is replaced.
+        settings: the `Settings` of a model with a KL divergence. Each run replaces their `kl_weight`.
         kl_weights: the weights, all different.
-        folder: of the sweep; the run of weight 0.1 is in its folder `kl_weight-0.1`.
+        folder: of the sweep; the run with weight 0.1 is in its subfolder `kl_weight-0.1`.
         data_dir, verbose, report, train, test: as for `keras_ae.fit`.
-        force: replace the runs that are there.
-        callbacks: given the folder of a run, its further callbacks.
+        force: replace existing runs.
+        callbacks: a function from the folder of a run to its additional callbacks.
 
     Returns:
-        A list of dicts, one a weight, in the order of the weights: "kl_weight", "run" (its folder), "rate"
+        A list of dicts, one per weight, in the order of the weights: "kl_weight", "run" (its folder), "rate"
         (KL divergence of the test images in nats), "distortion" (their reconstruction term, a sum over an
         image, codes drawn from the posterior), "elbo", "bits_per_dimension", "psnr" (see
-        `evaluation.final_figures`), "epochs", "seconds", and "trained": whether it was, just now.
+        `evaluation.final_figures`), "epochs", "seconds", and "trained" (whether this call trained it).
 
     Raises:
-        ValueError: for a model without a KL divergence, or weights that are not different or none.
-        RunError: a folder holds a run of other settings; also as for `keras_ae.fit`.
+        ValueError: the model has no KL divergence, or the weights are not all different, or there are none.
+        RunError: a folder holds a run with other settings; also as for `keras_ae.fit`.
 
     References:
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
@@ -57,7 +57,7 @@ def sweep(
     }
     if len(runs) < len(kl_weights):
         raise ValueError("KL weights must differ in their first six digits.")
-    # All that is there is looked at before the first run begins.
+    # Check all existing runs before the first new run starts.
     there = {place: None if force else _record(place, own) for place, own in runs.items()}
     results = []
     for i, (place, own) in enumerate(runs.items()):
@@ -76,7 +76,7 @@ def sweep(
 
 
 def _record(place, settings):
-    """The run.json of a run of these settings, None where there is none."""
+    """The run.json of a run with these settings, or None if there is no run."""
     record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
