@@ -4,8 +4,8 @@
     train.images.shape, train.labels[:3], train.class_names
 
 The first call prepares the dataset (mnist from files in this package), decodes it and keeps the
-arrays in a cache; later calls read those, and import nothing but NumPy. Whatever goes wrong is a
-DataError, whose text is one line that says what to do.
+arrays in a cache. Later calls read these arrays and import only NumPy. Every problem is raised as
+a DataError, whose one line of text says what to do.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ __all__ = [
 
 TEST_SPLITS = ("test", "validation", "val", "valid")  # in order of preference
 
-# SHA-256 of images and labels in the order of the records, which TFDS fixes by the examples' keys.
+# SHA-256 of images and labels in the order of the records. TFDS derives this order from the keys.
 GENUINE = {
     "mnist/3.0.1/train": "ef80b4281e56b21d759a53bf05077b463d222ef8c3bc7de638091242e7c02667",
     "mnist/3.0.1/test": "670e94e863b684ad97d36ceef5ae7bb7dad7897e955a7ac0d1ba5cdb9bedb946",
@@ -50,43 +50,44 @@ GENUINE = {
 
 
 def is_prepared(name, data_dir=None) -> bool:
-    """Whether a dataset is in the data directory under its name."""
+    """Whether the data directory holds a dataset of this name."""
     return disk.find(name, resolve_data_dir(data_dir), by_path=False) is not None
 
 
 def import_folder(name, folder, *args, **kwargs) -> Prepared:
-    """Makes a dataset of a folder of class folders: see `folders.import_folder`."""
-    from keras_ae.data import folders  # Pillow and TFDS, which reading the cache does without
+    """Makes a dataset from a folder of class folders: see `folders.import_folder`."""
+    from keras_ae.data import folders  # imports Pillow and TFDS, which the cache does not need
 
     return folders.import_folder(name, folder, *args, **kwargs)
 
 
 def find_files(paths):
-    """Image files, and those in folders: see `images.find_files`."""
-    from keras_ae.data import images  # Pillow, likewise
+    """Finds image files, also in folders: see `images.find_files`."""
+    from keras_ae.data import images  # imports Pillow
 
     return images.find_files(paths)
 
 
 def read_files(paths, shape, crop=False, invert=False, preparation=None) -> np.ndarray:
-    """Image files as a model takes them, (N, H, W, C) uint8: see `images.read_files`."""
-    from keras_ae.data import images  # Pillow, likewise
+    """Reads image files as a model takes them, (N, H, W, C) uint8: see `images.read_files`."""
+    from keras_ae.data import images  # imports Pillow
 
     return images.read_files(paths, shape, crop, invert, preparation)
 
 
 def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
-    """Loads one split of a dataset, and prepares the dataset if need be.
+    """Loads one split of a dataset, and prepares the dataset first if necessary.
 
     Args:
-        name: TFDS name, "mnist", "emnist/balanced" or "mnist:3.0.1".
-        split: one of the dataset's splits, "train" or "test".
-        data_dir: where datasets lie, see `resolve_data_dir`.
-        limit: keep only the first so many images.
-        progress: called with one line when there is something to tell.
+        name: TFDS name, such as "mnist", "emnist/balanced" or "mnist:3.0.1".
+        split: one of the dataset's splits, such as "train" or "test".
+        data_dir: the folder of all datasets, see `resolve_data_dir`.
+        limit: keep only this many images, the first ones.
+        progress: called with one line of text when there is something to report.
 
     Raises:
-        DataError: see `prepare` and `reading.read`; also no such split, and a limit below 1.
+        DataError: see `prepare` and `reading.read`. Also if the split does not exist or the limit
+            is below 1.
     """
     _check_limit(limit)
     prepared = _prepared(name, data_dir, progress)
@@ -96,15 +97,15 @@ def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
 
 
 def load_splits(name, data_dir=None, limit=None, progress=None) -> tuple[ImageData, ImageData]:
-    """Loads what to train on and what to test on.
+    """Loads the images to train on and the images to test on.
 
-    Training uses the split "train", testing the first there is of "test", "validation", "val" and
-    "valid". If there is none, a tenth of the training images, drawn with a fixed seed, is held out:
-    always the same ones, and never trained on. A dataset of a single split under another name
-    counts as one with only "train".
+    Training uses the split "train". Testing uses the first split that exists of "test",
+    "validation", "val" and "valid". If none exists, a tenth of the training images is held out for
+    testing, drawn with a fixed seed: always the same images, and never trained on. If a dataset has
+    a single split of any other name, that split is used like "train".
 
     Args:
-        limit: keep only the first so many images of each of the two.
+        limit: keep only this many images of each of the two, the first ones.
         name, data_dir, progress: as for `load`.
 
     Raises:
@@ -131,14 +132,15 @@ def load_splits(name, data_dir=None, limit=None, progress=None) -> tuple[ImageDa
 
 
 def verify(name, data_dir=None) -> dict:
-    """Reads a prepared dataset again from its records, past the cache, and decodes every image.
+    """Reads a prepared dataset from its records, without the cache, and decodes every image.
 
     Returns:
-        name, version, format, path and splits; for each split its images, shape, sha256 (of images
-        and labels) and genuine: True where the right sha256 is known, None for any other dataset.
+        A dict of name, version, format, path and splits. Each split has its number of images, their
+        shape, sha256 (of images and labels) and genuine: True if the right sha256 is known, None
+        for any other dataset.
 
     Raises:
-        DataError: it is not there, it is damaged, or it is not what its name says.
+        DataError: the dataset is missing, damaged, or not the one that its name says.
     """
     data_dir = resolve_data_dir(data_dir)
     prepared = disk.find(name, data_dir)

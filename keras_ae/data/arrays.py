@@ -1,4 +1,4 @@
-"""Images and labels as arrays: in memory, on disk for sets that do not fit into it, or of the user's own."""
+"""Images and labels as arrays: in memory, on disk if they do not fit into memory, or from the user."""
 
 import math
 import os
@@ -12,12 +12,13 @@ from keras_ae.data.preparation import Preparation
 
 
 def memory_bound() -> int:
-    """Bytes that the decoded images of a split may take in memory; larger ones stay on disk.
+    """Bytes of memory that the decoded images of a split may take. Larger splits stay on disk.
 
-    KAE_MEMORY in GiB, else a quarter of what the machine, or the container, has.
+    This is KAE_MEMORY in GiB, else a quarter of the memory of the machine, or of the container if
+    that has less.
 
     Raises:
-        DataError: KAE_MEMORY is no number of GiB.
+        DataError: KAE_MEMORY is not a number of GiB.
     """
     if chosen := os.environ.get("KAE_MEMORY"):
         try:
@@ -27,22 +28,23 @@ def memory_bound() -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         container = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no such file, or "max"
         container = machine
     return min(machine, container) // 4
 
 
 class StoredImages:
-    """A .npy file of images (N, H, W, C) that reads like an array and holds none of it.
+    """A .npy file of images (N, H, W, C) that is indexed like an array but stays on disk.
 
-    `images[rows]` is an array, for a slice, a mask or integers; `images.select(rows)` is another
-    `StoredImages`, of these rows. Nothing is mapped: pages of a mapped file count as memory of the
-    process until the system takes them back, and a file that is cut meanwhile would end it.
+    `images[rows]` reads an array, for a slice, a mask or integers. `images.select(rows)` is another
+    `StoredImages` of these rows. The file is not memory-mapped: mapped pages count as memory of the
+    process until the system takes them back, and the process would be killed if the file were cut
+    short meanwhile.
     """
 
     def __init__(self, path, rows=None):
         self.path, self._rows = Path(path), rows
-        self._file = open_file(path)  # as long as the array lives
+        self._file = open_file(path)  # stays open as long as this object exists
         if np.lib.format.read_magic(self._file) != (1, 0):
             raise ValueError(f"{path} is not of version 1.0")
         try:
@@ -57,7 +59,7 @@ class StoredImages:
 
     @classmethod
     def create(cls, path, shape, dtype="uint8"):
-        """A new file of so many images, to be filled by `write`."""
+        """Makes a new file for images of this shape (N, H, W, C); `write` fills it."""
         with open(path, "wb") as file:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -65,7 +67,7 @@ class StoredImages:
         return cls(path)
 
     def write(self, start, images):
-        """Put images (n, H, W, C) into the file, from row `start` on."""
+        """Writes images (n, H, W, C) into the file, from row `start` on."""
         images = np.ascontiguousarray(images, self.dtype)
         with open(self.path, "rb+") as file:
             file.seek(self._offset + start * self._row_bytes)
@@ -91,7 +93,7 @@ class StoredImages:
         return self._shape[0] if self._rows is None else len(self._rows)
 
     def select(self, rows):
-        """These rows (a slice, a mask, or integers), not read yet."""
+        """`StoredImages` of these rows (a slice, a mask, or integers), without reading them."""
         mine = np.arange(self._shape[0]) if self._rows is None else self._rows
         return StoredImages(self.path, mine[rows])
 
@@ -117,7 +119,8 @@ class StoredImages:
         return images
 
     def _fill(self, images, row):
-        """Read from a row on; at once nearly always, in parts beyond 2 GiB or after a signal."""
+        """Fills `images` from a row on. One read is nearly always enough; more than 2 GiB, or a
+        signal, need several."""
         view = memoryview(images).cast("B")
         offset = self._offset + row * self._row_bytes
         while view:
@@ -133,8 +136,8 @@ class StoredImages:
 
 
 def select(images, rows):
-    """`images[rows]` of an array; of `StoredImages` an array where it fits the bound, else no more
-    than a note of the rows."""
+    """`images[rows]` of an array. Of `StoredImages`, an array if it fits into `memory_bound`, else
+    `StoredImages` of these rows."""
     if not isinstance(images, StoredImages):
         return images[rows]
     part = images.select(rows)
@@ -146,11 +149,11 @@ class ImageData:
     """One split of an image dataset.
 
     Attributes:
-        name: TFDS name with its config, "mnist" or "emnist/balanced".
-        version: TFDS version, "3.0.1".
-        split: "train", "test", ... or which part of one it is.
-        images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. What is too large for memory is a
-            `StoredImages`, which reads the rows that it is asked for.
+        name: TFDS name with its config, such as "mnist" or "emnist/balanced".
+        version: TFDS version, such as "3.0.1".
+        split: "train", "test", ... or a description of a part of one.
+        images: uint8 (N, H, W, C), 0 to 255, C 1, 3 or 4. Images that are too large for memory are
+            `StoredImages`, which read from disk only the rows that are indexed.
         labels: int32 (N,), 0 to num_classes - 1; None for a dataset without classes.
         class_names: one name per class; None for a dataset without classes.
         preparation: what `import_folder` did to the pictures; None for any other dataset.
@@ -166,7 +169,7 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """0 for a dataset without classes."""
+        """Number of classes; 0 for a dataset without classes."""
         return len(self.class_names or ())
 
     def first(self, n) -> "ImageData":
@@ -176,15 +179,15 @@ class ImageData:
 
 
 def splits_of_arrays(train, test, name):
-    """Training and test images of the user's own as a pair of `ImageData`.
+    """The user's training and test images as a pair of `ImageData`.
 
     Args:
-        train, test: images (N, H, W, C), whole numbers in 0..255 or floats in [0, 1]; pairs of them and
-            labels (N,) or (N, 1); or `ImageData`, which stay as they are.
-        name: of the dataset, for those that have none.
+        train, test: images (N, H, W, C), whole numbers in 0..255 or floats in [0, 1]; or pairs
+            (images, labels) with labels (N,) or (N, 1); or `ImageData`, which are returned unchanged.
+        name: name of the dataset, for images that are not `ImageData`.
 
     Raises:
-        ValueError: images or labels are of another shape, or there are none.
+        ValueError: images or labels have another shape, or there are no images.
     """
     splits = [_arrays(images, what) for images, what in ((train, "train"), (test, "test"))]
     labels = [split[1] for split in splits if isinstance(split, tuple) and split[1] is not None]
@@ -200,7 +203,7 @@ def splits_of_arrays(train, test, name):
 
 
 def _arrays(images, what):
-    """An `ImageData`, or (images, labels or None) as arrays, checked."""
+    """Checks one set: an `ImageData` is returned as it is, others as arrays (images, labels or None)."""
     if isinstance(images, ImageData):
         return images
     images, labels = images if isinstance(images, tuple | list) else (images, None)

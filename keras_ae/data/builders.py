@@ -1,8 +1,8 @@
-"""TFDS builders of the MNIST family that do without TensorFlow.
+"""TFDS builders of the MNIST family that do not need TensorFlow.
 
 The stock builders open files and encode images with TensorFlow. These subclasses read the IDX files
-and write PNG with the standard library; name, version, features, URLs, checksums and example keys
-are inherited, so what they write is the stock dataset, and the stock `tfds.builder(name)` opens it.
+and write PNG with the standard library. They inherit name, version, features, URLs, checksums and
+example keys. So they write the stock dataset, and the stock `tfds.builder(name)` opens it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from keras_ae.data.disk import DataError
 
 EMBEDDED_MNIST = Path(__file__).parent / "mnist"
 
-# Of the uncompressed files: they hold for a plain, a repacked and an original file alike.
+# SHA-256 of the uncompressed files: the same for a plain, a repacked and an original file.
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -39,10 +39,10 @@ FASHION_MNIST_SHA256 = {
 
 
 class IdxBuilder:
-    """Mixin in front of a stock builder.
+    """Mixin that comes before a stock builder in the list of base classes.
 
     `source` is a folder that holds the files; None downloads them. `content_sha256` maps the name
-    of a file to the SHA-256 of its uncompressed content, where we know it.
+    of a file to the SHA-256 of its uncompressed content, if we know it.
     """
 
     source: Path | None = None
@@ -54,15 +54,15 @@ class IdxBuilder:
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
         if self.source is None:
-            # `download` and not `download_and_extract`: the datasets of the family have the same
-            # file names, and TFDS would reuse what it extracted for another one.
+            # `download`, not `download_and_extract`: the datasets of this family use the same file
+            # names, and TFDS would reuse the files that it extracted for another dataset.
             urls = {s: [urljoin(self.URL, f"{n}.gz") for n in names[s]] for s in names}
             paths = dl_manager.download(urls)
         else:
             paths = {s: [find_idx(self.source, n) for n in names[s]] for s in names}
         for split in names:
             for name, path in zip(names[split], paths[split], strict=True):
-                # Downloads too: TFDS does not check again what is already in its download folder.
+                # Also for downloads: TFDS does not check files that its download folder already has.
                 self.check(path, name)
         return {split: self._generate_examples(*paths[split]) for split in names}
 
@@ -70,7 +70,7 @@ class IdxBuilder:
         """Raises DataError unless `path` has the content of the original file `name`."""
         content_hash = self.content_sha256.get(name)
         if content_hash is None:
-            # All that is known of the others is the checksum of the download as it is.
+            # For the other datasets we only know the checksum of the unchanged download.
             check_download(path, self.url_infos[urljoin(self.URL, f"{name}.gz")], self.name)
             return
         try:
@@ -88,13 +88,13 @@ class IdxBuilder:
         with open_idx(images) as image_file, open_idx(labels) as label_file:
             count, height, width = read_idx_shape(image_file)
             read_idx_shape(label_file)
-            for key in range(count):  # the stock builder's keys: they fix the order of the records
+            for key in range(count):  # the stock builder's keys, which set the order of the records
                 pixels = np.frombuffer(image_file.read(height * width), np.uint8)
                 png = encode_png(pixels.reshape(height, width))
                 yield key, {"image": png, "label": label_file.read(1)[0]}
 
 
-# The stock classes own these names in the registry of TFDS.
+# TFDS has already registered the stock classes under these names.
 with registered.skip_registration():
 
     class MNIST(IdxBuilder, stock.MNIST):
@@ -123,7 +123,7 @@ with registered.skip_registration():
                 if not archive.is_file():
                     raise DataError(f"{self.source} has no gzip.zip, the file behind {self.URL}")
             check_download(archive, self.url_infos[self.URL], self.name)
-            # The six configs lie in one archive and are read out of it, not unpacked to disk.
+            # One archive holds all six configs. They are read from it and not unpacked to disk.
             folder = f"gzip/emnist-{self.builder_config.name}"
             return {
                 split: self._generate_examples(
@@ -138,7 +138,7 @@ BUILDERS = {builder.name: builder for builder in (MNIST, FashionMNIST, KMNIST, E
 
 
 def find_idx(folder, name):
-    """`folder/name`, plain, .gz or .xz."""
+    """The path of `folder/name`, plain, .gz or .xz, whichever exists."""
     for suffix in ("", ".gz", ".xz"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
@@ -148,22 +148,23 @@ def find_idx(folder, name):
 
 @contextlib.contextmanager
 def open_idx(path):
-    """Opens a pathlib.Path or zipfile.Path for reading, unpacked."""
+    """Opens a pathlib.Path or zipfile.Path for reading its unpacked content."""
     unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix)
     with path.open("rb") as file:
         yield unpack(file) if unpack else file
 
 
 def read_idx_shape(file):
-    """Reads the header: two zeros, the type (8: bytes), the rank, and each size as 4 bytes."""
+    """Reads the header (two zeros, the type, 8 for bytes, the rank, 4 bytes per size); returns the sizes."""
     rank = file.read(4)[3]
     return [int.from_bytes(file.read(4), "big") for _ in range(rank)]
 
 
 def encode_png(image):
-    """uint8 (H, W) to the bytes of a PNG file, since TFDS would encode an array with TensorFlow.
+    """Encodes uint8 (H, W) as the bytes of a PNG file. TFDS would use TensorFlow to encode an array.
 
-    Pillow takes five times as long for images this small, and its row filters make digits larger.
+    Pillow takes five times as long for such small images, and its row filters make the files of
+    digits larger.
     """
 
     def chunk(kind, content):
@@ -171,7 +172,7 @@ def encode_png(image):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
     height, width = image.shape
-    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with its filter, 0: none
+    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with its filter; 0 is none
     rows[:, 1:] = image
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))  # 8 bits, grey
     body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -179,7 +180,7 @@ def encode_png(image):
 
 
 def check_download(path, url_info, dataset):
-    """Raises DataError unless `path` is the file that TFDS has the checksum of, byte for byte."""
+    """Raises DataError unless `path` has the SHA-256 that TFDS lists for this download."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != url_info.checksum:

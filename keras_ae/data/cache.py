@@ -1,11 +1,11 @@
-"""Decoded arrays on disk: reading MNIST from its records takes seconds, reading an array no time.
+"""A cache of decoded arrays on disk: reading MNIST from its records takes seconds, an array no time.
 
-An entry is three files, `KEY.images.npy`, `KEY.labels.npy` (not for a dataset without classes) and
-`KEY.json`, in KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae. Not in the data
-directory, which may be read-only or shared. Any of them can be deleted at any time.
+An entry is three files: `KEY.images.npy`, `KEY.labels.npy` (not for a dataset without classes) and
+`KEY.json`. They are in KAE_CACHE, else XDG_CACHE_HOME/keras-ae, else ~/.cache/keras-ae, but not in
+the data directory, which may be read-only or shared. They can be deleted at any time.
 
-What is in the cache is trained on, so it has folders of its own, to which nobody else may write, and
-each entry says which files it was made from.
+Models are trained on these arrays. So the cache has its own folders, to which no other user may
+write, and each entry records which files it was made from.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from keras_ae.data.arrays import ImageData, StoredImages, memory_bound
 from keras_ae.data.disk import DataError, Prepared, expanded, read_json
 from keras_ae.data.reading import CHUNK
 
-LAYOUT = 2  # to be raised when the meaning of an entry changes
-UNFINISHED = ".unfinished-"  # how the name of a file begins while it is written
+LAYOUT = 2  # increase it when the meaning of an entry changes
+UNFINISHED = ".unfinished-"  # prefix of a file's name while the file is being written
 
 
 def cache_dir() -> Path:
@@ -39,10 +39,10 @@ def cache_dir() -> Path:
 
 
 def own_folder(name) -> Path:
-    """A folder of ours in the cache, made if need be.
+    """A folder in the cache that belongs to this user; it is made if it does not exist.
 
     Raises:
-        OSError: it cannot be made, or somebody else may have written what is in it.
+        OSError: the folder cannot be made, or another user may have written into it.
     """
     folder = cache_dir() / name
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def own_folder(name) -> Path:
 
 
 def load(prepared: Prepared, split: str) -> ImageData | None:
-    """The arrays of a split; None if they are not there or not intact.
+    """Loads the arrays of a split; None if they are missing or damaged.
 
-    Images beyond `memory_bound` are `StoredImages`, of which only the size is checked: the checksum
-    would take as long as an epoch's reading.
+    Images above `memory_bound` are `StoredImages`. Only the size of their file is checked: a
+    checksum would take as long as reading all images for an epoch.
     """
     try:
         key, stem = _entry(prepared, split)
@@ -93,7 +93,7 @@ def store(prepared: Prepared, data: ImageData):
     """Writes an entry.
 
     Raises:
-        OSError: it cannot be written. Nothing is lost, only the next start is slower.
+        OSError: it cannot be written. No data is lost; only the next start is slower.
     """
     key, stem = _entry(prepared, data.split)
     entry = {
@@ -101,7 +101,7 @@ def store(prepared: Prepared, data: ImageData):
         "class_names": data.class_names,
         "images_crc32": _crc32(data.images),
     }
-    if isinstance(data.images, StoredImages):  # where `bounded_memory` put it
+    if isinstance(data.images, StoredImages):  # `bounded_memory` has already written this file
         os.replace(data.images.path, stem.with_suffix(".images.npy"))
         data.images.path = stem.with_suffix(".images.npy")
     else:
@@ -109,18 +109,18 @@ def store(prepared: Prepared, data: ImageData):
     if data.labels is not None:
         entry["labels_crc32"] = _crc32(data.labels)
         _write(stem.with_suffix(".labels.npy"), lambda file: np.save(file, data.labels))
-    # Last, so that an entry that can be read is complete.
+    # Written last: if the JSON file can be read, the entry is complete.
     _write(stem.with_suffix(".json"), lambda file: file.write(json.dumps(entry).encode()))
 
 
 @contextlib.contextmanager
 def bounded_memory():
-    """A function for `reading.read` that takes arrays from memory, and beyond its bound from the disk.
+    """Yields the function `allocate` for `reading.read`: it makes arrays, or files above `memory_bound`.
 
-    What is on disk and was not handed to `store` by the end of the context is removed, as is what a
-    process that was killed left.
+    At the end of the context, files that were not passed to `store` are removed. At its start, the
+    files that killed processes left are removed.
     """
-    with contextlib.suppress(OSError):  # such as that nobody may write there
+    with contextlib.suppress(OSError):  # for example, the folder is read-only
         sweep(own_folder("arrays"))
     with contextlib.ExitStack() as stack:
 
@@ -142,11 +142,11 @@ def bounded_memory():
 
 
 def sweep(folder):
-    """Removes the files that processes left which were killed as they wrote them."""
+    """Removes unfinished files that were left by killed processes."""
     for path in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR)
-            try:  # a minute, for one that was made this moment, and is not locked yet
+            try:  # a file younger than a minute may belong to a process that has yet to lock it
                 if lock(handle) and os.fstat(handle).st_mtime < time.time() - 60:
                     os.unlink(path)
             finally:
@@ -155,7 +155,7 @@ def sweep(folder):
 
 @contextlib.contextmanager
 def _unfinished(folder):
-    """A new file, open and locked, which is removed at the end where it still has its name."""
+    """Yields a new file, open and locked. At the end it is removed, unless it has been renamed."""
     handle, path = tempfile.mkstemp(prefix=UNFINISHED, suffix=".npy", dir=folder)
     try:
         lock(handle)
@@ -167,19 +167,19 @@ def _unfinished(folder):
 
 
 def lock(handle) -> bool:
-    """Whether nobody else has a file locked, which this process has from now on."""
+    """Locks a file for this process without waiting. False if that is not possible."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has, or there are no locks here
+    except OSError:  # another process holds the lock, or this file system has no locks
         return False
     return True
 
 
 def _entry(prepared, split) -> tuple[str, Path]:
-    """What an entry is made from, and its path without suffixes; both change whenever a file of the
-    dataset does."""
+    """A hash of everything an entry is made from, and the entry's path without suffixes. Both change
+    whenever a file of the dataset changes."""
     files = sorted(
         (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for entry in os.scandir(prepared.path)
@@ -194,7 +194,7 @@ def _entry(prepared, split) -> tuple[str, Path]:
 
 
 def _checked(stored, crc32) -> np.ndarray:
-    """The array in a file. It is read, not mapped: a mapped file that is cut ends the process."""
+    """Reads the array in a file, and raises ValueError if its checksum is not `crc32`."""
     array = stored[:]
     if _crc32(array) != crc32:
         raise ValueError(f"{stored.path} is damaged")
@@ -202,7 +202,7 @@ def _checked(stored, crc32) -> np.ndarray:
 
 
 def _crc32(array) -> int:
-    """Of the bytes and of what they mean; half a gigabyte a second at the very least."""
+    """The CRC-32 of an array's dtype, shape and bytes, at half a gigabyte a second or more."""
     crc = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
     step = max(1, CHUNK * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), step):
@@ -211,7 +211,7 @@ def _crc32(array) -> int:
 
 
 def _write(path, write):
-    """A reader sees the old file or the new one, complete and on the disk, never a half of it."""
+    """Replaces a file as a whole: a reader sees the complete old file or the complete new one."""
     with _unfinished(path.parent) as (handle, temporary):
         with os.fdopen(handle, "wb", closefd=False) as file:
             write(file)

@@ -1,11 +1,11 @@
-"""Where datasets lie on disk, read from their JSON alone.
+"""Finds datasets on disk by reading only their JSON files.
 
 TFDS keeps a dataset in `DATA_DIR/name[/config]/version/`, and writes `dataset_info.json` there.
 Reading that file ourselves answers "is it prepared?" in a millisecond; importing TFDS takes half a
 second.
 
-
-A folder may come from anybody: its files are read as data, and every value is checked.
+A dataset's folder may come from anybody. So its files are read only as data, and every value is
+checked.
 """
 
 import json
@@ -17,22 +17,22 @@ from pathlib import Path
 
 from keras_ae.errors import UserError
 
-BYTES = 16 << 20  # of a file of metadata; honest ones have some thousands
+BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
 class DataError(UserError):
-    """What went wrong with the data and what to do about it, in one line."""
+    """Says in one line what is wrong with the data and what to do about it."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A dataset that is ready on disk.
 
-    `name` includes the config ("emnist/balanced"), `format` is that of the records ("array_record",
-    "tfrecord", ...), `splits` maps the name of a split to the number of its examples, `path` is the
-    folder that holds `dataset_info.json`.
+    `name` includes the config ("emnist/balanced"). `format` is the format of the records
+    ("array_record", "tfrecord", ...). `splits` maps the name of a split to the number of its
+    examples. `path` is the folder that holds `dataset_info.json`.
     """
 
     name: str
@@ -43,13 +43,14 @@ class Prepared:
 
 
 def resolve_data_dir(data_dir=None) -> Path:
-    """The argument, else KAE_DATA_DIR, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The data directory: the argument, else KAE_DATA_DIR, else TFDS_DATA_DIR, else
+    ~/tensorflow_datasets."""
     chosen = data_dir or os.environ.get("KAE_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
     return expanded(chosen or "~/tensorflow_datasets", "KAE_DATA_DIR").absolute()
 
 
 def expanded(path, variable) -> Path:
-    """A path with its ~ replaced; where there is no home, the variable is what to set."""
+    """Replaces the ~ in a path. If the user has no home directory, DataError says to set `variable`."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -59,7 +60,8 @@ def expanded(path, variable) -> Path:
 
 
 def open_file(path):
-    """Opens a file for reading its bytes. What is no file is an OSError: a pipe would be waited for."""
+    """Opens a regular file for reading bytes. Anything else, such as a pipe, raises OSError: reading
+    it could wait for ever."""
     binary = getattr(os, "O_BINARY", 0)
     handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -69,11 +71,11 @@ def open_file(path):
 
 
 def read_text(path) -> str:
-    """The text of a file of metadata.
+    """Reads the text of a metadata file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no text, or too much of it.
+        ValueError: it is not text, or it is too long.
     """
     with open_file(path) as file:
         content = file.read(BYTES + 1)
@@ -83,7 +85,7 @@ def read_text(path) -> str:
 
 
 def read_json(path) -> dict:
-    """The object in a JSON file; raises as `read_text` does."""
+    """Reads the object in a JSON file. Raises the same errors as `read_text`."""
     try:
         value = json.loads(read_text(path))
     except RecursionError as error:
@@ -94,23 +96,23 @@ def read_json(path) -> dict:
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
-    """Splits "name/config:version" into its parts; None if it is not of that form."""
+    """Splits "name/config:version" into its parts; None if the name does not have this form."""
     match = NAME.fullmatch(name)
     return match and (match["name"], match["config"], match["version"])
 
 
 def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
-    """Looks a dataset up on disk: the newest version, unless `name` asks for one ("mnist:3.0.1").
+    """Looks for a dataset on disk: the newest version, unless `name` gives one ("mnist:3.0.1").
 
-    A name without a config means the default config, as it does for TFDS. A name with a / that is not
-    in the data directory may be the path of a dataset's folder: "./my_set", "/data/my_set/1.0.0", unless
+    A name without a config means the default config, as in TFDS. If a name with a / is not in the
+    data directory, it may be the path of a dataset's folder ("./my_set", "/data/my_set/1.0.0"), unless
     `by_path` is false.
 
     Returns:
-        None if it is not there.
+        The dataset, or None if it does not exist.
 
     Raises:
-        DataError: it is there, but its metadata cannot be read.
+        DataError: the dataset exists, but its metadata cannot be read.
     """
     parts = parse_name(name)
     root = None
@@ -139,12 +141,12 @@ def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
             f"{root} cannot be read ({error.strerror}): name another data directory (--data-dir or "
             f"KAE_DATA_DIR)"
         ) from error
-    except ValueError:  # a path that is none: with a NUL in it
+    except ValueError:  # not a valid path: it contains a NUL character
         return None
 
 
 def lasting_name(name: str, data_dir=None) -> str:
-    """The name of a dataset that is good in any working directory: a path made absolute."""
+    """A name of the dataset that is valid in every working directory: a path is made absolute."""
     if "/" in name and (found := find(name, resolve_data_dir(data_dir))):
         path = Path(name).expanduser().absolute()
         return str(path) if path in (found.path, found.path.parent) else name
@@ -152,12 +154,12 @@ def lasting_name(name: str, data_dir=None) -> str:
 
 
 def available(data_dir=None) -> list[Prepared]:
-    """Everything that is prepared in the data directory, by name; what is damaged is left out."""
+    """All prepared datasets in the data directory, sorted by name. Damaged ones are left out."""
     data_dir = resolve_data_dir(data_dir)
     found = []
     for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for info in data_dir.glob(pattern):
-            # An interrupted preparation leaves "incomplete.…_3.0.1" behind, which is no version.
+            # An interrupted preparation leaves a folder "incomplete.…_3.0.1", which is not a version.
             if VERSION.fullmatch(info.parent.name):
                 try:
                     found.append(_read_info(info.parent))
@@ -167,7 +169,7 @@ def available(data_dir=None) -> list[Prepared]:
 
 
 def damaged(path: Path, name: str, why) -> DataError:
-    """The one answer to every broken dataset: what is wrong, and how to start over."""
+    """The error for every damaged dataset: it says what is wrong and how to start over."""
     return DataError(
         f"{name} in {path} is damaged ({why}): move that folder away and run `kae data prepare {name}` "
         f"(of your own images, `kae data import {name}`)"
@@ -175,7 +177,7 @@ def damaged(path: Path, name: str, why) -> DataError:
 
 
 def unreadable(path: Path, name: str, error: OSError) -> DataError:
-    """The answer to a dataset that may well be whole: its disk, or its rights, are in the way."""
+    """The error for a dataset that may be intact, but that the disk or its permissions make unreadable."""
     return DataError(
         f"{name} in {path} cannot be read ({error.strerror or error}): see to that, or name another data "
         "directory (--data-dir or KAE_DATA_DIR)"
@@ -183,16 +185,16 @@ def unreadable(path: Path, name: str, error: OSError) -> DataError:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether it is the fault of the files, and not of the system that reads them."""
+    """Whether the files caused an error, and not the system that reads them."""
     system = isinstance(error, OSError) and error.errno is not None
     return not system or isinstance(error, FileNotFoundError)
 
 
 def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
-    """The files of a split, with the number of records that each is said to have.
+    """The files of a split, each with its number of records according to `dataset_info.json`.
 
     Raises:
-        ValueError: they are not in the folder of the dataset.
+        ValueError: a file is outside the folder of the dataset.
     """
     splits = read_json(prepared.path / "dataset_info.json")["splits"]
     info = next(s for s in splits if s["name"] == split)
@@ -235,7 +237,7 @@ def _versions(root: Path) -> list[str]:
 
 
 def _default_config(root: Path) -> str | None:
-    """What TFDS wrote down as the default config when it prepared one of them."""
+    """The default config, which TFDS recorded when it prepared any of the configs; None if it did not."""
     try:
         config = read_json(root / ".config" / "metadata.json")["default_config_name"]
         return config if type(config) is str and parse_name(f"{root.name}/{config}") else None
@@ -248,7 +250,7 @@ def _read_info(path: Path) -> Prepared:
         info = read_json(path / "dataset_info.json")
         name = "/".join(filter(None, (info["name"], info.get("configName"))))
         version, file_format = info["version"], info.get("fileFormat", "tfrecord")
-        # Protocol buffers as JSON: int64 comes as a string, and what is empty is left out.
+        # This JSON is a protocol buffer: int64 values are strings, and empty fields are left out.
         splits = {s["name"]: sum(map(_count, s.get("shardLengths", []))) for s in info["splits"]}
         if not VERSION.fullmatch(version):
             raise ValueError("its version is no version")

@@ -1,11 +1,11 @@
-"""Makes a TFDS dataset of a folder of images, with a folder for each class or without, without TensorFlow.
+"""Makes a TFDS dataset from a folder of images, with or without class folders, without TensorFlow.
 
-    FOLDER/cat/*.png  FOLDER/dog/*.jpg                     one set, split by a seed
+    FOLDER/cat/*.png  FOLDER/dog/*.jpg                     one set, split at random with a seed
     FOLDER/train/cat/*.png …  FOLDER/test/cat/*.png …      the folder's own split
     FOLDER/*.png, or FOLDER/train/*.png  FOLDER/test/*.png     no classes
 
-What comes out is an ordinary dataset of TFDS: its records are PNG images and, with classes, labels, its
-metadata holds the names of the classes, and the stock `tfds` reads it without this package.
+The result is an ordinary TFDS dataset. Its records hold PNG images and, if there are classes, labels.
+Its metadata holds the names of the classes. The stock `tfds` reads it without this package.
 """
 
 import io
@@ -26,7 +26,7 @@ from keras_ae.data.reading import PREPARATION
 
 DESCRIPTION = "Images imported from a folder."
 TEST_FOLDERS = ("test", "validation", "val", "valid")
-FLAT = ""  # in the place of a class, which cannot be called so, where there are none
+FLAT = ""  # used as the only class if there are no class folders; no folder can have this name
 ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
 
@@ -45,33 +45,34 @@ def import_folder(
     force=False,
     progress=None,
 ) -> Prepared:
-    """Makes a dataset of a folder of class folders, or of images alone, which then have no labels.
+    """Makes a dataset from a folder of class folders, or from a folder of images, without labels.
 
-    Classes are the folders' names, in alphabetical order (in order of size if all are numbers). Hidden
-    files, folders called `__MACOSX` and files whose suffix is no image's are left out; links are
-    followed. Images are turned as their EXIF data says; of an animation the first frame is taken; 16
-    bits of grey are scaled to 8; CMYK and palettes become RGB; what is transparent shows the background.
+    The names of the folders are the classes, in alphabetical order (in numerical order if all are
+    numbers). Hidden files, folders named `__MACOSX` and files without an image suffix are left out;
+    links are followed. Images are turned as their EXIF data says. Of an animation, the first frame
+    is used. Grey values of 16 bits are scaled to 8 bits. CMYK and palette images become RGB.
+    Transparent pixels show the background.
 
     Args:
-        name: of the dataset: letters, digits and _, not a name that TFDS has.
-        folder: holds class folders, or images and no folders, or `train` and perhaps `test` (or
-            validation, val, valid) that do.
+        name: name of the dataset: letters, digits and _, and not a name that TFDS already has.
+        folder: holds class folders; or images and no folders; or folders `train` and perhaps `test`
+            (or validation, val, valid) that hold either.
         data_dir: see `disk.resolve_data_dir`.
-        resize: (height, width) that every image is scaled to; None keeps the one size that they have.
-        crop: before scaling, cut off what is over at two opposite sides, so that nothing is stretched.
+        resize: (height, width) that every image is scaled to; None if all images have one size.
+        crop: before scaling, cut two opposite sides of an image, so that it is not stretched.
         mode: "grey" or "rgb"; None for grey if all images are grey, else RGB.
         background: "white" or "black", behind transparent pixels.
         test_fraction: share of each class, in [0, 1), that becomes the split test, a tenth by default;
-            for a folder without train and test folders.
-        seed: of the split.
-        skip_unreadable: leave out files that cannot be read, and say how many.
-        force: replace a dataset of this name that was imported before, by a version after it.
-        progress: called with one line when there is something to tell.
+            only for a folder that has no test folder of its own.
+        seed: seed of the random split.
+        skip_unreadable: leave out files that cannot be read, and report how many.
+        force: replace a dataset of this name that was imported before, by its next version.
+        progress: called with one line of text when there is something to report.
 
     Raises:
-        DataError: one line: a name that is taken, no images, a class without images, fewer than
-            two images, a file that cannot be read, an image of more pixels than Pillow's limit, or
-            images of several sizes without `resize`.
+        DataError: with one line of text: the name is taken, there are no images, a class has no
+            images, there are fewer than two images, a file cannot be read, an image has more pixels
+            than Pillow's limit, or images have several sizes and `resize` is None.
     """
     progress = progress or (lambda line: None)
     folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
@@ -79,7 +80,7 @@ def import_folder(
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
-    # A new version lies beside the old one until it is whole, and readers take the newest.
+    # The new version is written beside the old one. Readers take the newest complete version.
     version = "1.0.0" if old is None else disk.next_version(old.version)
     try:
         splits, classes = _find_images(folder, test_fraction, seed)
@@ -107,12 +108,12 @@ def import_folder(
         generate(builder, data_dir, progress, ours=True)
     except DataError:
         raise
-    except Exception as error:  # TFDS and array_record raise what they like on a full disk
+    except Exception as error:  # on a full disk, TFDS and array_record raise various errors
         raise DataError(f"{name} cannot be written to {data_dir}: {reason(error)}") from error
     prepared = disk.find(name, data_dir)
     assert prepared is not None
     if old is not None:
-        # In one step no version any more, so that a kill amid the removal leaves no part of one.
+        # Renamed first: if the process is killed during the removal, no partial version is left.
         aside = old.path.with_name(f"incomplete.replaced_{old.version}")
         old.path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -120,7 +121,7 @@ def import_folder(
 
 
 def _check_name(name, data_dir, force) -> Prepared | None:
-    """Raises DataError for a name that is none or is taken; returns what is to be replaced."""
+    """Raises DataError if a name is invalid or taken; returns the dataset to be replaced, if any."""
     import tensorflow_datasets as tfds
 
     if not re.fullmatch(r"[a-z]\w*", name, re.ASCII):
@@ -137,15 +138,15 @@ def _check_name(name, data_dir, force) -> Prepared | None:
 
 
 def _visible(folder):
-    """What is in a folder, in order, without what is hidden."""
+    """The entries of a folder, sorted by name, without hidden ones and `__MACOSX`."""
     entries = [e for e in folder.iterdir() if not e.name.startswith(".") and e.name != "__MACOSX"]
     return sorted(entries, key=lambda e: e.name)
 
 
 def _find_images(folder, test_fraction, seed):
-    """({split: [(path, label)], "ignored": how many files are no images}, class names).
+    """Returns ({split: [(path, label)], "ignored": number of files left out}, class names).
 
-    Labels are 0 and there are no names where there are no class folders.
+    If there are no class folders, all labels are 0 and there are no class names.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -185,7 +186,7 @@ def _find_images(folder, test_fraction, seed):
 
 
 def _of_classes(folder, may_be_empty=False):
-    """({class: its files}, number of files left out) of a folder; {FLAT: all} without class folders."""
+    """Returns ({class: its files}, number of files left out); {FLAT: all files} without class folders."""
     entries = _visible(folder)
     folders = [e for e in entries if e.is_dir()]
     pictures = [e for e in entries if e.suffix.lower() in SUFFIXES and not e.is_dir()]
@@ -203,7 +204,7 @@ def _of_classes(folder, may_be_empty=False):
         folders.sort(key=lambda f: int(f.name))
     images = {}
     for f in folders:
-        # TFDS strips names, and drops blank ones.
+        # TFDS strips spaces from class names and drops blank names.
         if not f.name.strip() or f.name != f.name.strip():
             raise DataError(f"{str(f)!r} cannot be a class: its name begins or ends with a space")
         if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in f.name):
@@ -219,7 +220,7 @@ def _of_classes(folder, may_be_empty=False):
 
 
 def _train_and_test(listed, test_fraction, seed):
-    """[(path, label)] to train and test, the same share of every class."""
+    """Splits [(path, label)] into train and test, with the same share of every class."""
     fraction = 0.1 if test_fraction is None else test_fraction
     if not 0 <= fraction < 1:
         raise DataError(f"--test-fraction is a share of the images in [0, 1); got {fraction}")
@@ -233,7 +234,7 @@ def _train_and_test(listed, test_fraction, seed):
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
         tested[rows[: min(round(fraction * len(rows)), len(rows) - 1)]] = True
-    if not tested.any():  # classes too small for their share: one image of the largest
+    if not tested.any():  # all classes are too small for the share: take one image of the largest
         largest = np.flatnonzero(labels == np.bincount(labels).argmax())
         tested[random.choice(largest)] = True
     pairs = list(zip(listed, tested))
@@ -244,10 +245,10 @@ def _train_and_test(listed, test_fraction, seed):
 
 
 def _survey(splits, resize, mode, unreadable):
-    """Opens every file: the (height, width, channels) of the images to be written.
+    """Opens every file and returns the (height, width, channels) of the images to be written.
 
-    With a list for the unreadable ones, every file is decoded, too, and those that cannot be are put
-    there and removed from the splits.
+    If `unreadable` is a list, every file is also decoded. Files that cannot be decoded are moved from
+    the splits to that list.
     """
     first, grey = None, True
     for split in splits:
@@ -306,7 +307,7 @@ def _make_builder(name, data_dir, version, shape, classes, splits, encoded, prep
 
     def examples(self, listed):
         for path, label in listed:
-            # The key fixes the order of the records: TFDS shuffles by it.
+            # TFDS shuffles the records by this key, so the key determines their order.
             labels = {"label": label} if classes else {}
             yield f"{path.parent.name}/{path.name}", {"image": encoded(path), **labels}
 
@@ -314,7 +315,7 @@ def _make_builder(name, data_dir, version, shape, classes, splits, encoded, prep
         "__doc__": DESCRIPTION,
         "VERSION": tfds.core.Version(version),
         "name": name,
-        # What `generate` asks: a folder is not downloaded.
+        # `generate` reads this: the images are local, so nothing is downloaded.
         "source": True,
         "_info": info,
         "_generate_examples": examples,

@@ -1,4 +1,4 @@
-"""Image files of any kind as arrays of one shape, and one line for what is wrong with one."""
+"""Reads image files of many formats into arrays of one shape, and explains errors in one line."""
 
 import contextlib
 import os
@@ -15,18 +15,18 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JP
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
 
 
 @contextlib.contextmanager
 def opened(path, advice="mend or remove it"):
-    """A file as a Pillow image; DataError, which ends in the advice, for whatever is wrong with it."""
+    """Opens a file as a Pillow image. Every problem is a DataError, most of which end with `advice`."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
             raise DataError(f"{path} is no file: {advice}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Pillow warns from here on, and raises the error at twice as many.
+            # Above its limit of pixels, Pillow only warns; it raises an error above twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
@@ -50,16 +50,17 @@ def opened(path, advice="mend or remove it"):
 
 
 def upright_size(image):
-    """(width, height) of a Pillow image when it is turned as its EXIF data says."""
+    """(width, height) of a Pillow image after it is turned as its EXIF data says."""
     turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return image.size[::-1] if turned else image.size
 
 
 def read_image(path, resize, crop, mode, background, advice="mend or remove it"):
-    """An image file as a Pillow image in mode L, RGB or RGBA, upright, of the size (height, width)."""
+    """Reads an image file: a Pillow image in mode L, RGB or RGBA, upright, and scaled to `resize`, a
+    (height, width), unless that is None."""
     with opened(path, advice) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would cut at 255
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
             values = np.asarray(image).astype("float64") / 257
             image = Image.fromarray(np.rint(values).astype(np.uint8))
         if image.has_transparency_data and mode != "RGBA":
@@ -77,16 +78,16 @@ def read_image(path, resize, crop, mode, background, advice="mend or remove it")
 
 
 def find_files(paths):
-    """Image files, and those in folders and the folders in these, each folder's in order of their paths.
+    """Finds image files: the given files, and those in the given folders and their subfolders.
 
     Hidden files and folders, and `__MACOSX`, are left out; links to folders are not followed.
 
     Returns:
-        The paths of the files; those given as files as they are. And how many files of folders were left
-        out for their suffix, which is no image's.
+        The paths: given files unchanged, the files of each folder sorted by path. And the number of files
+        in folders that were left out because their suffix is not that of an image.
 
     Raises:
-        DataError: a folder without images, or that cannot be read.
+        DataError: a folder has no images or cannot be read.
     """
     files, others = [], 0
     for path in map(Path, paths):
@@ -111,26 +112,26 @@ def _unreadable(error):
 
 
 def read_files(paths, shape, crop=False, invert=False, preparation=None):
-    """Image files as a model takes them.
+    """Reads image files into the array that a model takes.
 
-    Colours become grey, or grey becomes RGB; each is scaled to the size of the shape; the rest as for
-    `import_folder`. A file of a dataset comes as the very pixels that the import made of it.
+    Colours become grey, or grey becomes RGB. Each image is scaled to the size in `shape`. All else is
+    done as in `import_folder`: a file of an imported dataset gives exactly the pixels of that dataset.
 
     Args:
-        paths: files.
+        paths: paths of the files.
         shape: (H, W, C) of the model's images, C 1, 3 or 4.
-        crop: cut off what is over at two opposite sides, of an image of other proportions.
-        invert: take white for black: for ink on paper, where the model knows light on dark.
-        preparation: what was done to the images that the model was trained on, a `Preparation`. None
-            for a white background, nothing cut off and nothing stretched.
+        crop: if an image has other proportions, cut two opposite sides.
+        invert: swap white and black: for ink on paper, if the model was trained on light on dark.
+        preparation: the `Preparation` of the images that the model was trained on. None for a white
+            background, nothing cropped and nothing stretched.
 
     Returns:
         (N, H, W, C) uint8.
 
     Raises:
-        DataError: a file that is no image, cannot be read, has more pixels than Pillow's limit or,
-            where nothing is to be cropped or stretched, other proportions than the shape; a shape of
-            other channels.
+        DataError: a file is not an image, cannot be read or has more pixels than Pillow's limit; its
+            proportions are not those of `shape` and it may be neither cropped nor stretched; or the
+            shape has another number of channels.
     """
     preparation = preparation or Preparation()
     crop = crop or preparation.crop
@@ -141,7 +142,7 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
     for i, path in enumerate(paths):
         with opened(path) as image:
             wide, high = upright_size(image)
-        # Half a pixel of the result is what rounding costs.
+        # Rounding may change a side of the result by half a pixel; that does not count as stretching.
         stretched = abs(wide / high - width / height) * min(height, width) > 0.5 * wide / high
         if stretched and not crop and not preparation.stretch:
             raise DataError(

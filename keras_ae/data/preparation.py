@@ -1,4 +1,4 @@
-"""What an import did to the pictures of a dataset, kept with it and with the models trained on it."""
+"""How an import changed the pictures of a dataset; saved with the dataset and the models trained on it."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ BACKGROUNDS = ("white", "black")
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What was done to each picture besides scaling it to the one size, and making it grey or RGB.
+    """How each picture was changed, besides scaling it to one size and making it grey or RGB.
 
     Attributes:
         background: "white" or "black", behind transparent pixels.
-        crop: what is over at two opposite sides of a picture of other proportions was cut off.
-        stretch: a picture of other proportions was stretched.
+        crop: whether a picture of other proportions was cut at two opposite sides.
+        stretch: whether a picture of other proportions was stretched.
     """
 
     background: str = "white"
@@ -26,15 +26,15 @@ class Preparation:
             raise ValueError("crop and stretch are true or false")
 
     def to_dict(self):
-        """A dict of plain values."""
+        """The preparation as a dict of plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values):
-        """The preparation in a dict.
+        """Makes a preparation from such a dict.
 
         Raises:
-            ValueError: it holds something else.
+            ValueError: the dict holds something else.
         """
         try:
             return cls(**values)

@@ -1,4 +1,4 @@
-"""Puts a dataset on disk, once, by a TFDS builder."""
+"""Writes a dataset to disk once, with a TFDS builder."""
 
 import contextlib
 import difflib
@@ -23,29 +23,29 @@ from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
 
 CONNECT_SECONDS = 4
-LEFT = 24 * 3600  # seconds after which an unfinished folder is nobody's
+LEFT = 24 * 3600  # seconds after which an unfinished folder counts as abandoned
 
 
 def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
-    """Makes sure that a dataset is on disk; returns at once when it is.
+    """Makes sure that a dataset is on disk; returns at once if it already is.
 
     mnist comes with the package and needs no network. fashion_mnist, kmnist and emnist/* are
     downloaded, or read from `source`. Other TFDS datasets are downloaded too, but most of their
-    builders need TensorFlow. A dataset appears in the data directory complete or not at all, also
-    when two processes prepare it at once.
+    builders need TensorFlow. A dataset appears in the data directory complete or not at all, even
+    if two processes prepare it at the same time.
 
     Args:
-        name: TFDS name, "kmnist" or "emnist/balanced".
+        name: TFDS name, such as "kmnist" or "emnist/balanced".
         data_dir: see `disk.resolve_data_dir`.
         source: folder with the four IDX files of mnist or fashion_mnist (plain, .gz or .xz; on
-            Debian, the package dataset-fashion-mnist puts the latter into
+            Debian, the package dataset-fashion-mnist puts the files of fashion_mnist into
             /usr/share/datasets/fashion-mnist), the four original .gz files of kmnist, or the
-            original gzip.zip of emnist. Verified by SHA-256.
-        progress: called with one line when there is something to tell.
+            original gzip.zip of emnist. The files are verified by SHA-256.
+        progress: called with one line of text when there is something to report.
 
     Raises:
-        DataError: no such dataset, no network, no TensorFlow, a wrong checksum, a folder that
-            cannot be written, or a damaged dataset in its place.
+        DataError: the dataset does not exist, the network or TensorFlow is missing, a checksum is
+            wrong, the folder cannot be written, or a damaged dataset is in its place.
     """
     data_dir = disk.resolve_data_dir(data_dir)
     if found := disk.find(name, data_dir):
@@ -59,7 +59,7 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
         raise
     except Exception as error:
         if found := disk.find(name, data_dir):
-            return found  # another process was faster, and TFDS does not replace what is there
+            return found  # another process was faster, and TFDS does not replace its dataset
         raise _explain(error, name, data_dir) from error
     prepared = disk.find(name, data_dir)
     assert prepared is not None
@@ -67,7 +67,7 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
 
 
 def generate(builder, data_dir, progress, ours=False):
-    """Has a builder write its dataset, in a folder that gets its name when it is whole.
+    """Runs a builder, which writes its dataset into a folder that is renamed once it is complete.
 
     `ours` says that no other program writes a dataset of this name.
     """
@@ -78,7 +78,7 @@ def generate(builder, data_dir, progress, ours=False):
     if (target / "dataset_info.json").is_file():
         return  # another process was faster
     if target.exists():
-        # TFDS would take any folder for the dataset.
+        # TFDS would accept any folder of this name as the dataset.
         raise disk.damaged(target, name, "dataset_info.json is missing")
     local = getattr(builder, "source", None) is not None
     if not local and (url := _first_missing_download(builder, data_dir)):
@@ -88,12 +88,12 @@ def generate(builder, data_dir, progress, ours=False):
     try:
         with building(target.parent, ours), quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
             builder.download_and_prepare(
-                # A local source downloads nothing, and leaves no empty downloads/ behind.
+                # A local source downloads nothing; this avoids an empty folder downloads/.
                 download_dir=scratch if local else None,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except BaseException:
-        # TFDS removes its unfinished folder, not the ones above it.
+        # TFDS removes its unfinished folder, but not the folders above it.
         for folder in target.parents:
             if folder == data_dir or not folder.is_relative_to(data_dir):
                 break
@@ -104,10 +104,10 @@ def generate(builder, data_dir, progress, ours=False):
 
 @contextlib.contextmanager
 def building(folder, ours):
-    """Locks a folder for those who put a dataset there, at once or one after the other.
+    """Holds a shared lock on a folder while a dataset is written into it.
 
-    Whoever is alone first removes what processes that were killed left; where other programs write as well,
-    who know no lock, a day after.
+    A process that is alone there first removes the unfinished folders of killed processes. Unless
+    `ours`, other programs may write there without the lock, so only folders older than a day are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -115,7 +115,7 @@ def building(folder, ours):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # somebody else is there, or there are no locks
+        with contextlib.suppress(OSError):  # another process holds the lock, or there are no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in folder.glob("incomplete.*"):
                 if ours or part.stat().st_mtime < time.time() - LEFT:
@@ -128,7 +128,7 @@ def building(folder, ours):
 
 
 def _find_builder(name, data_dir, source):
-    """The builder of a dataset that is not on disk: ours where there is one, else the stock one."""
+    """The builder of a dataset that is not on disk: ours if there is one, else the stock builder."""
     import tensorflow_datasets as tfds
 
     from keras_ae.data.builders import BUILDERS, EMBEDDED_MNIST
@@ -180,7 +180,7 @@ def _did_you_mean(name, candidates) -> str:
 
 
 def _first_missing_download(builder, data_dir):
-    """The URL of a file that is neither in the download folder of TFDS nor put there by hand."""
+    """The URL of the first file that TFDS has not downloaded and nobody has put there by hand."""
     from tensorflow_datasets.core.download import resource
 
     for url, info in (builder.url_infos or {}).items():
@@ -192,9 +192,9 @@ def _first_missing_download(builder, data_dir):
 
 
 def _check_connection(url):
-    """Raises ConnectionError unless the host of `url`, or the proxy on the way, answers in seconds.
+    """Raises ConnectionError unless the host of `url`, or the proxy, answers within CONNECT_SECONDS.
 
-    TFDS itself would try for minutes. In a thread, because looking up a name has no timeout.
+    TFDS itself would try for minutes. This runs in a thread, because a name lookup has no timeout.
     """
     import urllib.request
 
@@ -220,7 +220,7 @@ def _check_connection(url):
 
 
 def _explain(error, name, data_dir) -> DataError:
-    """One line for whatever TFDS, the network or the disk raised."""
+    """Explains in one line any error that TFDS, the network or the disk raised."""
     import requests
     from tensorflow_datasets.core.download import download_manager, util
 
@@ -229,7 +229,7 @@ def _explain(error, name, data_dir) -> DataError:
     why = reason(error)
     if isinstance(error, download_manager.NonMatchingChecksumError):
         return DataError(f"{name}: a download has the wrong checksum; try again ({why})")
-    # Before OSError: the errors of requests are OSErrors as well.
+    # Checked before OSError, because the errors of requests are OSErrors, too.
     if isinstance(error, ConnectionError | requests.RequestException | util.DownloadError):
         dataset = name.partition("/")[0].partition(":")[0]
         by_hand = f"run `kae data prepare {name} --from DIR` with the original files in DIR, or "
@@ -248,13 +248,13 @@ def _explain(error, name, data_dir) -> DataError:
 
 
 def reason(error) -> str:
-    """What an error says, in its first line."""
+    """The first line of an error's text, or else its class."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet_tfds():
-    """TFDS prints, logs and draws bars unasked, and tries a dead server ten times."""
+    """Silences TFDS, which prints, logs and draws progress bars, and cuts its ten retries to one."""
     from absl import logging
     from tensorflow_datasets.core.download import downloader
     from tensorflow_datasets.core.utils import tqdm_utils

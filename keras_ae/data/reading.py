@@ -1,7 +1,8 @@
-"""Reads a prepared dataset into arrays: records of array_record or TFRecord, images by Pillow, no TensorFlow.
+"""Reads a prepared dataset (array_record or TFRecord) into arrays with Pillow, without TensorFlow.
 
-TFDS itself imports the class of every feature that a folder names, wherever it comes from. Here
-`features.json` is data: of it we read the image and the label, and look at nothing else.
+TFDS itself imports every feature class that a dataset's folder names, even if the folder comes from
+an unknown source. Here `features.json` is only data: we read the image and the label from it, and
+ignore the rest.
 """
 
 import contextlib
@@ -18,13 +19,13 @@ from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared
 from keras_ae.data.preparation import Preparation
 
-PIXELS = 1 << 26  # in an image: a small file can unpack to any size
-BATCH = 1024  # records held in memory as bytes at a time, at most,
-CHUNK = 1 << 25  # and bytes of them, and of their pixels (or one record, where that is larger)
+PIXELS = 1 << 26  # most pixels of an image: a small file can unpack to any size
+BATCH = 1024  # most records that are held in memory at a time
+CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
 CLASSES = 1 << 20
-LETTERS = 255  # in the name of a class
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels to Pillow's name for them
-CODECS = ("PNG", "JPEG", "BMP", "GIF")  # what TFDS stores; Pillow knows many more, and trusts them
+LETTERS = 255  # most letters in the name of a class
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
+CODECS = ("PNG", "JPEG", "BMP", "GIF")  # formats that TFDS stores; Pillow would open many more
 PREPARATION = "keras_ae_import"  # key in the metadata of a dataset
 FEATURES = "tensorflow_datasets.core.features."
 DICT = f"{FEATURES}features_dict.FeaturesDict"
@@ -34,11 +35,11 @@ LABEL = f"{FEATURES}class_label_feature.ClassLabel"
 
 @dataclass(frozen=True)
 class Features:
-    """What is read of an example.
+    """The features of an example that are read.
 
     Attributes:
-        image, label: their keys; no label is None.
-        shape: (height, width, channels) of the images; None is a side that is left open.
+        image, label: their keys; label is None if there is no label.
+        shape: (height, width, channels) of the images; None for a side that is left open.
         class_names: one name per class; None without a label.
     """
 
@@ -52,12 +53,12 @@ def read(prepared: Prepared, split: str, allocate=np.empty) -> ImageData:
     """Reads and decodes a whole split.
 
     Args:
-        allocate: (shape, dtype) -> the array, or the `StoredImages`, to put the images into.
+        allocate: function (shape, dtype) -> an array or `StoredImages`, which the images are put into.
 
     Raises:
-        DataError: the files are damaged or hold another number of records than the metadata says;
-            the format is neither array_record nor tfrecord; there is no image in an example; the
-            images are not uint8, or not all of one size.
+        DataError: the files are damaged, or their number of records is not that of the metadata;
+            the format is neither array_record nor tfrecord; an example has no image; the images are
+            not uint8 or have several sizes.
     """
     with explained(prepared, split):
         features = read_features(prepared)
@@ -88,9 +89,9 @@ def _write(images, start, block):
 
 @contextlib.contextmanager
 def explained(prepared, split):
-    """One line for whatever reading a split raises."""
+    """Turns every error of reading a split into a DataError of one line."""
 
-    def bomb():  # where Pillow is imported at all, which takes as long as all else of a second start
+    def bomb():  # does not import Pillow, which takes as long as the rest of a start from the cache
         return getattr(sys.modules.get("PIL.Image"), "DecompressionBombError", DataError)
 
     try:
@@ -109,17 +110,17 @@ def explained(prepared, split):
 
 
 def blocks(prepared, split, features):
-    """The images and labels of a split, in blocks of uint8 (n, H, W, C) and int32 (n,), -1 where there
-    is no label. A block is good until the next one is asked for."""
+    """Yields the images and labels of a split in blocks: uint8 (n, H, W, C) and int32 (n,), -1 without a
+    label. A block is valid only until the next one is requested."""
     readers = {"array_record": _array_records, "tfrecord": _tf_records}
     if prepared.format not in readers:
-        # TFDS 4.9.10 drops most rows of what it writes as parquet and promises them all the same.
+        # TFDS 4.9.10 loses most rows when it writes parquet, but its metadata still counts them.
         raise DataError(
             f"{prepared.path} is stored as {prepared.format}, and only array_record and tfrecord can be "
             f"read: prepare it in another data directory (`kae data prepare {prepared.name} --data-dir DIR`)"
         )
     records = readers[prepared.format](disk.shards(prepared, split))
-    transposed = prepared.name.startswith("emnist/")  # as they are stored
+    transposed = prepared.name.startswith("emnist/")  # EMNIST stores transposed images
     for block, marks in _decode(records, prepared.splits[split], features):
         if transposed:
             block = block.swapaxes(1, 2)
@@ -129,7 +130,7 @@ def blocks(prepared, split, features):
 
 
 def labelled(features, blocks):
-    """Blocks of labels as one array, and the names of the classes; (None, None) where some are unknown."""
+    """Joins blocks of labels; returns them and the class names, or (None, None) if a label is unknown."""
     if features.label is None:
         return None, None
     labels = np.concatenate(blocks)
@@ -141,9 +142,10 @@ def labelled(features, blocks):
 
 
 def read_features(prepared) -> Features:
-    """What `features.json` and the files beside it say of image and label.
+    """Reads from `features.json` and the files beside it which features are the image and the label.
 
-    The image is the one of the supervised keys, else "image", else the only one; the label likewise.
+    The image is that of the supervised keys, else "image", else the only image. The label is that of
+    the supervised keys, else "label".
     """
     root = disk.read_json(prepared.path / "features.json")
     old = "type" in root  # until TFDS 4.3
@@ -173,12 +175,12 @@ def read_features(prepared) -> Features:
 
 
 def read_preparation(prepared) -> Preparation | None:
-    """What the metadata of a dataset says of its import; None where it says nothing.
+    """Reads from a dataset's metadata how the import prepared its images; None if it does not say.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the metadata cannot be read.
     """
-    path = prepared.path / "metadata.json"  # where TFDS keeps what a builder has to say
+    path = prepared.path / "metadata.json"  # TFDS keeps the metadata of a builder here
     try:
         with explained(prepared, "metadata.json"):
             if not path.exists():
@@ -194,7 +196,7 @@ def _part(value, content):
 
 
 def _supervised(keys):
-    """The keys of image and label: a pair, or as TFDS until 4.3 wrote it."""
+    """The keys of image and label, as TFDS writes them now or as it did until 4.3."""
     if not isinstance(keys, dict):
         return None, None
     if "tuple" in keys:
@@ -216,7 +218,7 @@ def _image_shape(image):
 
 
 def _class_names(folder, key, label):
-    """The names in the file beside, else the numbers."""
+    """The class names in the file `KEY.labels.txt`, else the class numbers."""
     count = label.get("numClasses", label.get("num_classes"))
     count = None if count is None else int(count)
     if count is not None and not 0 < count <= CLASSES:
@@ -240,7 +242,7 @@ def _class_names(folder, key, label):
 
 
 def _decode(records, count, features):
-    """Serialised examples to blocks; there are `count` in all, or an error."""
+    """Decodes serialised examples into blocks; raises ValueError if there are not `count` in all."""
     from PIL import Image
     from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
@@ -295,7 +297,7 @@ def _array_records(shards):
     from array_record.python.array_record_module import ArrayRecordReader
 
     def count(path):
-        with disk.open_file(path):  # says what the reader below would not
+        with disk.open_file(path):  # raises a clear error, which the reader below would not
             pass
         reader = ArrayRecordReader(os.fspath(path))
         try:
@@ -303,11 +305,11 @@ def _array_records(shards):
         finally:
             reader.close()
 
-    for path, promised in shards:  # all of them, before anything is decoded
+    for path, promised in shards:  # check all files before decoding any
         if (found := count(path)) != promised:
             raise ValueError(f"{found:,} records in {path.name}, not the {promised:,} promised")
     for path, promised in shards:
-        # Many at once: one by one costs more than decoding the images.
+        # Many records at once: reading one by one takes longer than decoding the images.
         step = max(1, min(BATCH, CHUNK * promised // max(1, path.stat().st_size)))
         reader = ArrayRecordReader(os.fspath(path))
         try:
@@ -318,7 +320,7 @@ def _array_records(shards):
 
 
 def _tf_records(shards):
-    """TFDS reads TFRecord files with TensorFlow only; the format is four fields a record."""
+    """Reads TFRecord files, for which TFDS needs TensorFlow. A record has only four fields."""
     for path, promised in shards:
         size = path.stat().st_size
         if promised > size // FIELDS:
@@ -349,21 +351,21 @@ def _tf_record_batches(path):
                 records, checksums, held = [], [], 0
 
 
-FIELDS = 16  # bytes of a TFRecord beside its content
-STRIPE = 2048  # bytes that a checksum goes through one by one
+FIELDS = 16  # bytes of a TFRecord in addition to its content
+STRIPE = 2048  # most bytes that a checksum goes through one after the other
 
 
 def masked_crc32c(records: list[bytes]) -> np.ndarray:
-    """The checksum of TFRecord files, uint32 (N,), of N byte strings at once.
+    """Computes the checksums that TFRecord files use, uint32 (N,), of N byte strings at once.
 
-    Pillow misses about 3 % of single damaged bits in a PNG, and nobody else would notice one in a
-    label. Byte by byte in Python this would take as long as decoding; byte k of all records at a
-    time does not. Long records are cut into stripes, whose checksums are then put together.
+    Pillow misses about 3 % of single damaged bits in a PNG, and nothing else would notice one in a
+    label. Byte by byte in Python, this would take as long as decoding. So byte k of all records is
+    handled at once. Long records are cut into stripes, whose checksums are then combined.
     """
-    # Zeros in front change no checksum that begins at 0; these four bytes lead from 0 to all ones.
+    # Leading zeros do not change a checksum that starts at 0. The 4 bytes of START turn 0 into all ones.
     lengths = np.array([len(START) + len(record) for record in records])
     width = min(int(lengths.max()), STRIPE)
-    counts = -(-lengths // width)  # stripes of each record, the first one filled up in front
+    counts = -(-lengths // width)  # stripes of each record; the first is padded with leading zeros
     ends = counts.cumsum()
     stripes = np.zeros((ends[-1], width), np.uint8)
     flat = stripes.reshape(-1)
@@ -386,7 +388,7 @@ def masked_crc32c(records: list[bytes]) -> np.ndarray:
 
 
 def _tables_of_zeros(count):
-    """What so many zero bytes make of a checksum, for each value of each of its four bytes."""
+    """How `count` zero bytes change a checksum: for each of its four bytes, a table of 256 values."""
     crc = (np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32)[:, None])).ravel()
     for _ in range(count):
         crc = _CRC32C[crc & 0xFF] ^ (crc >> 8)
@@ -405,7 +407,7 @@ _CRC32C = _crc32c_table()
 
 def _start() -> bytes:
     crc = 0xFFFFFFFF
-    for _ in range(4):  # a zero byte backwards: only one entry of the table has this upper byte
+    for _ in range(4):  # undo one zero byte: only one entry of the table has this upper byte
         i = int((_CRC32C >> 24).tolist().index(crc >> 24))
         crc = ((crc ^ int(_CRC32C[i])) << 8 | i) & 0xFFFFFFFF
     return crc.to_bytes(4, "little")
