@@ -1,11 +1,11 @@
-"""What a model is worth: reconstruction, evidence, codes and samples, as figures.
+"""Measures the quality of a model: its reconstructions, evidence, codes and samples.
 
-    figures = evaluate(model, train, test)      # every figure, in one dict that json can write
+    figures = evaluate(model, train, test)      # all figures, in one dict that json can write
 
-`inputs` is here what the model takes: images (N, H, W, C), uint8 or float in [0, 1], and for a CVAE the
-pair (images, labels). Log-likelihoods and divergences are in nats per image. Networks are used through
-`model.posterior`, `model.decode` and `model.sample` alone; all else is NumPy, SciPy and scikit-learn, the
-same on every backend.
+`inputs` are what the model takes: images (N, H, W, C), uint8 or float in [0, 1], or for a CVAE the pair
+(images, labels). Log-likelihoods and divergences are in nats per image. Networks are only used through
+`model.posterior`, `model.decode` and `model.sample`. Everything else uses NumPy, SciPy and scikit-learn,
+and is the same on every backend.
 """
 
 from keras_ae.evaluation.distances import (

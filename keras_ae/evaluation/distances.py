@@ -1,8 +1,8 @@
-"""How far one set of images is from another, by features of theirs or by their pixels.
+"""Distances between two sets of images, computed from their features or their pixels.
 
-Features are (N, F), a row an image, or (N, P, F), P patches of each of N images. In place of
-Inception's, this package has the features of its own evaluation classifier, patches of images, or
-those of a network that the user brings: see `evaluation.features`.
+Features are (N, F), one row per image, or (N, P, F), P patches of each of N images. Instead of
+Inception's features, this package uses those of its own evaluation classifier, patches of images, or
+the features of a network that the user provides: see `evaluation.features`.
 """
 
 import functools
@@ -13,39 +13,40 @@ from keras_ae.evaluation.arrays import chunks
 from keras_ae.evaluation.intervals import NORMAL, REDRAWN, around
 from keras_ae.pictures import to_float
 
-NEIGHBOURS = 5  # k of the balls; what Naeem et al. recommend
-COMPARED = 10_000  # images of each set at most that the kernel distance compares, all with all
-KERNELS = 4  # patches of an image that it compares
-PARTS = 50  # of a set, that are drawn anew for the interval of a Fréchet distance
-FEW = PARTS  # images of which there is an interval
-DIRECTIONS = 64  # on which features are projected
-NARROW = 512  # features up to which a Fréchet distance is computed again and again
+NEIGHBOURS = 5  # k of the k-th neighbour that gives a ball's radius, as Naeem et al. recommend
+COMPARED = 10_000  # most images of each set in the kernel distance, which compares all pairs
+KERNELS = 4  # most patches of an image in the kernel distance
+PARTS = 50  # parts of a set that are resampled for the interval of a Fréchet distance
+FEW = PARTS  # fewest images for which there is an interval
+DIRECTIONS = 64  # directions that features are projected on
+NARROW = 512  # most features for which resamples of a Fréchet distance are computed
 
 
 class Reference:
-    """A set of features that others are compared with, such as those of the training images.
+    """A set of features that other sets are compared with, such as those of the training images.
 
     Args:
         features: (M, F) or (M, P, F).
-        seed: of the directions of projections, and of what is drawn anew for intervals.
+        seed: seed of the directions of projections, and of the resamples for intervals.
     """
 
     def __init__(self, features, seed=0):
         self.features = _patches_of(features)
         self.seed = seed
-        self._sorted = {}  # projections, by the number of images
+        self._sorted = {}  # number of images: sorted projections
 
     def distances(self, features):
-        """The three distances of a set of features from this one, each with a 95 % interval.
+        """The three distances between a set of features and this one, each with a 95 % interval.
 
-        The interval is over the images of the other set; the reference stays. See `intervals.around`.
+        For the interval, the images of the other set vary and the reference stays the same. See
+        `intervals.around`.
 
         Args:
             features: (N, F) or (N, P, F).
 
         Returns:
-            {"fid", "kid", "swd" and each with "_interval"}: floats and [low, high], None for an interval
-            of fewer than 50 images.
+            A dict of "fid", "kid", "swd", and each with "_interval": floats and [low, high]. With fewer
+            than 50 images, the intervals are None.
         """
         features = _patches_of(features)
         fid, fid_interval = _frechet_with_interval(features, self)
@@ -62,7 +63,7 @@ class Reference:
 
     @functools.cached_property
     def gaussian(self):
-        """Mean (F,), trace of the covariance, and its root (F, F)."""
+        """Mean (F,), trace of the covariance matrix, and square root (F, F) of the covariance matrix."""
         mean, covariance = _moments(
             self.features.reshape(-1, self.features.shape[-1]).astype("float64")
         )
@@ -70,8 +71,8 @@ class Reference:
 
     @functools.cached_property
     def compared(self):
-        """For each patch of an image that the kernel distance compares: features (M, F), and the mean
-        kernel of two of them."""
+        """For each patch that the kernel distance compares: its features (M, F), and the mean kernel of
+        two images."""
 
         def among(y):
             return (_kernel_sums(y, y) - _kernel(y, y)).mean() / (len(y) - 1)
@@ -81,7 +82,7 @@ class Reference:
         return [(y, among(y)) for y in chosen]
 
     def sorted_along(self, directions, n):
-        """Projections of the first n images on directions (F, K), each sorted: K of (n * P,)."""
+        """Projections of the first n images on directions (F, K): a list of K sorted arrays (n * P,)."""
         if n not in self._sorted:
             rows = self.features[:n].reshape(-1, self.features.shape[-1])
             self._sorted[n] = [np.sort(rows @ vector) for vector in directions.T.astype(rows.dtype)]
@@ -89,11 +90,11 @@ class Reference:
 
 
 def frechet_distance(features, others):
-    """Squared Fréchet distance of the Gaussians that have the moments of two sets of features.
+    """Squared Fréchet distance of two Gaussians with the means and covariances of two sets of features.
 
-    |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); shapes (N, F), (M, F) -> float. With the features of an
-    evaluation classifier in place of Inception's this is the FID of this package. Figures compare
-    under one classifier, and for equal numbers of images: the fewer, the larger it comes out.
+    |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); shapes (N, F), (M, F) -> float. The FID of this package
+    is this distance with the features of an evaluation classifier instead of Inception's. Only compare
+    figures of the same classifier and the same number of images: with fewer images, they are larger.
 
     References:
         Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, arXiv:1706.08500.
@@ -107,23 +108,23 @@ def _moments(features):
 
 
 def _root(covariance):
-    """A symmetric square root, which holds where the matrix is singular."""
+    """The symmetric square root of a covariance matrix, which may be singular."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def _frechet(mean, covariance, other_mean, other_trace, other_root):
-    # The trace of (C1 C2)^(1/2) by symmetric matrices alone.
+    # The trace of (C1 C2)^(1/2), computed with symmetric matrices only.
     crossed = np.linalg.eigvalsh(other_root @ covariance @ other_root)
     trace = np.trace(covariance) + other_trace - 2 * np.sqrt(crossed.clip(0)).sum()
     return float(np.square(mean - other_mean).sum() + trace)
 
 
 def _frechet_with_interval(features, reference):
-    """(N, P, F), `Reference` -> the Fréchet distance, and its interval over images."""
+    """The Fréchet distance of (N, P, F) from a `Reference`, and its interval over images."""
     n, _, width = features.shape
     other_mean, *_ = other = reference.gaussian
-    # Sums of each of some parts of the images give the moments of any choice of parts.
+    # With the sums of each part of the images, the moments of every resample of parts are known.
     parts = [part for part in np.array_split(features, min(n, PARTS)) if len(part)]
     counts, sums, products = [], [], []
     for part in parts:
@@ -150,10 +151,10 @@ def _frechet_with_interval(features, reference):
 
 
 def kernel_distance(features, others):
-    """Squared maximum mean discrepancy with the kernel (x . y / F + 1)^3, without bias: it may be below 0.
+    """Unbiased estimate of the squared maximum mean discrepancy, kernel (x . y / F + 1)^3; may be negative.
 
     Shapes (N, F), (M, F), N and M 2 or more -> float. With an evaluation classifier's features this is
-    the KID of this package: unlike FID, its expectation does not depend on the number of images.
+    the KID of this package. Unlike that of FID, its expectation does not depend on the number of images.
 
     References:
         Bińkowski et al. 2018, Demystifying MMD GANs, arXiv:1801.01401, section 4.
@@ -162,10 +163,10 @@ def kernel_distance(features, others):
 
 
 def _kernel_with_interval(features, reference):
-    """(N, P, F), `Reference` -> the kernel distance, and its interval over images.
+    """The kernel distance of (N, P, F) from a `Reference`, and its interval over images.
 
-    Where an image has several patches, the first of each are compared, then the second, and so on: two
-    patches of one image never meet.
+    If an image has several patches, the first patches of all images are compared, then the second
+    patches, and so on. Two patches of one image are never compared.
     """
     features = features[:COMPARED]
     n, estimates, terms = len(features), [], []
@@ -174,7 +175,7 @@ def _kernel_with_interval(features, reference):
         own = (_kernel_sums(x, x) - _kernel(x, x)) / (n - 1)
         across = _kernel_sums(x, y) / len(y)
         estimates.append(own.mean() + among - 2 * across.mean())
-        terms.append(2 * (own - across))  # how the estimate moves with each image
+        terms.append(2 * (own - across))  # the influence of each image on the estimate
     estimate = float(np.mean(estimates))
     if n < FEW:
         return estimate, None
@@ -183,26 +184,26 @@ def _kernel_with_interval(features, reference):
 
 
 def _kernel(x, y):
-    """The kernel of rows of x and y, pair by pair: (N,)."""
+    """The kernel of each row of x and the same row of y: (N,)."""
     return (np.einsum("nf,nf->n", x, y) / x.shape[1] + 1) ** 3
 
 
 def _kernel_sums(x, y):
-    """The sum over y of the kernel of each x: (N,)."""
+    """For each row of x, the sum of its kernels with all rows of y: (N,)."""
     sums = [((x[rows] @ y.T / x.shape[1] + 1) ** 3).sum(1) for rows in chunks(len(x), len(y))]
     return np.concatenate(sums)
 
 
 def sliced_wasserstein(features, others, directions=DIRECTIONS, seed=0):
-    """Mean over random directions of the Wasserstein distance of two sets projected on each.
+    """Wasserstein distance of two sets projected on a direction, averaged over random directions.
 
-    Shapes (N, F), (M, F) -> float; of the larger set as many rows are used as the smaller has. It grows
-    with what is missing in either set, and is never 0 for two different samples of one distribution:
-    compare it with that of the test images.
+    Shapes (N, F), (M, F) -> float. Of the larger set, only as many rows are used as the smaller set has.
+    The distance grows if either set lacks something that the other has. It is never 0 for two different
+    samples of one distribution, so compare it with the distance of the test images.
 
     Args:
-        directions: unit vectors, drawn from the sphere.
-        seed: of the directions.
+        directions: number of directions, which are random unit vectors.
+        seed: seed of the directions.
 
     References:
         Rabin et al. 2011, Wasserstein Barycenter and its Application to Texture Mixing.
@@ -213,20 +214,20 @@ def sliced_wasserstein(features, others, directions=DIRECTIONS, seed=0):
 
 
 def unit_vectors(n, width, seed):
-    """Random directions, the columns of (F, n)."""
+    """Random unit vectors, the columns of an array (F, n)."""
     vectors = np.random.default_rng(seed).standard_normal((width, n))
     return vectors / np.linalg.norm(vectors, axis=0)
 
 
 def _sliced_with_interval(features, reference, directions=DIRECTIONS, redrawn=REDRAWN):
-    """(N, P, F), `Reference` -> the sliced Wasserstein distance, and its interval over images."""
+    """The sliced Wasserstein distance of (N, P, F) from a `Reference`, and its interval over images."""
     n = min(len(features), len(reference.features))
     patches, width = features.shape[1:]
     onto = unit_vectors(directions, width, reference.seed)
     targets = reference.sorted_along(onto, n)
     random = np.random.default_rng(reference.seed)
     draws = [np.bincount(random.integers(0, n, n), minlength=n) for _ in range(redrawn)]
-    rows = features[:n].reshape(-1, width)  # a row a patch, P of them in turn an image
+    rows = features[:n].reshape(-1, width)  # one row per patch; P rows in turn are one image
     distances, resampled = np.empty(directions), np.empty((redrawn, directions))
     for k, (vector, target) in enumerate(zip(onto.T.astype(rows.dtype), targets)):
         values = rows @ vector
@@ -246,20 +247,20 @@ def _patches_of(features):
 
 
 def manifold_overlap(real, samples, k=NEIGHBOURS):
-    """How far samples lie where real images lie, and the other way round, by balls around features.
+    """Measures how much samples and real images overlap, with balls around their features.
 
-    The ball of a point reaches to its k-th nearest neighbour of its own set.
+    The radius of a point's ball is the distance to its k-th nearest neighbour in its own set.
 
     Args:
         real: (N, F) features of real images, N > k.
         samples: (M, F) features of samples, M > k.
-        k: neighbours.
+        k: which nearest neighbour gives the radius.
 
     Returns:
         A dict: "precision", share of samples in the ball of a real image; "recall", share of real images
-        in the ball of a sample; "density", number of balls of real images that a sample lies in, over k,
-        on average (about 1 for real images, and above it for samples that crowd); "coverage", share of
-        real images whose ball holds a sample.
+        in the ball of a sample; "density", mean number of balls of real images that a sample lies in,
+        divided by k (about 1 for real images, more for samples that crowd together); "coverage", share
+        of real images whose ball holds a sample.
 
     References:
         Kynkäänniemi et al. 2019, Improved Precision and Recall Metric, arXiv:1904.06991.
@@ -273,7 +274,7 @@ def manifold_overlap(real, samples, k=NEIGHBOURS):
         NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0][:, -1]
         for points in (real, samples)
     )
-    balls = np.empty(len(samples), "int64")  # of real images that a sample is in
+    balls = np.empty(len(samples), "int64")  # number of real images' balls that a sample is in
     recalled = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
     for rows in chunks(len(samples), len(real)):
@@ -291,7 +292,7 @@ def manifold_overlap(real, samples, k=NEIGHBOURS):
 
 
 def nearest_training_images(images, train_images):
-    """The nearest training image of each image, by the Euclidean distance of pixels in [0, 1].
+    """Finds each image's nearest training image by the Euclidean distance of pixels in [0, 1].
 
     Shapes (N, H, W, C), (M, H, W, C), uint8 or float in [0, 1] -> distances (N,), indices (N,).
     """
@@ -308,7 +309,7 @@ def nearest_training_images(images, train_images):
 
 
 def closest_pairs(images, train_images, n=10):
-    """The n images that come closest to a training image, closest first, for a picture of the pairs.
+    """Finds the n images that are closest to a training image, closest first, to show them as pairs.
 
     Returns:
         images (n, H, W, C), their nearest training images (n, H, W, C), distances (n,).
@@ -319,14 +320,15 @@ def closest_pairs(images, train_images, n=10):
 
 
 def conditional_accuracy(probabilities, labels):
-    """Share of samples that a classifier takes for what was asked.
+    """Share of samples that a classifier assigns to the class that was requested.
 
     Args:
-        probabilities: (N, K) of the classes, from the classifier.
-        labels: (N,) classes that were asked for.
+        probabilities: (N, K), the classifier's probabilities of the classes.
+        labels: (N,) requested classes.
 
     Returns:
-        float in [0, 1], and a list of K of them by class, None for a class that was not asked for.
+        A float in [0, 1] for all samples, and a list of K floats, one per class. It holds None for a
+        class that was not requested.
     """
     right = probabilities.argmax(-1) == labels
     of_class = [labels == y for y in range(probabilities.shape[1])]

@@ -1,4 +1,4 @@
-"""Likelihoods, divergences and codes, in nats per image."""
+"""Likelihoods, divergences and figures of latent codes, in nats per image."""
 
 import keras
 import numpy as np
@@ -9,20 +9,20 @@ from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
 
-ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use
+ACTIVE = 0.01  # a latent counts as active if the variance of its posterior mean is larger
 
 
 def kl_per_latent(mean, log_var):
-    """KL(q(z|x) || N(0, I)) of each latent, averaged over images, in nats: (N, D) twice -> (D,).
+    """KL(q(z|x) || N(0, I)) of each latent, averaged over images, in nats: (N, D), (N, D) -> (D,).
 
-    Its sum is the KL term in nats per image. Kingma & Welling 2014, appendix B.
+    The sum over latents is the KL term in nats per image. Kingma & Welling 2014, appendix B.
     """
     mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
     return 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).mean(0)
 
 
 def elbo(model, inputs, seed=0):
-    """The evidence lower bound: log p(x|z) - KL(q(z|x) || N(0, I)), z drawn once from q(z|x).
+    """The evidence lower bound: log p(x|z) - KL(q(z|x) || N(0, I)), with one z drawn from q(z|x).
 
     Returns:
         (N,) float64 in nats per image, and the name of the likelihood, see `losses.nll_per_image`.
@@ -47,18 +47,18 @@ def elbo(model, inputs, seed=0):
 def importance_weighted_log_likelihood(
     model, inputs, k=100, seed=0, prior="normal", progress=lambda line: None
 ):
-    """log of 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i drawn from q(z|x).
+    """log of 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), with z_i drawn from q(z|x).
 
-    A lower bound of log p(x) in expectation, which rises with k and is reached in the limit; k = 1 is the
-    evidence lower bound.
+    Its expectation is a lower bound of log p(x). The bound rises with k and converges to log p(x). With
+    k = 1 it is the evidence lower bound.
 
     Args:
-        model: VAE or CVAE (log p(x|y) then).
+        model: VAE, or CVAE, for which it is log p(x|y).
         inputs: images, or (images, labels).
         k: number of importance samples, >= 1.
-        seed: of the samples.
-        prior: p(z): "normal" for N(0, I), "fitted" for the model's own.
-        progress: called with one line each tenth of the way.
+        seed: seed of the samples.
+        prior: p(z): "normal" for N(0, I), "fitted" for the model's own prior.
+        progress: called with one line of text after each tenth of the images.
 
     Returns:
         (N,) float64 in nats per image, under the likelihood that `elbo` names.
@@ -87,7 +87,7 @@ def importance_weighted_log_likelihood(
 
 
 def active_units(mean):
-    """Number of latents in use: those whose posterior mean varies over images, Var_x E[z|x] > 0.01.
+    """Number of active latents: those whose posterior mean varies over images, Var_x E[z|x] > 0.01.
 
     Shapes (N, D) -> int. Burda, Grosse & Salakhutdinov 2016, section 5.
     """
@@ -95,15 +95,15 @@ def active_units(mean):
 
 
 def mutual_information(mean, log_var, seed=0):
-    """Estimate of I(x; z) in nats: the mean of log q(z|x) - log q(z), one z drawn from each q(z|x).
+    """Estimate of I(x; z) in nats: the mean of log q(z|x) - log q(z), with one z from each q(z|x).
 
-    q(z) is the mixture of the N posteriors that are given, so that this is the information between a
-    code and the index of its image. It cannot exceed log N, and near it says no more than that codes tell
+    q(z) is the mixture of the N given posteriors. So this is the information between a code and the
+    index of its image, and it cannot exceed log N. A value near log N only says that the codes tell
     the images apart.
 
     Args:
-        mean, log_var: (N, D) of q(z|x).
-        seed: of the codes.
+        mean, log_var: (N, D), parameters of q(z|x).
+        seed: seed of the codes.
 
     References:
         Hoffman & Johnson 2016, ELBO surgery: yet another way to carve up the variational evidence lower
@@ -113,8 +113,8 @@ def mutual_information(mean, log_var, seed=0):
     n = len(mean)
     precision = np.exp(-log_var)
     codes = mean + np.exp(0.5 * log_var) * np.random.default_rng(seed).standard_normal(mean.shape)
-    # log q(z_i|x_j) = -0.5 sum_d (z_i - mean_j)^2 / var_j + log var_j (+ log 2 pi, which cancels),
-    # multiplied out into two matrix products.
+    # log q(z_i|x_j) = -0.5 sum_d (z_i - mean_j)^2 / var_j + log var_j (+ log 2 pi, which cancels).
+    # The square is expanded, which gives two matrix products.
     constant = -0.5 * (np.square(mean) * precision + log_var).sum(-1)
     total = 0.0
     for rows in chunks(n, n):
@@ -126,7 +126,7 @@ def mutual_information(mean, log_var, seed=0):
 
 
 def negative_log_likelihood(model, images, codes, labels):
-    """-log p(x|z) of pairs of an image and a code: (M,) float64 in nats, and the likelihood's name."""
+    """-log p(x|z) of M images and their codes: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
     term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
@@ -134,7 +134,7 @@ def negative_log_likelihood(model, images, codes, labels):
 
 
 def why_no_likelihood(model):
-    """Why a model's reconstruction term stands for no likelihood: one line, None where it does."""
+    """Explains in one line why a model's reconstruction term is not a likelihood; None if it is one."""
     reconstruction = RECONSTRUCTIONS.find(model.reconstruction)
     if reconstruction.likelihood is None:
         return "this reconstruction term stands for no likelihood"
@@ -144,18 +144,19 @@ def why_no_likelihood(model):
 
 
 def bits_per_dimension(log_likelihood, num_values, density=True):
-    """A log-likelihood, or a lower bound of it, in bits for each value of an image.
+    """A log-likelihood, or a lower bound of it, in bits per value of an image.
 
-    Of a value in steps of 1/255 a density over [0, 1] gives the probability of its step, density / 255,
-    which holds for a scale of the likelihood that is well above a step.
+    The values of an image have steps of 1/255. If the likelihood is a density over [0, 1], the
+    probability of a step is density / 255. This is accurate if the scale of the likelihood is much
+    larger than a step.
 
     Args:
-        log_likelihood: (N,) in nats an image.
+        log_likelihood: (N,) in nats per image.
         num_values: H * W * C.
-        density: False for a likelihood of binary images, which gives their probability.
+        density: False for a likelihood of binary images, which is already a probability.
 
     Returns:
-        (N,) float64. A uniform guess costs 8 bits a value, and 1 of a binary image.
+        (N,) float64. A uniform guess costs 8 bits per value, or 1 bit per value of a binary image.
 
     References:
         Theis et al. 2016, A note on the evaluation of generative models, section 3.1.
@@ -165,7 +166,7 @@ def bits_per_dimension(log_likelihood, num_values, density=True):
 
 
 def binary(images):
-    """Whether all values of images, uint8 or float in [0, 1], are 0 or 1."""
+    """Whether all values of images, uint8 or float in [0, 1], are black or white."""
     highest = 255 if images.dtype == np.uint8 else 1
     return all(
         bool(((part == 0) | (part == highest)).all())

@@ -1,4 +1,4 @@
-"""What sets of images are compared by: patches of them, or the features of a network of the user's."""
+"""Features to compare sets of images: patches of the images, or features of the user's own network."""
 
 import math
 
@@ -9,11 +9,11 @@ from keras_ae.errors import UserError, need
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.pictures import to_float
 
-SIDE = 7  # pixels of a patch
-COARSEST = 14  # pixels that the shorter side of the last level has at least
-PATCHES = 16  # of an image, at each level
+SIDE = 7  # pixels of a patch's side
+COARSEST = 14  # fewest pixels of the shorter side of the last level
+PATCHES = 16  # patches per image and level
 SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
-SPANS = {  # Image.NominalPixelRange of ONNX -> black and white
+SPANS = {  # Image.NominalPixelRange of ONNX: values of black and white
     "nominalrange_0_255": (0, 255),
     "normalized_0_1": (0, 1),
     "normalized_1_1": (-1, 1),
@@ -22,11 +22,11 @@ SPANS = {  # Image.NominalPixelRange of ONNX -> black and white
 
 
 def laplacian_pyramid(images):
-    """What each scale of images adds to the next coarser one, finest first; the last is what is left.
+    """Splits images into levels, from fine to coarse details; the last level is the coarsest image.
 
-    A level is the image less its smoothed and halved copy at full size, which is halved again, down to a
-    shorter side of 14 pixels or a little more. Added up from the coarsest, enlarged each time, they are
-    the image again.
+    The image is smoothed and halved. A level is the image minus the halved copy, enlarged again. The same
+    is then done with the halved copy, as long as the shorter side keeps 14 pixels or more. To get the
+    image back, start with the coarsest level, and repeatedly enlarge and add the next finer level.
 
     Args:
         images: (N, H, W, C), uint8 or float in [0, 1].
@@ -46,7 +46,7 @@ def laplacian_pyramid(images):
 
 
 def enlarged(small, shape):
-    """A level at twice its size, cut to a shape (N, H, W, C)."""
+    """Enlarges a level to twice its size, cut to a shape (N, H, W, C)."""
     large = np.zeros(shape, "float32")
     large[:, ::2, ::2] = small
     return 4 * _smoothed(large)
@@ -59,12 +59,12 @@ def _smoothed(images):
 
 
 def laplacian_patches(images, patches=PATCHES, seed=0):
-    """Patches of 7 x 7 pixels from random places of each level of the pyramids of images.
+    """Cuts patches of 7 x 7 pixels at random places from each level of the images' pyramids.
 
     Args:
         images: (N, H, W, C), uint8 or float in [0, 1].
-        patches: of each image and level.
-        seed: of the places.
+        patches: number of patches of each image and level.
+        seed: seed of the places.
 
     Returns:
         For each level, finest first, (N, patches, 7 * 7 * C) float32.
@@ -90,9 +90,9 @@ def _cut(level, patches, random):
 
 
 def normalised(levels, reference, channels):
-    """Levels of patches in units of the reference: each channel less its mean, over its deviation.
+    """Normalises each channel of each level with the mean and standard deviation of the reference.
 
-    Karras et al. normalise each set by itself, which hides another brightness or contrast.
+    Karras et al. normalise each set by itself, which hides differences of brightness and contrast.
     """
     result = []
     for level, other in zip(levels, reference, strict=True):
@@ -105,19 +105,20 @@ def normalised(levels, reference, channels):
 
 
 class OnnxFeatures:
-    """Features of images by a network of the user's, such as Inception or DINOv2, in an ONNX file.
+    """Computes features of images with a network in an ONNX file, such as Inception or DINOv2.
 
-    The size, the channels and their place, and the type of its one input are read from the file; so is the
-    range of the values, where the file has the key Image.NominalPixelRange of the ONNX standard. Without
-    it, whole numbers are 0 to 255 and floats are in [0, 1]: another normalisation belongs into the file.
-    The features are the first output of two axes, (N, F).
+    The file says the size, the channels and their axis, and the type of its one input. It also says the
+    range of the values if it has the key Image.NominalPixelRange of the ONNX standard. Otherwise, whole
+    numbers are 0 to 255 and floats are in [0, 1]; any other normalisation must be part of the network.
+    The features are the first output with two axes, (N, F).
 
     Args:
-        path: of the file.
-        image_shape: (H, W, C) of the images to come. They are scaled to the size that the file asks for.
+        path: path of the file.
+        image_shape: (H, W, C) of the images. They are scaled to the size that the file asks for.
 
     Raises:
-        UserError: onnxruntime is not installed, the file cannot be read, or takes or gives something else.
+        UserError: onnxruntime is not installed, the file cannot be read, or its inputs or outputs do
+            not fit.
     """
 
     def __init__(self, path, image_shape):
@@ -131,7 +132,7 @@ class OnnxFeatures:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # of its own classes, for a file that is none
+        except Exception as error:  # onnxruntime has its own exceptions for an invalid file
             why = str(error).partition("\n")[0]
             raise UserError(f"{path} is no ONNX file that can be run: {why}") from error
         inputs = self.session.get_inputs()
@@ -139,7 +140,7 @@ class OnnxFeatures:
             raise UserError(f"{path} must take one array of images (N, C, H, W) or (N, H, W, C).")
         self.input, shape = inputs[0].name, inputs[0].shape
         last = shape[3] in (1, 3) and shape[1] not in (1, 3)
-        self.axis = 3 if last else 1  # where the channels are
+        self.axis = 3 if last else 1  # axis of the channels
         self.channels = shape[self.axis]
         if self.channels not in (1, 3):
             raise UserError(f"{path} takes images of {self.channels} channels, and not of 1 or 3.")
@@ -167,7 +168,7 @@ class OnnxFeatures:
         self.output = flat[0]
 
     def describe(self):
-        """What the file takes and gives, in a line."""
+        """Describes the network's input and output in one line."""
         height, width = self.size
         layout = "channels last" if self.axis == 3 else "channels first"
         whence = "as the file says" if self.stated else "as the file says no range"
@@ -179,7 +180,7 @@ class OnnxFeatures:
         )
 
     def __call__(self, images):
-        """Images (N, H, W, C), uint8 or float in [0, 1] -> features (N, F) float32."""
+        """Computes features (N, F) float32 of images (N, H, W, C), uint8 or float in [0, 1]."""
         parts = []
         for start in range(0, len(images), self.batch):
             part = to_float(images[start : start + self.batch])
@@ -209,7 +210,7 @@ class OnnxFeatures:
 
 
 def _resized(image, size):
-    """A float image (H, W, C) at another size, channel by channel, by Pillow's bicubic filter."""
+    """Scales a float image (H, W, C) to a size (height, width), per channel, with Pillow's bicubic filter."""
     from PIL import Image
 
     channels = [

@@ -1,4 +1,4 @@
-"""All figures of a model, one group after the other: those first that need no classifier."""
+"""Computes all figures of a model in groups. Groups that need no classifier come first."""
 
 import dataclasses
 import time
@@ -31,12 +31,12 @@ from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
 
-CONFIDENT = 0.9  # probability of its class above which a sample counts as recognisable
-PAIRS = 1_000  # images whose nearest training image is looked for
-REFERENCE = 200_000  # training images that the distances by a classifier are from
-MANIFOLD = 10_000  # images whose features or posteriors are compared, all with all
-PATCHED = 2_000  # images of each set that patches are taken from
-MEASURED = 2_000  # test images that the final figures of a run are of
+CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
+PAIRS = 1_000  # most images for which the nearest training image is searched
+REFERENCE = 200_000  # most training images for the distances with a classifier
+MANIFOLD = 10_000  # most images whose features or posteriors are compared in all pairs
+PATCHED = 2_000  # most images of each set that patches are cut from
+MEASURED = 2_000  # most test images for the final figures of a run
 
 DISTANCES = ("fid", "kid", "swd")
 OF_LIKELIHOOD = ("likelihood", "elbo", "bits_per_dimension", "bits_per_dimension_interval")
@@ -64,40 +64,40 @@ def evaluate(
     classifier_minutes=MINUTES,
     features=None,
 ):
-    """All figures of a model on a dataset.
+    """Computes all figures of a model on a dataset.
 
-    Reconstruction, evidence and codes are those of the test images. Samples are drawn from the model's
-    own prior, for a CVAE with labels that are as frequent as in the training set; they are compared with
-    the training images (by a classifier with the first 200,000, by patches with the first 2,000) and
-    with the test images (precision and the like). Test images that do not fit into memory are measured as
-    far as they do. Figures that need no classifier come first.
+    Figures of reconstructions, evidence and codes use the test images. Samples are drawn from the
+    model's own prior, for a CVAE with labels that are as frequent as in the training set. They are
+    compared with the training images (the first 200,000 with a classifier, the first 2,000 with
+    patches) and with the test images (precision and the like). If not all test images fit into
+    memory, only the first ones that fit are used. Figures that need no classifier come first.
 
     Args:
         model: AE, VAE or CVAE.
-        train, test: `keras_ae.data.ImageData`, whole; or images, or pairs (images, labels), as
+        train, test: whole `keras_ae.data.ImageData`; or images, or pairs (images, labels), as
             `keras_ae.fit` takes them.
-        samples: number of images to draw.
+        samples: number of samples to draw.
         importance_samples: k of the importance-weighted log-likelihood; 0 leaves it out.
-        seed: of all draws.
-        limit: use the first so many test images only.
-        binarize: draw each pixel of the test images as a coin of its grey value before they are
-            reconstructed, for a model that was trained like that.
-        classifier: a `Classifier` to judge by; None for the dataset's own, False for none.
-        progress: called with one line when there is something to tell.
+        seed: seed of everything random.
+        limit: use only this many test images, the first ones.
+        binarize: draw each pixel of the test images as 0 or 1, with its grey value as the
+            probability, before they are reconstructed. For a model that was trained like that.
+        classifier: a `Classifier` to use; None for the dataset's own, False for none.
+        progress: called with one line of text when there is something to report.
         found: called with each group of figures, a dict, as soon as it is known.
-        second_classifier: judge by a classifier of another seed as well, which tells how far figures
-            depend on the classifier.
+        second_classifier: also use a second classifier, with another seed. This shows how much the
+            figures depend on the classifier.
         classifier_minutes: a classifier whose training would take longer is not trained.
-        features: path of an ONNX file whose features samples are compared by as well; see
+        features: path of an ONNX file. Its features are also used to compare images; see
             `evaluation.features.OnnxFeatures`.
 
     Returns:
         A dict of numbers, strings, lists and dicts. `NAME_interval` is the 95 % interval of NAME over
-        images. A figure that does not exist for this model or dataset is None, and `reasons` says why.
-        `by_classifier` names those that depend on the classifier.
+        images. If a figure does not exist for this model or dataset, it is None, and `reasons` says
+        why. `by_classifier` lists the figures that depend on the classifier.
 
     Raises:
-        UserError: the model does not fit the dataset, or the ONNX file is none.
+        UserError: the model does not fit the dataset, or the ONNX file is not valid.
     """
     progress, found = progress or (lambda line: None), found or (lambda figures: None)
     started = time.perf_counter()
@@ -192,15 +192,15 @@ def evaluate(
 
 
 def final_figures(model, test, seed=0, binarize=False):
-    """What a run says of its model in the end, of the first 2,000 test images: common figures of any loss.
+    """The figures that a run reports at its end, on the first 2,000 test images. They suit every loss.
 
     Args:
         test: `keras_ae.data.ImageData`.
         seed, binarize: as for `evaluate`.
 
     Returns:
-        A dict: "measured", how many images; "psnr", and for a model with a posterior "elbo",
-        "likelihood" and "bits_per_dimension"; None for one that the model does not have.
+        A dict: "measured", the number of images; "psnr"; and, for a model with a posterior, "elbo",
+        "likelihood" and "bits_per_dimension", which are None if the loss is not a likelihood.
     """
     test = test.first(MEASURED)
     if binarize:
@@ -218,7 +218,7 @@ def final_figures(model, test, seed=0, binarize=False):
 
 
 def of_reconstructions(images, reconstructions, seed=0):
-    """L1 and MSE of a pixel in [0, 1], and PSNR in dB, the mean over images, with its interval."""
+    """L1 and MSE of pixels in [0, 1], and PSNR in dB as the mean over images, with its interval."""
     absolute, squared = errors_per_image(images, reconstructions)
     return {
         "reconstruction_l1": float(absolute.mean()),
@@ -228,7 +228,7 @@ def of_reconstructions(images, reconstructions, seed=0):
 
 
 def of_posterior(model, inputs, seed, reasons):
-    """The figures that need a posterior, None for a model without one."""
+    """The figures that need a posterior; they are None for a model without one."""
     names = "kl_weight kl kl_per_latent active_units mutual_information mutual_information_limit"
     figures = dict.fromkeys([*OF_LIKELIHOOD, *names.split()])
     if not hasattr(model, "posterior"):
@@ -245,7 +245,7 @@ def of_posterior(model, inputs, seed, reasons):
 
 
 def of_likelihood(model, inputs, seed, reasons):
-    """The figures that need a likelihood, None where the loss stands for none."""
+    """The figures that need a likelihood; they are None if the loss is not a likelihood."""
     figures = dict.fromkeys(OF_LIKELIHOOD)
     if why := why_no_likelihood(model):
         reasons["elbo"] = why
@@ -276,9 +276,10 @@ def _log_likelihood(model, inputs, importance_samples, seed, reasons, progress):
 
 
 def _by_patches(sets, train_images, seed, reasons):
-    """Distances of patches from those of training images: the mean over scales; SWD of each as well.
+    """Distances of patches from patches of training images: means over scales, and the SWD of each scale.
 
-    An interval is the mean of those of the scales, as if they moved together, which is the widest case.
+    An interval is the mean of the intervals of the scales, as if all scales varied together. That is
+    the widest case.
     """
     figures = _no_distances("patch_") | {f"patch_swd_per_scale{of}": None for of in SETS}
     few = min(len(images) for images in sets.values() if images is not None)
@@ -304,7 +305,8 @@ def _by_patches(sets, train_images, seed, reasons):
 
 
 def _by_network(network, sets, train_images, seed, reasons):
-    """Distances by the features of an ONNX file, of as many training images as there are others."""
+    """Distances by the features of an ONNX file. As many training images are used as the largest other
+    set has."""
     figures = _no_distances("onnx_")
     counts = [len(images) for images in sets.values() if images is not None]
     if min(*counts, len(train_images)) <= NEIGHBOURS:
@@ -318,7 +320,7 @@ def _by_network(network, sets, train_images, seed, reasons):
 
 
 def _judged(classifier, train_images, sets, labels, seed, reasons):
-    """The figures that need a classifier, None without one or for what is not there."""
+    """The figures that need a classifier; None without one, or if their images or labels are missing."""
     figures = dict.fromkeys(("classifier", "classifier_accuracy", *BY_CLASSIFIER))
     if not classifier:
         return figures
@@ -351,7 +353,8 @@ def _judged(classifier, train_images, sets, labels, seed, reasons):
 
 
 def _within_memory(images, limit, progress):
-    """The limit, or less: reconstructions and what is made of them are floats, 16 bytes a pixel in all."""
+    """Lowers the limit to what fits into memory. Reconstructions and what is computed from them are
+    floats, in all 16 bytes per pixel."""
     if not isinstance(images, StoredImages):
         return limit
     most = max(1, memory_bound() // (16 * (images.size // len(images))))
@@ -362,7 +365,7 @@ def _within_memory(images, limit, progress):
 
 
 def _with_interval(name, values, seed):
-    """{NAME: mean, NAME_interval: its interval} of values (N,), both None without values."""
+    """{NAME: mean, NAME_interval: its interval} of values (N,); both are None without values."""
     mean, interval = (None, None) if values is None else mean_with_interval(values, seed)
     return {name: mean, f"{name}_interval": interval}
 
@@ -377,7 +380,7 @@ def _no_distances(prefix):
 
 
 def _named(prefix, of, found):
-    """What `Reference.distances` found, by the names of the figures: fid_interval of a set is fid_SET_interval."""
+    """Renames the result of `Reference.distances` for a set: fid_interval becomes fid_SET_interval."""
     names = {name: f"{prefix}{name}{of}" for name in DISTANCES}
     return {names[key.removesuffix("_interval")] + key[3:]: value for key, value in found.items()}
 

@@ -1,23 +1,23 @@
-"""How far a figure would move with other images: 95 % intervals by the bootstrap.
+"""How much a figure would change with other images: 95 % intervals by the bootstrap.
 
-    values = ...                      # a figure an image
-    mean_with_interval(values)        # its mean, [low, high]
+    values = ...                      # one value per image
+    mean_with_interval(values)        # their mean, [low, high]
 
 Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 13.
 """
 
 import numpy as np
 
-RESAMPLES = 1_000  # of a mean
-REDRAWN = 50  # times that a set of images is drawn anew for a distance, which costs more
-NORMAL = 1.96  # standard errors to either side of 95 %
+RESAMPLES = 1_000  # bootstrap resamples for a mean
+REDRAWN = 50  # bootstrap resamples for a distance (fewer, because a distance is slow to compute)
+NORMAL = 1.96  # a 95 % interval extends this many standard errors to either side
 
 
 def mean_with_interval(values, seed=0):
-    """The mean of values (N,), one an image, and the 95 % percentile interval [low, high] of its bootstrap.
+    """The mean of values (N,), one per image, and its 95 % percentile bootstrap interval [low, high].
 
     Returns:
-        float, [float, float]; no interval, None, of fewer than two values.
+        float, [float, float]; with fewer than two values, the interval is None.
     """
     from scipy.stats import bootstrap
 
@@ -36,10 +36,10 @@ def mean_with_interval(values, seed=0):
 
 
 def around(estimate, resampled):
-    """1.96 standard errors to either side of an estimate, from its bootstrap values; None of too few.
+    """An estimate minus and plus 1.96 standard errors, from its bootstrap values; None for fewer than two.
 
-    For distances: a set drawn with repetition is farther from any other than the set itself, and the
-    percentiles of its bootstrap would lie beside the estimate.
+    This is for distances. A bootstrap resample is farther from another set than the original set is, so
+    the percentiles of the bootstrap would not lie around the estimate.
     """
     if len(resampled) < 2:
         return None

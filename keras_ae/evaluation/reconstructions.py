@@ -1,4 +1,4 @@
-"""How near reconstructions come to their images."""
+"""Measures how close reconstructions are to their images."""
 
 import numpy as np
 
@@ -6,16 +6,17 @@ from keras_ae.errors import UserError, installed
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.pictures import to_float
 
-LEAST = 1e-10  # mean squared error of a pixel that counts as none: 100 dB
-WINDOW = 11  # pixels that the Gaussian window of SSIM spans
+LEAST = 1e-10  # a smaller mean squared error counts as zero (100 dB)
+WINDOW = 11  # width of SSIM's Gaussian window in pixels
 
 
 def reconstruction_error(images, reconstructions):
-    """Mean absolute and mean squared error of a pixel in [0, 1].
+    """Mean absolute and mean squared error of pixels in [0, 1], over all images.
 
     Args:
         images: (N, H, W, C), uint8 or float in [0, 1].
-        reconstructions: (N, H, W, C), likewise: of the posterior means, from `model.reconstruct`.
+        reconstructions: (N, H, W, C), uint8 or float in [0, 1], from `model.reconstruct`, which
+            decodes posterior means.
 
     Returns:
         {"reconstruction_l1", "reconstruction_mse"}.
@@ -28,7 +29,7 @@ def reconstruction_error(images, reconstructions):
 
 
 def errors_per_image(images, reconstructions):
-    """Mean absolute and mean squared error of a pixel in [0, 1], of each image: (N,) float64, (N,)."""
+    """Mean absolute and mean squared error of pixels in [0, 1], per image: (N,) float64, (N,) float64."""
     absolute, squared = np.empty(len(images)), np.empty(len(images))
     for rows in chunks(len(images), images[0].size):
         difference = to_float(images[rows]) - to_float(reconstructions[rows])
@@ -38,15 +39,15 @@ def errors_per_image(images, reconstructions):
 
 
 def psnr(squared):
-    """Peak signal-to-noise ratio in decibels, -10 log10 of the mean squared error of a pixel in [0, 1].
+    """Peak signal-to-noise ratio in decibels: -10 log10 of the mean squared error of pixels in [0, 1].
 
-    Shape (N,) -> (N,), an image each; an image rebuilt without error counts as 100 dB.
+    Shape (N,) -> (N,), one value per image. An image without error has 100 dB.
     """
     return -10 * np.log10(np.maximum(squared, LEAST))
 
 
 def missing_for_ssim(image_shape):
-    """Why there is no SSIM of images of a shape: one line, None where there is one."""
+    """Explains in one line why images of a shape have no SSIM; None if they have one."""
     if min(image_shape[:2]) < WINDOW:
         return f"its window is {WINDOW} pixels wide, these images {min(image_shape[:2])}"
     if not installed("skimage"):
@@ -55,12 +56,12 @@ def missing_for_ssim(image_shape):
 
 
 def ssim(images, reconstructions):
-    """Structural similarity of pairs of images, by scikit-image: 1 is equality.
+    """Structural similarity of pairs of images, computed by scikit-image: 1 for equal images.
 
-    The Gaussian window and the constants of the paper; the mean over channels.
+    It uses the Gaussian window and the constants of the paper, and the mean over channels.
 
     Args:
-        images, reconstructions: (N, H, W, C), uint8 or float in [0, 1], sides of 11 pixels or more.
+        images, reconstructions: (N, H, W, C), uint8 or float in [0, 1], with sides of 11 pixels or more.
 
     Returns:
         (N,) float64 in [-1, 1].

@@ -1,4 +1,4 @@
-"""How odd images are to a model: anomaly scores, an image each."""
+"""Anomaly scores: how unusual each image is for a model."""
 
 import math
 
@@ -11,37 +11,39 @@ from keras_ae.evaluation.evidence import negative_log_likelihood, why_no_likelih
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.pictures import to_float
 
-DRAWS = 4  # codes of an image that its evidence is averaged over
+DRAWS = 4  # codes per image over which its evidence is averaged
 SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
 
 
 def score(model, inputs, reference=None, seed=0):
-    """How odd images are to a model: the higher, the odder.
+    """Scores how unusual images are for a model; a higher score means more unusual.
 
-    An image's scores do not depend on the other images. What a model cannot rebuild is odd; so is what its
-    likelihood or the prior of its codes gives little probability; the three often disagree.
+    An image's scores do not depend on the other images. An image is unusual if the model cannot
+    reconstruct it, if the likelihood gives it a low probability, or if the prior gives its code a low
+    probability. These three scores often disagree.
 
     Args:
         model: AE, VAE or CVAE.
         inputs: images (N, H, W, C), uint8 or float in [0, 1]; for a CVAE also a pair (images, labels).
-            Without labels, each of its scores is that of the class under which it is lowest.
-        reference: usual images, likewise, such as the test images, among which scores get a percentile.
-        seed: of the codes that the evidence is averaged over.
+            Without labels, each score of a CVAE is the lowest one over all classes.
+        reference: inputs that are usual, such as the test images. The percentiles of scores refer to
+            them.
+        seed: seed of the codes over which the evidence is averaged.
 
     Returns:
         A dict of float64 (N,):
 
-        - "reconstruction_error": the model's own reconstruction term, the mean over the values of an
-            image, its code the mean of q(z|x);
-        - "negative_elbo": in nats, see `elbo`, of a VAE or CVAE whose loss stands for a likelihood;
+        - "reconstruction_error": the model's own reconstruction term, averaged over the values of an
+            image; the code is the mean of q(z|x);
+        - "negative_elbo": in nats, see `elbo`, for a VAE or CVAE whose loss is a likelihood;
         - "negative_log_prior": -log p(z) in nats of that code under the model's prior, as fitted by
-            `fit_prior`, of a VAE or CVAE;
+            `fit_prior`, for a VAE or CVAE;
 
-        and with a reference for each "NAME_percentile": the share of the reference in percent whose score
-        is lower.
+        and, with a reference, a "NAME_percentile" for each: the percentage of the reference with a lower
+        score.
 
     Raises:
-        UserError: labels for a model without classes, or images of another shape.
+        UserError: labels are given for a model without classes, or images have another shape.
 
     References:
         An & Cho 2015, Variational Autoencoder based Anomaly Detection using Reconstruction Probability.
@@ -68,12 +70,12 @@ def score(model, inputs, reference=None, seed=0):
 
 
 def percentiles(values, reference):
-    """The share of the reference in percent that is lower: (N,), (M,) -> (N,)."""
+    """For each value, the percentage of the reference that is lower: (N,), (M,) -> (N,)."""
     return 100 * np.searchsorted(np.sort(reference), values) / len(reference)
 
 
 def auroc(odd, usual):
-    """The probability that an odd image has a higher score than a usual one; 0.5 is chance.
+    """The probability that an unusual image has a higher score than a usual one; 0.5 is chance.
 
     Shapes (N,), (M,) -> float: the area under the receiver operating characteristic.
     """
@@ -84,7 +86,7 @@ def auroc(odd, usual):
 
 
 def _scores(model, images, labels, seed):
-    """The scores of images of known classes, or of a model without classes."""
+    """Computes the scores of images of known classes, or for a model without classes."""
     parts = [
         _of_part(model, images[rows], rows_of(labels, rows), seed)
         for rows in chunks(len(images), 4 * math.prod(model.image_shape))
@@ -103,7 +105,7 @@ def _of_part(model, images, labels, seed):
     mean, log_var = (x.astype("float64") for x in model.posterior(inputs, batch_size=BATCH))
     if why_no_likelihood(model) is None:
         kl = 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).sum(-1)
-        # The same noise for every image: its score is its own.
+        # All images get the same noise, so that a score does not depend on the other images.
         noise = np.random.default_rng(seed).standard_normal((DRAWS, mean.shape[1]))
         codes = [mean + np.exp(0.5 * log_var) * row for row in noise]
         found["negative_elbo"] = kl + np.mean(
