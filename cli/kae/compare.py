@@ -6,7 +6,7 @@ from kae import console, options
 from keras_ae.errors import printable
 
 FIGURES = ("epochs", "seconds", "loss", "val_loss", "val_reconstruction", "val_kl", "kl_weight")
-COMMON = ("elbo", "bits_per_dimension", "psnr")  # of the test images; the last two of any loss
+COMMON = ("elbo", "bits_per_dimension", "psnr")  # of the test images; the last two suit any loss
 
 
 @click.command("compare")
@@ -20,7 +20,7 @@ COMMON = ("elbo", "bits_per_dimension", "psnr")  # of the test images; the last 
 @options.force_option
 @options.json_option
 def command(runs, everything, out, force, as_json):
-    """Show settings and final figures of runs in a table; --out draws their curves over each other.
+    """Show settings and final figures of runs in a table; --out also plots their curves together.
 
     RUN is a name (ae, vae, cvae), a run folder or the .keras file in one.
     """
@@ -53,11 +53,11 @@ def command(runs, everything, out, force, as_json):
 
 
 def figures_of(place, history):
-    """The figures of a run: of its history, and what was measured of the model in the end.
+    """The figures of a run: those of its history, and those measured at its end.
 
     Args:
-        place: its `checkpoints.Checkpoint`.
-        history: of `checkpoints.read_history`.
+        place: the run's `checkpoints.Checkpoint`.
+        history: the result of `checkpoints.read_history`.
     """
     seconds = round(sum(row["seconds"] for row in history), 1)
     last = {name: history[-1].get(name) for name in FIGURES[2:]} if history else {}
@@ -66,11 +66,11 @@ def figures_of(place, history):
 
 
 def table(settings, figures, everything=False, rows=(*FIGURES, *COMMON)):
-    """The lines of a table of runs: settings, those that differ or all, and figures.
+    """Yields the lines of a table of runs: their settings and figures.
 
     Args:
-        settings, figures: {run: {name: value}}, of the same runs.
-        everything: all settings.
+        settings, figures: {run: {name: value}}, both for the same runs.
+        everything: show all settings, not only those that differ.
         rows: the names of the figures.
     """
     runs = list(settings)
@@ -85,7 +85,7 @@ def table(settings, figures, everything=False, rows=(*FIGURES, *COMMON)):
         values = [figures[run].get(name) for run in runs]
         if any(value is not None for value in values):
             places = {"seconds": 1, "psnr": 2}.get(name, 4)
-            # What is a setting as well is said once: what was reached, of what was asked for.
+            # A figure that is also a setting has one row: the value reached, of the value planned.
             planned = [settings[run].get(name) for run in runs]
             lines.append([name, *(reached(*pair, places) for pair in zip(values, planned))])
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -101,7 +101,7 @@ def table(settings, figures, everything=False, rows=(*FIGURES, *COMMON)):
 
 
 def reached(value, planned, places):
-    """A figure in a cell, and what was planned where it is another."""
+    """A cell's text: a figure, and the planned value if that is different."""
     if planned is None or value is None or value == planned:
         return number(value, places)
     near = isinstance(planned, float) and abs(value - planned) < 1e-6 * abs(planned)
@@ -109,7 +109,7 @@ def reached(value, planned, places):
 
 
 def number(value, places):
-    """A figure in a cell."""
+    """A cell's text: a figure, or - if it is missing."""
     if value is None:
         return "-"
     return f"{value:.{places}f}" if isinstance(value, float) else str(value)

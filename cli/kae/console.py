@@ -1,4 +1,4 @@
-"""What goes in and out of a command: messages, models and images that it is asked for, files that it writes."""
+"""Input and output of the commands: messages, models and images that they load, files that they write."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ import click
 from keras_ae import settings
 from keras_ae.errors import need, printable
 
-# What each backend needs beside Keras.
+# The packages that each backend needs besides Keras.
 BACKENDS = {
     "torch": ("torch",),
     "jax": ("jax",),
@@ -27,22 +27,22 @@ BACKENDS = {
     "numpy": ("jax", "scipy"),
     "openvino": ("openvino", "scipy"),
 }
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt, in malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from malloc.h
 TRAINING = ("torch", "jax", "tensorflow")
 
 
 def echo(message, nl=True, err=False):
-    """Print what may hold a name or a path of anybody's making, which a terminal must not obey."""
+    """Print a message. Names and paths in it may come from anybody, so control characters are escaped."""
     click.echo(printable(message, keep="\n\t"), nl=nl, err=err)
 
 
 def say(message):
-    """A message for the person who waits, on stderr."""
+    """Print a message for the user on stderr."""
     echo(message, err=True)
 
 
 def start_backend(training=False):
-    """Check KERAS_BACKEND and import Keras, with a line for what is misspelt or not installed."""
+    """Check KERAS_BACKEND and import Keras; explain in one line if it is misspelt or not installed."""
     name = os.environ.get("KERAS_BACKEND", "torch")
     if name not in BACKENDS:
         close = difflib.get_close_matches(name, BACKENDS, 1)
@@ -56,8 +56,8 @@ def start_backend(training=False):
         )
     need(f"KERAS_BACKEND={name}", *BACKENDS[name])
     if "keras" not in sys.modules:
-        # What an import makes stays: looking for garbage in it would take 0.4 of 2.8 s, and as much again
-        # in what is done then.
+        # The objects of an import are never garbage. To search them for garbage would take 0.4 of 2.8 s,
+        # and as much again later.
         enabled = gc.isenabled()
         gc.disable()
         try:
@@ -71,12 +71,12 @@ def start_backend(training=False):
 
 @functools.cache
 def keep_memory():
-    """Have glibc keep freed memory for the next step.
+    """Make glibc keep freed memory for the next step.
 
-    By default it gives large arrays back to the system at once, which clears each page anew when the next
-    step asks for it: 110 of 200 ms of a step of the default CVAE on tensorflow, 20 of 265 ms on jax, 1.7 of
-    14 ms of the mlp on torch. The setting is the whole process's, which does not shrink again but for what
-    lies free above 1 GiB at the end of its heap. Does nothing with other C libraries.
+    By default, glibc returns the memory of large arrays to the system at once, and the system clears each
+    page again for the next step. That takes 110 of 200 ms of a step of the default CVAE on tensorflow, 20 of
+    265 ms on jax, and 1.7 of 14 ms of the mlp on torch. The setting is for the whole process. It then only
+    returns memory if more than 1 GiB is free at the end of its heap. Does nothing with other C libraries.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(TRIM_THRESHOLD, 1 << 30)
@@ -84,7 +84,7 @@ def keep_memory():
 
 
 def check_clock():
-    """Refuse to train or export for nothing: a zip, which a model file is, knows these years only."""
+    """Refuse to train or export in a year that a model file, which is a zip file, cannot store."""
     year = time.localtime().tm_year
     if not 1980 <= year <= 2107:
         raise click.ClickException(
@@ -94,7 +94,7 @@ def check_clock():
 
 @contextlib.contextmanager
 def usage_errors():
-    """ValueErrors of the library are wrong usage: one line, exit 2."""
+    """Turn ValueErrors of the library into usage errors: one line, exit code 2."""
     try:
         yield
     except ValueError as error:
@@ -102,7 +102,7 @@ def usage_errors():
 
 
 def load(model):
-    """Find and load MODEL, and say which file was taken. Returns (model, checkpoint)."""
+    """Find and load MODEL, and print which file is used. Returns (model, checkpoint)."""
     path = Path(model)
     if not path.exists() and path.suffix != ".keras" and path.name == model:
         known = settings.checkpoint_names("checkpoints")
@@ -117,12 +117,12 @@ def load(model):
     say(f"using {found.path}{whence(found, model)}")
     trusted = bool(click.get_current_context().find_root().params.get("modules"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that do not fit: the error says it
+        warnings.simplefilter("ignore")  # if weights do not fit, the error already says so
         return load_model(found.path, trusted), found
 
 
 def whence(found, name):
-    """Where a checkpoint that was asked for by its name comes from, and where the other one of that name is."""
+    """Text that says where a checkpoint given by name comes from, and where another of that name is."""
     if found.origin == "path":
         return ""
     other = settings.released(name)
@@ -134,7 +134,7 @@ def whence(found, name):
 
 
 def tell_prior(network, checkpoint):
-    """Say that what is drawn next comes from N(0, I), where no prior was fitted."""
+    """If no prior was fitted, print that latents are drawn from N(0, I)."""
     from keras_ae.priors import StandardNormal
 
     if type(getattr(network, "prior", None)) is StandardNormal:
@@ -143,19 +143,19 @@ def tell_prior(network, checkpoint):
 
 
 def hint(*arguments):
-    """A command to be typed next, as a shell takes it, with what this one was told for all commands."""
+    """A command line for the user to type next, quoted for a shell, with the --import of this command."""
     modules = click.get_current_context().find_root().params.get("modules") or ()
     imports = [part for module in modules for part in ("--import", module)]
     return shlex.join(["kae", *imports, *map(str, arguments)])
 
 
 def elsewhere(data_dir):
-    """The option that has the next command find a dataset where this one did."""
+    """The option that lets the next command find a dataset in the same directory as this command."""
     return ["--data-dir", data_dir] if data_dir else []
 
 
 def check_free(path, force):
-    """Refuse to overwrite a file unasked, before the work that would be lost."""
+    """Refuse to overwrite a file without --force, before any work is done that would be lost."""
     path = Path(path)
     if path.is_dir():
         raise click.ClickException(f"{path} is a folder; give a file.")
@@ -164,7 +164,7 @@ def check_free(path, force):
 
 
 def target_of(out, default, suffixes, force):
-    """The file to write: `out`, checked; else the default name, or with -2, -3, … where that is taken."""
+    """The file to write: `out`, checked; else the default name, with -2, -3, … if that name is taken."""
     if out is None:
         return Path(default) if force else free_name(Path(default))
     if out.suffix not in suffixes:
@@ -174,13 +174,13 @@ def target_of(out, default, suffixes, force):
 
 
 def free_name(path):
-    """A path, or the first of path-2, path-3, … at which nothing is."""
+    """A path, or the first of path-2, path-3, … that does not exist."""
     candidates = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
     return path if not path.exists() else next(p for p in candidates if not p.exists())
 
 
 def stem_of(model):
-    """What a default name begins with: the name of a run folder or of a model file."""
+    """The beginning of a default name: the name of a run folder or of a model file."""
     path = Path(model)
     if path.is_dir():
         return path.resolve().name
@@ -188,7 +188,7 @@ def stem_of(model):
 
 
 def save_images(target, images, picture):
-    """Write .npy as uint8 (N, H, W, C), anything else as a picture, which `picture` makes."""
+    """Write images: .npy as uint8 (N, H, W, C), any other file as the picture that `picture` makes."""
     import numpy as np
 
     from keras_ae.pictures import to_uint8
@@ -200,9 +200,10 @@ def save_images(target, images, picture):
 
 
 def write(path, save, echoed=True):
-    """Write a file whole, or say why not: `save` is given the temporary path.
+    """Write a file completely, or explain why that fails. `save` writes to a temporary path.
 
-    Where the command goes on to echo the path on stdout, a terminal is not told of it twice.
+    If the command later prints the path on stdout (`echoed`) and that is a terminal, no message is
+    printed here.
     """
     from keras_ae.files import atomic
 
@@ -216,7 +217,7 @@ def write(path, save, echoed=True):
 
 
 def print_json(value):
-    """One JSON object on stdout. What is no finite number becomes null, as JSON has no NaN."""
+    """Print one JSON object on stdout. NaN and infinity become null, because JSON has neither."""
 
     def plain(v):
         if isinstance(v, dict):
@@ -232,7 +233,8 @@ def print_json(value):
 
 @contextlib.contextmanager
 def progress(what, total):
-    """A function to be told how many more are done: a bar for who watches, else a line every 10 s."""
+    """Yield a function to call with how many more are done. It shows a bar in a terminal, else prints a
+    line every 10 s."""
     if sys.stderr.isatty():
         with click.progressbar(length=total, label=what, file=sys.stderr) as bar:
             yield bar.update
@@ -250,7 +252,7 @@ def progress(what, total):
 
 
 def stdout_to_stderr(function):
-    """Keras prints its progress on stdout, which is for data: send it to stderr."""
+    """Wrap a function so that its stdout, such as Keras' progress, goes to stderr; stdout is for data."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
@@ -261,10 +263,10 @@ def stdout_to_stderr(function):
 
 
 def class_index(network, label):
-    """The class that a label names, by its number or by its name."""
+    """The index of the class that a label gives by number or by name."""
     for asked, names in (
         (label, network.names),
-        (label.lower(), [name.lower() for name in network.names]),  # "a" may not be "A"
+        (label.lower(), [name.lower() for name in network.names]),  # only if no exact name matches
     ):
         if asked in names:
             return names.index(asked)
@@ -276,14 +278,14 @@ def class_index(network, label):
 
 
 def names_of(images):
-    """The class name of each image of an `ImageData`, None where there are no classes."""
+    """The class name of each image of an `ImageData`; None if it has no classes."""
     if images.labels is None:
         return None
     return [images.class_names[label] for label in images.labels]
 
 
 def find_files(files):
-    """Image files, and those in folders, in order; says how many others lie there."""
+    """Find image files, also in folders, in order; print how many other files the folders hold."""
     from keras_ae import data
 
     found, others = data.find_files(files)
@@ -293,9 +295,9 @@ def find_files(files):
 
 
 def classes_of(network, files, labels):
-    """The class of each image file for a CVAE, an index; None for other models.
+    """The class index of each image file for a CVAE; None for other models.
 
-    It is that of --label, given once or for each file; without it, that of the folder which the file is in.
+    --label gives it once for all files, or once for each. Without --label, a file's folder gives it.
     """
     if not network.num_classes:
         if labels:
@@ -314,12 +316,12 @@ def classes_of(network, files, labels):
 
 
 def load_files(network, files, labels, crop, invert):
-    """Image files as an `ImageData` that the model can take, with their labels for a CVAE."""
+    """Load image files as an `ImageData` that the model can take, for a CVAE with their labels."""
     return read_files(network, files, classes_of(network, files, labels), crop, invert)
 
 
 def read_files(network, files, classes, crop, invert):
-    """As `load_files`, of files whose classes are known."""
+    """Do the same as `load_files`, for files whose class indices are known."""
     import numpy as np
 
     from keras_ae import data
@@ -335,9 +337,10 @@ def read_files(network, files, classes, crop, invert):
 
 
 def dataset_of(checkpoint, data_dir):
-    """The name of the dataset that a model was trained on, where it is prepared here.
+    """The name of the dataset that a model was trained on, if it is prepared on this machine.
 
-    A run may be anybody's: no folder that it names is read unasked, and nothing is downloaded.
+    A run may come from anybody: a folder that it names is not read unless the user asks for it, and
+    nothing is downloaded.
     """
     from keras_ae import data
 
@@ -352,7 +355,7 @@ def dataset_of(checkpoint, data_dir):
 
 
 def load_test(network, checkpoint, dataset, data_dir, limit=None):
-    """The test images of a dataset, of the model's own by default, as an `ImageData`."""
+    """Load the test images of a dataset, by default the model's own, as an `ImageData`."""
     from keras_ae import data
 
     dataset = dataset or dataset_of(checkpoint, data_dir)

@@ -49,7 +49,7 @@ def list_(data_dir, as_json):
 @options.data_dir_option
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of its IDX files.")
 def prepare(name, data_dir, source):
-    """Prepare a dataset: from the package (mnist), its home on the net, or files that you have."""
+    """Prepare a dataset: from this package (mnist), from its website, or from files that you have."""
     from keras_ae import data
 
     prepared = data.prepare(name, data_dir, source, progress=console.say)
@@ -107,11 +107,11 @@ class Size(click.ParamType):
 @click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
 @options.force_option
 def import_(name, folder, data_dir, **chosen):
-    """Make a dataset NAME of FOLDER, which holds images, or a folder of images for each class.
+    """Make a dataset NAME from FOLDER, which holds images, or a folder of images for each class.
 
-    FOLDER may have folders `train` and `test`, with the images or the class folders in them; else the
-    images are split by --test-fraction and --seed. The result is an ordinary TFDS dataset. What is done
-    to the images here is done again to files that a model trained on them is given.
+    FOLDER may have folders `train` and `test`, with the images or the class folders in them. Otherwise
+    the images are split by --test-fraction and --seed. The result is an ordinary TFDS dataset. A model
+    that is trained on it later prepares image files in the same way as this command.
     """
     from keras_ae import data
     from keras_ae.data.reading import read_features

@@ -9,7 +9,7 @@ import click
 
 from kae import console, options
 
-BATCH = 256  # images held in memory
+BATCH = 256  # images that are held in memory at a time
 
 
 @click.command("encode")
@@ -29,12 +29,12 @@ BATCH = 256  # images held in memory
 def command(model, files, out, append, force, **chosen):
     """Write the codes (embeddings) of image files, or of the test images of a dataset.
 
-    A row of the csv is what the image is (its file, or the index of a test image), its class where it is
-    known, and its code; .npy is float32 (N, latents). The code of a vae and cvae is the mean of q(z|x).
+    A row of the csv has the image's file (or the index of a test image), its class if that is known,
+    and its code. A .npy file is float32 (N, latents). The code of a vae or cvae is the mean of q(z|x).
 
-    Of a FOLDER, these are all images in it and in its folders, in order of their paths; a cvae takes the
-    names of their folders for classes. Files are prepared as the images that the model was trained on
-    (see `kae data import`).
+    A FOLDER stands for all images in it and in its subfolders, sorted by path; for a cvae, the names of
+    their folders are the classes. Files are prepared like the images that the model was trained on (see
+    `kae data import`).
 
     \b
     kae encode vae pictures/ --out codes.csv
@@ -58,8 +58,8 @@ def command(model, files, out, append, force, **chosen):
     if target is None or append:
         header = ",".join(columns) + "\n"
         if append:
-            check_header(target, header)  # before the work that would be lost
-        # Whole or not at all, and never in memory.
+            check_header(target, header)  # first, before work is done that would be lost
+        # Rows go to a temporary file: output is complete or absent, and memory stays small.
         with tempfile.TemporaryFile(
             "w+", encoding="utf-8", errors="surrogateescape", newline=""
         ) as rows:
@@ -87,7 +87,7 @@ def command(model, files, out, append, force, **chosen):
 
 
 def source_of(network, checkpoint, files, dataset, data_dir, limit, labels, crop, invert):
-    """What to encode: a name for each image, and a function that makes an `ImageData` of a slice of them."""
+    """The images to encode: a name for each, and a function that makes an `ImageData` of a slice of them."""
     if not files:
         images = console.load_test(network, checkpoint, dataset, data_dir, limit)
 
@@ -114,7 +114,7 @@ def has_classes(part):
 
 
 def codes_of(network, names, part):
-    """The codes, in blocks: (names of the images, names of their classes or None, codes)."""
+    """Yields codes in blocks: (names of the images, names of their classes or None, codes)."""
     with console.progress("encoding", len(names)) as advance:
         for start in range(0, len(names), BATCH):
             rows = slice(start, start + BATCH)
@@ -125,7 +125,7 @@ def codes_of(network, names, part):
 
 
 def write_rows(file, blocks):
-    """Blocks of codes as rows of csv."""
+    """Writes blocks of codes as csv rows."""
     writer = csv.writer(file, lineterminator="\n")
     for names, classes, codes in blocks:
         for i, (name, code) in enumerate(zip(names, codes)):
@@ -133,7 +133,7 @@ def write_rows(file, blocks):
 
 
 def save_array(network, names, blocks, path):
-    """Blocks of codes as one .npy file."""
+    """Writes blocks of codes into one .npy file."""
     import numpy as np
 
     shape = (len(names), network.latent_dim)

@@ -9,7 +9,7 @@ import click
 from kae import console, options
 from keras_ae.errors import need
 
-# Figure: (what it is called, its unit). Printed in the order in which they are measured.
+# Figure: (its title, its unit). Figures are printed in the order in which they are measured.
 TABLE = {
     "reconstruction_l1": ("L1 of reconstructions", "mean per pixel of [0, 1]"),
     "reconstruction_mse": ("MSE of reconstructions", "mean per pixel of [0, 1]"),
@@ -93,11 +93,11 @@ def command(
     model, dataset, data_dir, limit, samples, iw, no_classifier, classifier_minutes,
     second_classifier, features, seed, as_json,
 ):  # fmt: skip
-    """Measure MODEL on the test images of a dataset, and its samples.
+    """Measure MODEL on the test images of a dataset, and measure its samples.
 
-    MODEL is a name (ae, vae, cvae), a run folder or a .keras file. What needs no classifier is printed
-    first, as soon as it is known. Then samples are judged by a classifier of the dataset; one that is not
-    there yet is trained first and kept. An interval in brackets holds for 95 % of draws of the images.
+    MODEL is a name (ae, vae, cvae), a run folder or a .keras file. Figures that need no classifier are
+    printed first, as soon as they are known. Then a classifier of the dataset judges the samples; if
+    there is none yet, it is trained first and kept. Brackets hold 95 % intervals over draws of the images.
     """
     if no_classifier and second_classifier:
         raise click.UsageError("--no-classifier and --second-classifier: give one of them.")
@@ -139,11 +139,11 @@ def command(
 
 
 def table(figures, known):
-    """The lines of a group of figures: one a figure, with its unit, and at last why one is missing.
+    """Yields the lines of a group of figures, one per figure, with its unit; then why figures are missing.
 
     Args:
-        figures: the group, as `evaluate` finds it.
-        known: all so far.
+        figures: the group, as `evaluate` passes it to `found`.
+        known: all figures so far.
     """
     if "n" in figures:
         yield (
@@ -178,7 +178,7 @@ def table(figures, known):
 
 
 def number(value):
-    """Four digits after the point, or as many as a small figure needs."""
+    """A figure with four digits after the point, three for each item of a list."""
     if isinstance(value, list):
         return " ".join("-" if v is None else f"{v:.3f}" for v in value)
     return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""kae explore: one page in which to play with a model."""
+"""kae explore: one page to try out a model."""
 
 import click
 
@@ -14,10 +14,10 @@ from kae import console, options
 @options.force_option
 @options.json_option
 def command(model, dataset, data_dir, seed, out, force, as_json):
-    """Write a page in which anyone plays with MODEL: its latents, samples and codes, and images of their own.
+    """Write a page to try out MODEL in a browser: its latents, samples and codes, and images of your own.
 
-    It is one HTML file that runs the networks in the browser, without any network connection. The seed is
-    that of the choice of 2,000 test images.
+    It is one HTML file that runs the networks in the browser, without any network connection. The seed
+    selects the 2,000 test images.
     """
     default = f"samples/{console.stem_of(model)}-explore.html"
     target = console.target_of(out, default, (".html",), force)
@@ -27,7 +27,7 @@ def command(model, dataset, data_dir, seed, out, force, as_json):
 
     networks = exploring.describe(
         network
-    )  # before the data is looked for: it refuses unknown layers
+    )  # before the data is loaded, because this fails for unknown layers
     test = console.load_test(network, checkpoint, dataset, data_dir)
     page = exploring.explore(network, test, seed=seed, progress=console.say, networks=networks)
 

@@ -33,8 +33,8 @@ from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 def command(model, file_format, part, out, force, as_json):
     """Write a part of MODEL for ONNX Runtime, torch, OpenVINO, TensorFlow or LiteRT.
 
-    Images go in and come out as float32 in [0, 1], labels go in as int64, in batches of any size. Where
-    the backend in use cannot write the format, a process of one that can does it.
+    Images are float32 in [0, 1] and labels are int64, in batches of any size. If the current backend
+    cannot write the format, a process with a backend that can does it.
     """
     path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[file_format]}"
     console.check_clock()

@@ -27,10 +27,10 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
 class Name(click.Choice):
-    """One of the names in a registry, those of an imported module among them.
+    """One of the names in a registry, including those that an imported module registers.
 
     Args:
-        names: a function that returns them.
+        names: a function that returns the names.
     """
 
     def __init__(self, names):
@@ -43,7 +43,7 @@ class Name(click.Choice):
 
     @choices.setter
     def choices(self, names):
-        """They are asked for anew each time."""
+        """Does nothing: the names are read from the registry each time."""
 
 
 class Weight(click.ParamType):
@@ -56,7 +56,7 @@ class Weight(click.ParamType):
 
 
 class Widths(click.ParamType):
-    """Whole numbers with commas between: 512,256."""
+    """Whole numbers, separated by commas: 512,256."""
 
     name = "N,N"
 
@@ -70,7 +70,7 @@ class Widths(click.ParamType):
 
 
 class Words(click.ParamType):
-    """Words with commas between: flip,shift."""
+    """Words, separated by commas: flip,shift."""
 
     name = "NAME,…"
 
@@ -80,7 +80,7 @@ class Words(click.ParamType):
 
 
 def read_config(context, parameter, path):
-    """Take the defaults of the options from a file of settings: TOML, or the run.json of a run."""
+    """Read the defaults of the options from a file of settings: TOML, or the run.json of a run."""
     if path is None:
         return
     try:
@@ -108,7 +108,7 @@ def read_config(context, parameter, path):
 
 
 def setting(name, kind, help, **kwargs):
-    """An option for a field of Settings, with the field's default."""
+    """Make an option for a field of Settings, with the field's default."""
     default = DEFAULTS[name]
     return click.option(
         "--" + name.replace("_", "-"), type=kind, default=default, help=help,
@@ -194,7 +194,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     kae fit --config checkpoints/cvae/run.json --out again    repeats a run
     kae fit cvae --from cvae --epochs 5                       goes on with a finished one
 
-    Progress and messages go to stderr. Ctrl-C stops after the step under way, and --resume goes on
+    Progress and messages go to stderr. Ctrl-C stops after the current step, and --resume continues
     from there.
     """
     from keras_ae import data
@@ -212,17 +212,17 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     from keras_ae import checkpoints, distributed, fitting
     from keras_ae.callbacks import TensorBoard
 
-    console.keep_memory()  # for this process is ours alone
+    console.keep_memory()  # allowed because the process is the command's own
     if distributed.launched_by_torchrun():
         distributed.start()
-    # Of the processes of torchrun, the first one speaks.
+    # With torchrun, only the first process prints messages.
     quiet = quiet or distributed.rank() > 0
     folder = out or checkpoints.default_folder(settings)
     if source and not out and source.resolve() == folder.resolve():
         folder = folder.with_name(f"{folder.name}-more")
     if resume:
         stored = fitting.stored_settings(folder)
-        # It may have moved: `fit` compares what is in it.
+        # The dataset's folder may have moved, so `fit` compares the contents instead.
         asked = context.get_parameter_source("dataset") is click.core.ParameterSource.COMMANDLINE
         dataset = settings.dataset if asked else stored.dataset
         settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
@@ -254,7 +254,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     )
     name = out or folder.name
     if settings.model == "ae":
-        # Asked for by name: a dataset in a folder of its own is read where somebody says so.
+        # A dataset that is given by its folder is only read if --dataset names the folder.
         where = ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
         where += console.elsewhere(data_dir)
         report("next: " + console.hint("reconstruct", name, *where))
@@ -264,19 +264,19 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
 
 
 def resuming(settings, folder, data_dir):
-    """The command that goes on with a run."""
+    """The command line that continues a run."""
     words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
     return console.hint("fit", settings.model, *words, *console.elsewhere(data_dir), "--resume")
 
 
 def verbosity(quiet):
-    """Keras' `verbose`: a bar for a terminal, a line an epoch for anything else."""
+    """The value of Keras' `verbose`: a bar in a terminal, otherwise a line per epoch; 0 if `quiet`."""
     return 0 if quiet else 1 if sys.stderr.isatty() else 2
 
 
 @contextlib.contextmanager
 def explained(folder, again):
-    """One line for a run that was stopped, or that could not be written, with the command that goes on."""
+    """Explain in one line that a run was stopped or cannot be written, and how to continue it."""
     from keras_ae import fitting
 
     try:
@@ -295,10 +295,10 @@ def explained(folder, again):
 
 
 def settings_to_start_with(context, start, data_dir, values):
-    """Put the settings of the run of a checkpoint in the place of defaults. Returns the folder of the file.
+    """Replace defaults by the settings of a checkpoint's run. Returns the folder of the checkpoint.
 
     Raises:
-        click.UsageError: an option asks for another network than the checkpoint's.
+        click.UsageError: an option asks for another network than that of the checkpoint.
     """
     console.start_backend(training=True)
     from keras_ae import checkpoints, fitting
@@ -321,7 +321,7 @@ def settings_to_start_with(context, start, data_dir, values):
             values["dataset"] if given("dataset") else console.dataset_of(found, data_dir)
         )
     for name, value in stored.items():
-        # So many images of another dataset are another thing.
+        # The run's limit is for its own dataset, so it is not used for another one.
         if name in values and not given(name) and (name != "limit" or not given("dataset")):
             values[name] = value
     if values["model"] != "ae" and not given("kl_schedule"):

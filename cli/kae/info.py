@@ -1,4 +1,4 @@
-"""kae info: what a checkpoint is, or what this installation has."""
+"""kae info: facts about a checkpoint, or about this installation."""
 
 import math
 
@@ -12,7 +12,7 @@ from keras_ae.errors import printable
 @click.argument("model", required=False, shell_complete=options.complete_model)
 @options.json_option
 def command(model, as_json):
-    """Show what MODEL is, or without MODEL: versions, backends and the device."""
+    """Show facts about MODEL; without MODEL, show versions, backends and the device."""
     facts = checkpoint(model) if model else installation()
     if as_json:
         return console.print_json(facts)
@@ -23,7 +23,7 @@ def command(model, as_json):
 
 
 def words(value):
-    """A fact in a line: what a dict or a list holds with commas between, numbers to six digits."""
+    """Format a value in one line: items of dicts and lists separated by commas, floats with six digits."""
     if isinstance(value, dict):
         pairs = {k: v for k, v in value.items() if v is not None}.items()
         return ", ".join(words(v) if isinstance(v, dict) else f"{k} {words(v)}" for k, v in pairs)
@@ -33,7 +33,7 @@ def words(value):
 
 
 def installation():
-    """Versions, installed backends, and where arrays live."""
+    """Facts about this installation: versions, installed backends, and the device of arrays."""
     import importlib.util
     import platform
 
@@ -58,7 +58,7 @@ def installation():
 
 
 def checkpoint(model):
-    """What a model file and its run.json say."""
+    """Facts from a model file and its run.json."""
     network, found = console.load(model)
     facts = {
         "file": str(found.path),

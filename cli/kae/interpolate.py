@@ -1,4 +1,4 @@
-"""kae interpolate: what lies between images or classes."""
+"""kae interpolate: images between other images or classes."""
 
 import click
 
@@ -28,11 +28,11 @@ from kae import console, options
 @options.out_option([".png", ".npy"], "samples/MODEL-interpolation.png")
 @options.force_option
 def command(model, ends, steps, number, path, seed, out, force, **chosen):
-    """Draw the way from one image to the next, a row for each, decoded from codes in between.
+    """Draw rows of images that lead from one end to the next, decoded from the codes in between.
 
-    An end is an image file; the number of a test image (7, or test:7); or for a cvae a class, by name
-    or number, where 7 is the class and test:7 the image. Between classes, codes of both are drawn.
-    Images stand beside their ends.
+    An end is an image file, the number of a test image (7, or test:7), or, for a cvae, a class by name
+    or number; then 7 is the class and test:7 the image. For a class, codes are drawn from the prior.
+    An end that is an image is also shown at its end of the row.
 
     \b
     kae interpolate vae 0 1 2
@@ -51,7 +51,7 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
 
     from keras_ae import latents, pictures
 
-    # For each end: codes (rows, D), the class or None, and the image or None.
+    # One item per end: codes (rows, D), the class or None, and the image or None.
     places = places_of(network, checkpoint, ends, number, seed, **chosen)
     rows = max(len(codes) for codes, _, _ in places)
     spherical = None if path is None else path == "arc"
@@ -89,7 +89,7 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
 
 
 def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels, crop, invert):
-    """For each end: its codes (n, D), its class or None, its image (1, H, W, C) or None."""
+    """Returns, for each end, its codes (n, D), its class or None, and its image (1, H, W, C) or None."""
     import numpy as np
 
     kinds = [kind_of(network, end) for end in ends]
@@ -125,7 +125,7 @@ def kind_of(network, end):
 
 
 def index_of(end, test):
-    """The number of a test image, checked."""
+    """The index of the test image that an end names; UsageError if there is no such image."""
     index = int(end.removeprefix("test:"))
     if index >= len(test.images):
         raise click.UsageError(

@@ -1,4 +1,4 @@
-"""The group of commands. A command's module is imported when it runs or is asked for help."""
+"""The group of commands. A command's module is only imported when it runs or shows its help."""
 
 import contextlib
 import importlib
@@ -39,9 +39,9 @@ COMMANDS = {
 }
 
 
-# What TensorFlow writes to stderr of its own build when it is imported, whatever its log level is:
+# Lines about its own build that TensorFlow writes to stderr on import, at any log level:
 # "WARNING: All log messages before absl::InitializeLog() …", "I0000 00:00:17956 7262 port.cc:153] …", and
-# "2026-01-01 00:00:00.000: I tensorflow/core/…" of older versions.
+# "2026-01-01 00:00:00.000: I tensorflow/core/…" in older versions.
 CHATTER = re.compile(
     rb"WARNING: All log messages before absl::|[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d [\d:.]+: [IWE] |"
     rb"To enable the following instructions"
@@ -68,7 +68,7 @@ class Commands(click.Group):
             return self.invoke_or_explain(context)
         except click.ClickException as error:
             error.message = printable(error.message)
-            # Of several processes that train one model, one says why they end.
+            # If several processes train one model, only one of them prints why they end.
             distributed = sys.modules.get("keras_ae.distributed")
             if distributed is None or distributed.first_to_speak():
                 raise
@@ -77,7 +77,7 @@ class Commands(click.Group):
     def invoke_or_explain(self, context):
         try:
             return super().invoke(context)
-        except click.MissingParameter as error:  # click lists choices one a line
+        except click.MissingParameter as error:  # click lists each choice on a line of its own
             raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except UserError as error:
             raise click.ClickException(str(error)) from error
@@ -90,7 +90,7 @@ class Commands(click.Group):
             ) from error
         except BrokenPipeError:
             raise
-        except OSError as error:  # a path too long, a folder that may not be read, a broken disk
+        except OSError as error:  # such as too long a path, an unreadable folder or a broken disk
             raise click.ClickException(str(error)) from error
         except Exception as error:
             if not is_out_of_memory(error):
@@ -101,7 +101,7 @@ class Commands(click.Group):
 
 
 def is_out_of_memory(error):
-    """Whether this is how Python, NumPy, torch, jax or tensorflow say that there is no memory left."""
+    """Whether Python, NumPy, torch, jax or tensorflow reports with this error that memory ran out."""
     of_backends = ("OutOfMemoryError", "ResourceExhaustedError")
     said = ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED", "CUDA out of memory", "Out of memory")
     return (
@@ -122,7 +122,7 @@ def is_out_of_memory(error):
     "checkpoints may hold networks of your own. Give it before the command.",
 )
 def cli(modules):
-    """Autoencoders, VAEs and conditional VAEs: train, look at, sample.
+    """Train, inspect and sample autoencoders, VAEs and conditional VAEs.
 
     \b
     kae fit cvae          train on MNIST, some minutes
@@ -135,7 +135,7 @@ def cli(modules):
 
 
 def import_modules(modules):
-    """Import modules of the user's, of the folder that we are in or installed."""
+    """Import the user's modules, from the working directory or from installed packages."""
     from kae import console
 
     console.start_backend()
@@ -143,7 +143,7 @@ def import_modules(modules):
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code may raise anything
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise click.BadParameter(
                 f"{module} cannot be imported ({why})", param_hint="--import"
@@ -151,20 +151,20 @@ def import_modules(modules):
 
 
 def open_streams():
-    """Have streams that were closed (`>&-`) lead nowhere: no file is to get their numbers."""
+    """Open closed standard streams (`>&-`) on the null device, so that no file gets their numbers."""
     while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - stays open until the end
 
 
 def quiet_tensorflow():
-    """From now on, import TensorFlow without its lines about its own build, and let it log fatal errors alone.
+    """Import TensorFlow, from now on, without lines about its own build, and let it log only fatal errors.
 
-    Keras imports it on every backend, to save a model. To be called before anything does. An error of the
-    import is told with all that was written. (The library itself does not touch a process's stderr.)
+    Call this before anything imports TensorFlow; Keras does so on every backend, to save a model. If the
+    import fails, everything that it wrote is shown. (The library itself does not change a process's stderr.)
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" not in sys.modules:
@@ -172,7 +172,7 @@ def quiet_tensorflow():
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds tensorflow as the finders after this one do, as often as somebody asks whether it is there."""
+    """Finds tensorflow with the finders that come after this one, however often it is looked for."""
 
     def find_spec(self, fullname, path, target=None):
         if fullname != "tensorflow":
@@ -203,11 +203,11 @@ class _Loader(importlib.abc.Loader):
 
 @contextlib.contextmanager
 def _filtered_stderr():
-    """A context in which what C++ and Python write to stderr is held, and written at its end but for chatter."""
+    """Holds back what C++ and Python write to stderr. At the end it is written, without lines of CHATTER."""
     try:
         held = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         before = os.dup(2)
-    except OSError:  # no room, or stderr is closed
+    except OSError:  # the disk is full, or stderr is closed
         yield
         return
     with held:
@@ -228,11 +228,11 @@ def _filtered_stderr():
 
 
 def main():
-    """Run the command line; a reader that closes the pipe early is no error."""
+    """Run the command line. If a reader closes the pipe early, no error is shown."""
     open_streams()
     quiet_tensorflow()
     if any(option.startswith("error") for option in sys.warnoptions):
-        warnings.simplefilter("default")  # those of other packages are nothing to end by
+        warnings.simplefilter("default")  # warnings of other packages must not end the program
     try:
         cli(prog_name="kae")
     except BrokenPipeError:

@@ -4,7 +4,7 @@ import click
 
 from kae import console, options
 
-TEST_IMAGES = 2000  # whose codes an ae is shown across
+TEST_IMAGES = 2000  # test images whose codes the grid of an ae spans
 
 
 @click.command("manifold")
@@ -19,11 +19,11 @@ TEST_IMAGES = 2000  # whose codes an ae is shown across
 @options.out_option([".png", ".npy"], "samples/MODEL[-LABEL]-manifold.png")
 @options.force_option
 def command(model, label, side, dataset, data_dir, seed, out, force):
-    """Draw images decoded across the latent space, in steps of equal share of MODEL's prior.
+    """Draw a grid of images across the latent space. Each step covers an equal share of MODEL's prior.
 
-    With two latents these are the axes, with more the two directions in which the prior is widest. Of
-    a cvae, LABEL gives the grid of a class; without it there is a row of each class, along the widest
-    direction. An ae has no prior: its grid spans the codes of test images.
+    With two latents, the grid has their axes. With more, it has the two directions in which the prior is
+    widest. For a cvae, LABEL gives the grid of a class; without LABEL there is a row for each class, along
+    the widest direction. An ae has no prior: its grid spans the codes of test images.
     """
     part = f"-{label.replace('/', '-')}" if label else ""
     default = f"samples/{console.stem_of(model)}{part}-manifold.png"

@@ -27,7 +27,7 @@ seed_option = click.option(
 
 
 def complete_model(context, parameter, incomplete):
-    """MODEL in the shell: names, then any path."""
+    """Complete MODEL in the shell: names, or any path if no name fits."""
     names = settings.checkpoint_names("checkpoints")
     found = [name for name in names if name.startswith(incomplete)]
     items = [CompletionItem(name) for name in found]
@@ -56,12 +56,12 @@ _invert_option = click.option(
 
 
 def file_options(command):
-    """--label, --crop and --invert: what image files are, and what is done to them."""
+    """Add --label, --crop and --invert: the class of image files, and how to prepare them."""
     return _label_option(_crop_option(_invert_option(command)))
 
 
 def out_option(suffixes, default):
-    """--out for a file of some suffixes, with the default in words."""
+    """Make an --out option for a file with one of the suffixes; `default` is shown in its help."""
     return click.option(
         "--out",
         type=click.Path(path_type=Path),

@@ -1,10 +1,10 @@
-"""kae reconstruct: images over their reconstructions."""
+"""kae reconstruct: images above their reconstructions."""
 
 import click
 
 from kae import console, options
 
-IMAGES = 20  # drawn, where nobody says how many
+IMAGES = 20  # number of images without -n
 
 
 @click.command("reconstruct")
@@ -22,10 +22,10 @@ IMAGES = 20  # drawn, where nobody says how many
 @options.out_option([".png"], "samples/MODEL-reconstructions.png")
 @options.force_option
 def command(model, files, dataset, data_dir, number, labels, crop, invert, out, force):
-    """Draw image files, or the first test images, each row over the row of its reconstructions.
+    """Draw image files, or the first test images, with a row of reconstructions below each row.
 
-    Files are prepared as the images that the model was trained on (see `kae data import`). Of a FOLDER,
-    these are all images in it; a cvae takes the names of their folders for classes.
+    Files are prepared like the images that the model was trained on (see `kae data import`). A FOLDER
+    stands for all images in it; for a cvae, the names of their folders are the classes.
     """
     default = f"samples/{console.stem_of(model)}-reconstructions.png"
     target = console.target_of(out, default, (".png",), force)

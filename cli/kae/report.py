@@ -1,4 +1,4 @@
-"""kae report: one page with all that there is to see of a model."""
+"""kae report: one page that shows everything about a model."""
 
 import click
 
@@ -19,8 +19,8 @@ from keras_ae.errors import need
 def command(model, dataset, data_dir, evaluate, seed, out, force):
     """Write a page about MODEL: figures, curves, reconstructions, samples, and its latent space.
 
-    It is one HTML file, pictures included, to open in any browser or to send on. Where the page of `kae
-    explore` lies beside it, as REPORT-explore.html, it links to that.
+    It is one HTML file that includes its pictures, so you can open it in any browser or send it to others.
+    If the page of `kae explore` is in the same folder, as REPORT-explore.html, the report links to it.
     """
     target = console.target_of(out, f"samples/{console.stem_of(model)}.html", (".html",), force)
     need("A report", "matplotlib", "sklearn")

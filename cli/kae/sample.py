@@ -31,8 +31,8 @@ from kae import console, options
 def command(model, label, number, seed, prior, out, force, as_json):
     """Draw new images from MODEL, a vae or a cvae. (An ae has no prior to draw from.)
 
-    MODEL is a name (vae, cvae), a run folder or a .keras file. LABEL, of a cvae only, is the number or
-    the name of a class; without it there is a row of each class, in label order.
+    MODEL is a name (vae, cvae), a run folder or a .keras file. LABEL, only for a cvae, is the number or
+    the name of a class; without LABEL, there is a row for each class, in label order.
     """
     part = f"-{label.replace('/', '-')}" if label else ""
     default = f"samples/{console.stem_of(model)}{part}.png"

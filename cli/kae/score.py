@@ -1,4 +1,4 @@
-"""kae score: how odd images are to a model."""
+"""kae score: how unusual images are for a model."""
 
 import csv
 import dataclasses
@@ -9,8 +9,8 @@ import click
 
 from kae import console, options
 
-SHOWN = 20  # images in the picture of the highest
-FEWER = 1_000  # test images that a cvae tries under each of its classes
+SHOWN = 20  # images with the highest scores that the picture shows
+FEWER = 1_000  # test images of a cvae, each of which is scored under every class
 
 
 @click.command("score")
@@ -36,17 +36,17 @@ FEWER = 1_000  # test images that a cvae tries under each of its classes
 def command(
     model, files, dataset, data_dir, classes, limit, labels, crop, invert, seed, out, force, as_json
 ):
-    """Score how odd image files are to MODEL, or the test images of a dataset: the higher, the odder.
+    """Score how unusual image files, or the test images of a dataset, are for MODEL (high: unusual).
 
     \b
     kae score vae photo.png                    among the test images that the model should know
     kae score vae --dataset fashion_mnist      and how well they are told apart (AUROC)
     kae score vae --odd 3                      of a model that was trained without threes
 
-    A row of the csv: the error of the reconstruction, the negative ELBO and the negative log density of the
-    code under the fitted prior, both in nats, each with its percentile among the test images of the
-    model's own dataset. The oddest are drawn over their reconstructions, by their negative ELBO where
-    there is one. A cvae that is not told the class takes the lowest score of all classes.
+    A row of the csv has the reconstruction error, and the negative ELBO and the negative log density of the
+    code under the fitted prior, both in nats; each with its percentile among the test images of the
+    model's own dataset. The images with the highest negative ELBO (if there is one, else reconstruction
+    error) are drawn above their reconstructions. Without a class, a cvae's score is the lowest of all classes.
     """
     target = console.target_of(out, "", (".csv",), force) if out else None
     picture = Path("samples") / f"{console.stem_of(model)}-odd.png"
@@ -62,7 +62,7 @@ def command(
     from keras_ae import data, evaluation, pictures
 
     own = console.dataset_of(checkpoint, data_dir)
-    # Images of known classes have those of the dataset, or --label.
+    # Whether the classes of the scored images are known: from --label, or from the model's dataset.
     told = bool(network.num_classes) and (
         bool(labels) if files else not classes and dataset in (None, own)
     )
@@ -76,7 +76,7 @@ def command(
     usual, odd = known, None
     if files:
         files = console.find_files(files)
-        # A cvae that is not told the class of a file is asked under each.
+        # Without --label, a cvae scores each file under every class; this label is only a placeholder.
         anything = tuple(network.names[:1]) if network.num_classes else ()
         scored = console.load_files(network, files, labels or anything, crop, invert)
         if not labels:
@@ -148,7 +148,7 @@ def command(
 
 
 def _classes(images, names):
-    """The numbers of classes of a dataset, by name or number."""
+    """The indices of classes of a dataset that are given by name or number."""
     if images.labels is None:
         raise click.UsageError(f"{images.name} has no classes for --odd.")
     listed = list(images.class_names)
@@ -161,7 +161,7 @@ def _classes(images, names):
 
 
 def rows_of(images, rows):
-    """Some images of an `ImageData`, with their labels."""
+    """The given rows of an `ImageData`: images and labels."""
     from keras_ae.data import select
 
     labels = None if images.labels is None else images.labels[rows]
@@ -169,7 +169,8 @@ def rows_of(images, rows):
 
 
 def _rebuilt(network, images, told):
-    """Reconstructions; of a cvae that is not told the class, by the class that rebuilds each best."""
+    """Reconstructions of images. If a cvae's classes are unknown, each image gets the class with the
+    lowest error."""
     import numpy as np
 
     if told or not network.num_classes:

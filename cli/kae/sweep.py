@@ -1,4 +1,4 @@
-"""kae sweep: a run for each of some KL weights, side by side."""
+"""kae sweep: one run for each of several KL weights, and their comparison."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from kae import compare, console, fit
 from keras_ae.settings import Settings
 
 ROWS = ("rate", "distortion", "elbo", "bits_per_dimension", "psnr", "epochs", "seconds")
-# What a sweep takes of the options of `kae fit`, beside the settings.
+# The options of `kae fit` that a sweep also has, besides the settings.
 SHARED = ("model", "config", "data_dir", "tensorboard", "force", "quiet", "as_json")
 
 
 class Weights(click.ParamType):
-    """Numbers with commas between: 0.02,0.1,0.5."""
+    """Numbers, separated by commas: 0.02,0.1,0.5."""
 
     name = "X,X"
 
@@ -40,14 +40,14 @@ class Weights(click.ParamType):
     help="Folder of the runs.  [default: checkpoints/sweep-MODEL, or sweep-MODEL-DATASET where that is not mnist]",
 )
 def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
-    """Train MODEL (vae or cvae) for several KL weights, and show what each costs and gives.
+    """Train MODEL (vae or cvae) for several KL weights, and compare the rate and distortion of the runs.
 
     \b
     kae sweep vae --kl-weight 0.02,0.1,0.5 --epochs 3
 
-    It takes the options of `kae fit`. Each run has a folder of its own; a run that is finished is not run
-    again, and one that was stopped goes on. Beside them lies rate-distortion.png: nats of the code
-    against the error of the reconstruction.
+    It takes the options of `kae fit`. Each run has its own folder. A finished run is not repeated, and a
+    stopped run continues. The plot rate-distortion.png beside the runs shows the nats of the code against
+    the error of the reconstruction.
     """
     from keras_ae import data
 
@@ -61,7 +61,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
 
     if distributed.launched_by_torchrun():
         raise click.UsageError("A sweep runs in one process; start each `kae fit` by torchrun.")
-    console.keep_memory()  # for this process is ours alone
+    console.keep_memory()  # allowed because the process is the command's own
     report = (lambda message: None) if quiet else console.say
     missing = pictures.missing_for_plots()
     if missing:
@@ -96,7 +96,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
 
 
 def table(results, settings):
-    """The lines of the table of `kae compare`, with rate and distortion in place of the losses."""
+    """Yields the lines of the table of `kae compare`, with rate and distortion instead of the losses."""
     runs = {Path(result["run"]).name: result for result in results}
     planned = {name: {"kl_weight": result["kl_weight"]} for name, result in runs.items()}
     yield from compare.table(planned, runs, rows=ROWS)

@@ -5,7 +5,7 @@ import click
 from kae import console, options
 from kae.interpolate import places_of
 
-TEST_IMAGES = 2000  # that say how much a latent carries, and how far it goes
+TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
 
 
 @click.command("traverse")
@@ -24,10 +24,10 @@ TEST_IMAGES = 2000  # that say how much a latent carries, and how far it goes
 @options.out_option([".png", ".npy"], "samples/MODEL-traversals.png")
 @options.force_option
 def command(model, start, number, steps, out, force, seed, dataset, data_dir, **chosen):
-    """Draw one image as each latent of its code is moved through its range, the others kept.
+    """Draw an image while one latent of its code moves through its range and the others stay the same.
 
-    A row is a latent; beside it stand its number and its KL in nats (the variance of an ae's), and the
-    rows are in that order. FROM is an end as for `kae interpolate`, the first test image by default.
+    Each row is a latent, with its number and its KL in nats beside it (for an ae, its variance). The
+    highest comes first. FROM is an end as for `kae interpolate`, by default the first test image.
     """
     default = f"samples/{console.stem_of(model)}-traversals.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
