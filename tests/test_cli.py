@@ -297,6 +297,13 @@ class TestBadInput:
     def test_missing_checkpoint(self, kae):
         refused(kae("sample", "no/such/run"), 1, "There is no checkpoint no/such/run")
 
+    @pytest.mark.parametrize("command", ["sample", "compare", "animate"])
+    def test_misspelt_name(self, kae, command):
+        refused(kae(command, "vea"), 2, "must be ae, vae, cvae", "got 'vea'", "Did you mean vae?")
+
+    def test_missing_file(self, kae):
+        refused(kae("encode", "vae", "none.png"), 1, "none.png cannot be read", "check its name")
+
     def test_a_path_that_no_system_takes(self, kae):
         refused(kae("sample", "a" * 300), 1, "File name too long")
 

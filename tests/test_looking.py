@@ -94,6 +94,7 @@ def test_interpolate_wrongly(kae, photo):
     refused(kae("interpolate", "vae", 0, 60_000), 2, "0 to 9999", "60000")
     refused(kae("interpolate", "vae", 0, "none.png"), 1, "none.png", "no such file")
     refused(kae("interpolate", "cvae", photo, 3), 2, "--label")
+    refused(kae("interpolate", "cvae", "tree", 3), 2, "'tree' is no class (0, 1, 2", "no file")
     refused(kae("interpolate", "vae", 0, 1, "--label", 3), 2, "--label")
 
 

@@ -22,6 +22,7 @@ def command(model, seconds, out, force):
     RUN is a name (ae, vae, cvae) or a run folder; its pictures are in RUN/epochs.
     """
     target = console.target_of(out, f"samples/{console.stem_of(model)}.gif", (".gif",), force)
+    console.check_name(model, "RUN")
     console.start_backend()
     from keras_ae import checkpoints, pictures
 

@@ -26,6 +26,8 @@ def command(runs, everything, out, force, as_json):
     """
     if out:
         console.target_of(out, "", (".png", ".svg"), force)
+    for run in runs:
+        console.check_name(run, "RUN")
     console.start_backend()
     from keras_ae import checkpoints, pictures
 

@@ -45,10 +45,8 @@ def start_backend(training=False):
     """Check KERAS_BACKEND and import Keras; explain in one line if it is misspelt or not installed."""
     name = os.environ.get("KERAS_BACKEND", "torch")
     if name not in BACKENDS:
-        close = difflib.get_close_matches(name, BACKENDS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
         raise click.UsageError(
-            f"KERAS_BACKEND={name} is no backend; choose one of {', '.join(BACKENDS)}.{hint}"
+            f"KERAS_BACKEND={name} is no backend; choose one of {', '.join(BACKENDS)}.{meant(name, BACKENDS)}"
         )
     if training and name not in TRAINING:
         raise click.UsageError(
@@ -101,15 +99,26 @@ def usage_errors():
         raise click.UsageError(str(error)) from error
 
 
-def load(model):
-    """Find and load MODEL, and print which file is used. Returns (model, checkpoint)."""
+def check_name(model, what="MODEL"):
+    """Refuse a MODEL that is neither a path nor a known name, before the imports that take seconds."""
     path = Path(model)
     if not path.exists() and path.suffix != ".keras" and path.name == model:
         known = settings.checkpoint_names("checkpoints")
         if model not in known and not Path("checkpoints", model).is_dir():
             raise click.UsageError(
-                f"MODEL must be {', '.join(known)}, a run folder or a .keras file; got {model!r}."
+                f"{what} must be {', '.join(known)}, a run folder or a .keras file; got {model!r}.{meant(model, known)}"
             )
+
+
+def meant(name, names):
+    """Ask whether the nearest of the names was meant; "" if none is near."""
+    close = difflib.get_close_matches(name, names, 1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def load(model):
+    """Find and load MODEL, and print which file is used. Returns (model, checkpoint)."""
+    check_name(model)
     start_backend()
     from keras_ae.checkpoints import find_checkpoint, load_model
 

@@ -1,5 +1,7 @@
 """kae interpolate: images between other images or classes."""
 
+from pathlib import Path
+
 import click
 
 from kae import console, options
@@ -94,6 +96,12 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
 
     kinds = [kind_of(network, end) for end in ends]
     files = [end for end, kind in zip(ends, kinds) if kind == "file"]
+    for end in files if network.num_classes else ():
+        if not Path(end).exists():  # a misspelt class
+            raise click.UsageError(
+                f"{end!r} is no class ({', '.join(network.names)}), no test image and no file."
+                f"{console.meant(end, network.names)}"
+            )
     given = iter(())
     if files:
         images = console.load_files(network, files, labels, crop, invert)

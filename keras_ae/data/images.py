@@ -46,6 +46,7 @@ def opened(path, advice="mend or remove it"):
         why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
         if isinstance(error, FileNotFoundError):
             why = "there is no such file"
+            advice = advice if os.path.islink(path) else "check its name"
         raise DataError(f"{path} cannot be read ({why}): {advice}") from error
 
 
