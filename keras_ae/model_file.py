@@ -6,6 +6,7 @@ keys, for one of our classes, or of the user's that are registered; no more weig
 for; and HDF5 of plain arrays. The sum of the bytes of every member is checked (CRC-32), so that a flipped bit is found.
 """
 
+import inspect
 import io
 import json
 import os
@@ -145,6 +146,7 @@ MODEL_CONFIG = ANY_CONFIG | {
 
 
 NETWORKS = {"encoder", "decoder"}
+NAMED = {"backbone", "reconstruction"}  # entries of registries, which users may add to
 
 
 def _is_preparation(value):
@@ -159,6 +161,12 @@ def _is_function(value):
     """Whether this is how Keras writes a function that is registered in this process."""
     name = isinstance(value, dict) and value.get("registered_name")
     return isinstance(name, str) and callable(keras.saving.get_registered_object(name))
+
+
+def _name(value):
+    """What a value is called in an error: a function that Keras wrote, by its name."""
+    named = value.get("registered_name") if isinstance(value, dict) else None
+    return str(named or value)[:60]
 
 
 def _dtype(value):
@@ -194,9 +202,7 @@ def _check_config(whole, trusted):
             "it has networks of its maker's own, which are not checked here: if you trust the maker, "
             "keras.saving.load_model reads it in Python, and `kae --import MODULE` here"
         )
-    kinds = dict(MODEL_CONFIG)
-    if cls not in MODELS.values():  # arguments of a class of the user's: plain values
-        kinds |= {key: _is_plain for key in config if key not in MODEL_CONFIG}
+    kinds = {key: _is_plain for key in _more_arguments(cls, AE, config)} | MODEL_CONFIG
     networks = {key: config[key] for key in NETWORKS & config.keys()}
     config = _known({k: v for k, v in config.items() if k not in networks}, kinds) | networks
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
@@ -211,14 +217,29 @@ def _check_config(whole, trusted):
         if not isinstance(prior.get("config"), dict):
             raise ValueError("its prior has no config")
         arguments = prior["config"]
-        sizes = {key: _whole(1) for key in arguments if key not in ANY_CONFIG}
-        if prior_cls in PRIORS.values():
-            sizes = {key: sizes[key] for key in sizes.keys() & prior_cls.sizes}
-        arguments = _known(arguments, ANY_CONFIG | sizes)
+        kinds = {key: _is_plain for key in _more_arguments(prior_cls, Prior, arguments)}
+        kinds |= dict.fromkeys(prior_cls.sizes, _whole(1))
+        arguments = _known(arguments, kinds | ANY_CONFIG)
         if arguments.get("latent_dim") != config["latent_dim"]:
             raise ValueError("its prior has another number of latents than the model")
         config["prior"] = (prior_cls, arguments)
     return cls, config
+
+
+def _is_ours(cls):
+    return cls.__module__.startswith("keras_ae.")
+
+
+def _more_arguments(cls, base, config):
+    """What a config may have beside the arguments that are checked one by one, as plain values.
+
+    Of a class of ours, the arguments that its constructor names; of one of the user's, whatever is there.
+    """
+    if not _is_ours(cls):
+        return set(config)
+    inits = [c.__init__ for c in cls.__mro__ if issubclass(c, base)]
+    arguments = [a for init in inits for a in inspect.signature(init).parameters.values()]
+    return {a.name for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)} - {"self"}
 
 
 def _is_plain(value):
@@ -235,13 +256,14 @@ def _known(config, kinds):
         if key not in kinds:
             raise ValueError(f"its config has {str(key)[:40]!r}, which no model of keras-ae takes")
         if not kinds[key](value):
-            raise ValueError(f"its config has the {key} {str(value)[:60]!r}")
+            of_users = ": import the module that registers it" if key in NAMED else ""
+            raise ValueError(f"its config has the {key} {_name(value)!r}{of_users}")
     return config | ({"dtype": _dtype(config["dtype"])} if "dtype" in config else {})
 
 
 def _check_size(cls, config, size):
     """Refuse to build what the weights in the file do not fill, or to read far more than they need."""
-    count, known = 0, cls in MODELS.values() and not NETWORKS & config.keys()
+    count, known = 0, _is_ours(cls) and not NETWORKS & config.keys()
     if not NETWORKS & config.keys():
         backbone = config["backbone"]
         count = count_weights(

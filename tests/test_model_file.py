@@ -20,6 +20,7 @@ import pytest
 from keras_ae import AE, CVAE, VAE, checkpoints, model_file
 from keras_ae.backbones import count_weights
 from keras_ae.checkpoints import CheckpointError
+from keras_ae.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +378,39 @@ def test_a_strangers_file_is_refused(make, good, tmp_path):
 def test_the_good_file_loads(good, tmp_path):
     write(tmp_path / "copy.keras", good[1].items())
     assert type(checkpoints.load_model(tmp_path / "copy.keras")) is VAE
+
+
+@keras.saving.register_keras_serializable("model_file")
+class Capacity(VAE):
+    """A model with an argument of its own."""
+
+    def __init__(self, *args, capacity=25.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.capacity = capacity
+
+    def get_config(self):
+        return {**super().get_config(), "capacity": self.capacity}
+
+
+@pytest.mark.parametrize("module", [__name__, "keras_ae.models"])
+def test_a_model_of_the_registry_has_arguments_of_its_own(module, monkeypatch, tmp_path):
+    monkeypatch.setattr(Capacity, "__module__", module)
+    monkeypatch.setitem(MODELS, "capacity", Capacity)
+    Capacity((8, 8, 1), 2, "mlp", (4,), capacity=3.0).save(tmp_path / "model.keras")
+    assert checkpoints.load_model(tmp_path / "model.keras").capacity == 3.0
+
+
+def test_a_name_of_a_module_that_is_not_imported(good, tmp_path):
+    for name, value in (
+        ("backbone", "mine"),
+        ("reconstruction", "mine"),
+        ("reconstruction", {"class_name": "function", "registered_name": "mine"}),
+    ):
+        asks_for(**{name: value})(tmp_path / "copy.keras", good[1])
+        with pytest.raises(
+            checkpoints.CheckpointError, match=f"the {name} 'mine': import the module"
+        ):
+            checkpoints.load_model(tmp_path / "copy.keras")
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
