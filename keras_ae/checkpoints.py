@@ -37,7 +37,7 @@ from keras_ae.data.disk import VERSION, open_file
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
-from keras_ae.settings import Settings, checkpoint_names, models, released
+from keras_ae.settings import Settings, checkpoint_names, models, released, unknown_name
 
 ROOT = "checkpoints"  # the folder of a user's runs
 MNIST = Settings("vae").dataset
@@ -233,6 +233,12 @@ def read_run(folder):
         run = json.loads(path.read_text())
         version = run.get("format", 0)
         if isinstance(version, int) and version <= FORMAT:
+            if unknown := unknown_name(run.get("settings", {})):
+                field, name = unknown
+                raise CheckpointError(
+                    f"{path} names the {field} {name[:40]!r}, which is not known here: import the module that "
+                    "registers it, `kae --import MODULE …` on the command line."
+                )
             Settings.from_dict({"model": "vae", **run.get("settings", {})})
             for key, kind in KINDS.items():
                 if not isinstance(run.get(key, kind()), kind):

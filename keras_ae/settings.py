@@ -88,6 +88,18 @@ def augmentations():
     return _names("augmentation", "AUGMENTATIONS")
 
 
+def unknown_name(values):
+    """What in a dict of settings names no entry of a registry here: (field, name); None where all are known."""
+    for field, names in (
+        ("model", models()),
+        ("backbone", backbones()),
+        ("reconstruction", reconstructions()),
+    ):
+        if isinstance(name := values.get(field), str) and name not in names:
+            return field, name
+    return None
+
+
 def _names(module, registry):
     """The names in a registry. If its module, which needs Keras, is not imported, read them from its source."""
     loaded = sys.modules.get(f"keras_ae.{module}")
@@ -95,16 +107,41 @@ def _names(module, registry):
     return _names_in_source(module, registry) if found is None else tuple(found)
 
 
-@functools.cache
 def _names_in_source(module, registry):
-    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
+    return tuple(_entries_in_source(module, registry))
+
+
+@functools.cache
+def _entries_in_source(module, registry):
+    """The entries of a registry, as the source has them: {name: node}."""
+    for node in _source(module).body:
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
             registry
         ]:
             entries = next(x for x in ast.walk(node.value) if isinstance(x, ast.Dict))
-            return tuple(ast.literal_eval(key) for key in entries.keys)
+            return {ast.literal_eval(k): value for k, value in zip(entries.keys, entries.values)}
     raise LookupError(f"{module}.py has no {registry}.")
+
+
+@functools.cache
+def _source(module):
+    return ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+
+
+def has_kl(model):
+    """Whether the loss of the model of a name has a KL divergence to weigh, where Keras is not imported, a VAE's."""
+    loaded = sys.modules.get("keras_ae.models")
+    if (found := getattr(loaded, "MODELS", None)) is not None:
+        return "kl" in found[model].terms
+    bases = {
+        node.name: [getattr(base, "id", "") for base in node.bases]
+        for node in _source("models").body
+        if isinstance(node, ast.ClassDef)
+    }
+    names = [_entries_in_source("models", "MODELS")[model].id]
+    for name in names:  # which grows
+        names += bases.get(name, [])
+    return "VAE" in names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,20 +271,21 @@ class Settings:
                 )
             names = tuple(name for name in augmentations() if name in names)
             object.__setattr__(self, "augment", names or None)
-        if self.model == "ae":
+        if not has_kl(self.model):
             self._refuse_kl_settings()
 
     def _refuse_kl_settings(self):
         for field in dataclasses.fields(self):
             if field.name.startswith("kl_") and getattr(self, field.name) != field.default:
+                an = "An" if self.model[0] in "aeiou" else "A"
                 raise ValueError(
-                    f"An ae has no KL divergence: {field.name} is for a vae or a cvae."
+                    f"{an} {self.model} has no KL divergence: {field.name} is for a vae or a cvae."
                 )
 
     @property
     def warmup_epochs(self):
         """Epochs until `kl_weight` has its final value; 0 for a model without a KL term."""
-        if self.model == "ae" or self.kl_schedule == "constant":
+        if self.kl_schedule == "constant" or not has_kl(self.model):
             return 0
         return math.ceil(self.kl_warmup * self.epochs)
 

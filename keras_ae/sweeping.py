@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.fitting import as_stored, differences, fit, settled
-from keras_ae.settings import Settings
+from keras_ae.settings import Settings, has_kl
 
 
 def sweep(
@@ -47,8 +47,10 @@ def sweep(
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
     """
     kl_weights = list(kl_weights)
-    if settings.model == "ae":
-        raise ValueError("An ae has no KL divergence to weigh: a sweep is for a vae or a cvae.")
+    if not has_kl(settings.model):
+        raise ValueError(
+            f"The loss of {settings.model} has no KL divergence to weigh: a sweep is for a vae or a cvae."
+        )
     if not kl_weights or len(set(kl_weights)) < len(kl_weights):
         raise ValueError(f"A sweep takes KL weights that are all different; got {kl_weights}.")
     runs = {

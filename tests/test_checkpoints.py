@@ -294,6 +294,13 @@ class TestRunJson:
         assert checkpoints.files_of(tmp_path) == [tmp_path / "run.json"]
         assert checkpoints.strangers(tmp_path, 1) == [tmp_path / "epochs" / "001.png"]
 
+    @pytest.mark.parametrize("field", ["model", "backbone", "reconstruction"])
+    def test_a_name_of_a_module_that_is_not_imported(self, field, tmp_path):
+        (tmp_path / "run.json").write_text(json.dumps({"settings": {field: "mine"}}))
+        message = f"names the {field} 'mine', which is not known here: import the module"
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.read_run(tmp_path)
+
     def test_round_trip(self, tmp_path):
         checkpoints.write_run(tmp_path, {"finished": True, "settings": {"model": "ae"}})
         run = checkpoints.read_run(tmp_path)

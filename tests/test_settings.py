@@ -1,6 +1,7 @@
 """Settings: their checks, and that they name what the library has."""
 
 import json
+import sys
 
 import keras
 import pytest
@@ -115,6 +116,23 @@ def test_widths_are_checked_by_the_backbone():
 def test_an_ae_has_no_kl_divergence(field):
     with pytest.raises(ValueError, match=f"An ae has no KL divergence: {field} is for"):
         Settings("ae", **{field: 0.25})
+
+
+def test_what_has_a_kl_divergence_is_known_from_the_source(monkeypatch):
+    loaded = {name: settings.has_kl(name) for name in models.MODELS}
+    monkeypatch.delitem(sys.modules, "keras_ae.models")
+    assert {name: settings.has_kl(name) for name in loaded} == loaded
+    assert loaded == {"ae": False, "vae": True, "cvae": True}
+
+
+def test_a_model_of_ones_own_without_a_kl_divergence(monkeypatch):
+    class Denoising(models.AE):
+        pass
+
+    monkeypatch.setitem(models.MODELS, "denoising", Denoising)
+    with pytest.raises(ValueError, match="A denoising has no KL divergence: kl_weight is for"):
+        Settings("denoising", kl_weight=2.0)
+    assert fitting.settled(Settings("denoising", early_stopping=3, epochs=5)).warmup_epochs == 0
 
 
 def test_arrays_are_no_name_and_are_not_printed():

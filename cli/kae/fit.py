@@ -253,7 +253,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
     )
     name = out or folder.name
-    if settings.model == "ae":
+    if not choices.has_kl(settings.model):  # and so no prior
         # A dataset that is given by its folder is only read if --dataset names the folder.
         where = ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
         where += console.elsewhere(data_dir)
@@ -324,6 +324,6 @@ def settings_to_start_with(context, start, data_dir, values):
         # The run's limit is for its own dataset, so it is not used for another one.
         if name in values and not given(name) and (name != "limit" or not given("dataset")):
             values[name] = value
-    if values["model"] != "ae" and not given("kl_schedule"):
+    if choices.has_kl(values["model"]) and not given("kl_schedule"):
         values["kl_schedule"] = "constant"
     return found.path.parent
