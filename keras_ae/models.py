@@ -362,8 +362,8 @@ class VAE(AE):
             bound, in nats per image. "auto" learns the scale that makes the images most likely and uses it
             as the weight (`likelihood_scale`): the running mean per value of |x - x'| with "l1", of
             2 (x - x')^2 with "mse". A number that a callback sets is then a factor on it.
-        prior: `sample` draws codes from it: a `StandardNormal` or `ClassMixture` layer, see
-            `fit_prior`. None is N(0, I).
+        prior: `sample` draws codes from it: a `StandardNormal` or `ClassMixture` layer, or one of
+            your own (`keras_ae.priors.Prior`), see `fit_prior`. None is N(0, I).
         **kwargs: the arguments of `AE`.
 
     References:
@@ -465,6 +465,9 @@ class VAE(AE):
     def fit_prior(self, inputs, labels=None, seed=0):
         """Fit a `ClassMixture` to the codes of the training images; `sample` then draws from it.
 
+        If the model was given a prior of another class, a prior of that class is fitted: see
+        `keras_ae.priors.Prior.fit`.
+
         One code per image is drawn from its posterior, because the decoder was trained on such codes. If
         there are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
         which is saved with the model.
@@ -496,11 +499,16 @@ class VAE(AE):
             return inputs, labels
         return Rows(inputs, rows), labels if labels is None else np.asarray(labels)[rows]
 
+    def _kind_of_prior(self):
+        """The class of prior that is fitted: of one of the user's, its own."""
+        return ClassMixture if type(self.prior) is StandardNormal else type(self.prior)
+
     def _prior_of(self, codes, labels, seed):
-        if labels is None:
-            return ClassMixture.fit(codes, seed=seed, name="prior")
-        if len(labels) != len(codes):
+        if labels is not None and len(labels) != len(codes):
             raise ValueError(f"There are {len(codes)} images and {len(labels)} labels.")
+        kind = self._kind_of_prior()
+        if labels is None or not issubclass(kind, ClassMixture):
+            return kind.fit(codes, seed=seed, name="prior")
         classes, labels = np.unique(labels, return_inverse=True)
         by_class = ClassMixture.fit(codes, labels, len(classes), seed=seed)
         return by_class.merged(np.bincount(labels), name="prior")
@@ -660,7 +668,8 @@ class CVAE(VAE):
         return (images, labels), _indices(labels)
 
     def _prior_of(self, codes, labels, seed):
-        return ClassMixture.fit(codes, labels, self.num_classes, seed=seed, name="prior")
+        kind = self._kind_of_prior()
+        return kind.fit(codes, labels, self.num_classes, seed=seed, name="prior")
 
     def _shares(self, labels, n):
         """Labels, or shares (n, K) of the classes, as shares (n, K) float32. Rows for labels are made on demand."""

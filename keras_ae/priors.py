@@ -31,7 +31,9 @@ class Prior(keras.layers.Layer):
     """A density over codes, p(z) or p(z | y), that codes can be drawn from.
 
     For a prior of your own, write a subclass, register it for saving, and let `get_config` hold all
-    arguments of the constructor. Its arrays are NumPy arrays, saved by `save_own_variables`.
+    arguments of the constructor: numbers, text, and lists of them. Its `arrays` are NumPy arrays, saved by
+    `save_own_variables`; a loaded prior has arrays of the shapes that its constructor makes. If a model is
+    given such a prior, `VAE(prior=…)`, then `fit_prior` and the end of a run fit it by its `fit`.
     """
 
     arrays: tuple[str, ...] = ()  # attributes that `save_own_variables` stores, in this order
@@ -40,6 +42,19 @@ class Prior(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.built = True
+
+    @classmethod
+    def fit(cls, codes, labels=None, num_classes=1, seed=0, **kwargs):
+        """Return a prior fitted to codes (N, D) float32; of a CVAE also with labels (N,) in [0, num_classes).
+
+        Args:
+            seed: of all that is random in the fit.
+            **kwargs: for the constructor: `name`.
+
+        Raises:
+            NotImplementedError: this class cannot be fitted.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no `fit`: it stays what it was made as.")
 
     def draw(self, n, labels=None, seed=0):
         """Draw codes: (n, latent_dim) float32. With classes, row i is of class labels[i]."""
