@@ -85,9 +85,9 @@ def check_range(images, what="Images", strict=True):
     if "int" in dtype:
         allowed, fine = "whole numbers in 0..255", low >= 0 and high <= 255
     elif strict:
-        allowed, fine = "floats in [0, 1]", not (low < -TOLERANCE or high > 1 + TOLERANCE)
+        allowed, fine = "floats in [0, 1]", low >= -TOLERANCE and high <= 1 + TOLERANCE
     else:
-        allowed, fine = "floats in [0, 1]", not max(-low, high) > LARGEST
+        allowed, fine = "floats in [0, 1]", max(-low, high) <= LARGEST
     if not fine:
         raise ValueError(
             f"{what} of {dtype} must be {allowed}; these go from {low:g} to {high:g}. "
@@ -122,11 +122,16 @@ def _first_batch(source):
     kind = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(source).__mro__}
     if "tensorflow.DatasetV2" in kind:
         return next(iter(source.take(1)), None)
-    if "torch.DataLoader" in kind and source.num_workers == 0:
+    if "torch.DataLoader" in kind:
         import torch
 
+        own = getattr(source, "generator", None)
+        before = own.get_state() if own is not None else None
         with torch.random.fork_rng(devices=[]):
-            return next(iter(source), None)
+            first = next(iter(source), None)
+        if own is not None:
+            own.set_state(before)
+        return first
     return None
 
 

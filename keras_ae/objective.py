@@ -9,6 +9,9 @@ from keras import ops
 from keras_ae.inputs import check_range, check_shape, is_array, peek, rank_of, unit_range
 from keras_ae.train_step import StepMixin
 
+# What else a row of a history has.
+TAKEN = ("loss", "kl_weight", "likelihood_scale", "epoch", "seconds", "learning_rate")
+
 
 class InnerSteps:
     """The steps that `fit` makes between two calls of its callbacks: `compile(steps_per_execution=...)`.
@@ -58,6 +61,7 @@ class Objective(StepMixin, keras.Model):
         # The networks cast what they are given; images and targets stay float32.
         super().__init__(autocast=False, **kwargs)
         self.inner_steps = InnerSteps()
+        self._check_names()
         for name in self.terms:
             setattr(self, f"{name}_tracker", keras.metrics.Mean(name=name))
 
@@ -116,8 +120,13 @@ class Objective(StepMixin, keras.Model):
         # A step of Keras' own, or of the user's, has only the reconstruction.
         outputs = y_pred if isinstance(y_pred, dict) else self.outputs_of(x, training)
         target = self.target(x, y)
+        if "reconstruction" not in outputs:
+            raise ValueError(
+                f"forward of {type(self).__name__} must return a dict with 'reconstruction', (N, H, W, C) in [0, 1]; "
+                f"got {', '.join(outputs)}."
+            )
         terms = self.loss_terms(target, outputs)
-        self._check_terms(terms)
+        self._check_terms(terms, target.shape[0])
         sample_weight = None if sample_weight is None else _rows_of(sample_weight)
         self.on_terms(terms, sample_weight, training)
         weights = self.term_weights()
@@ -133,7 +142,16 @@ class Objective(StepMixin, keras.Model):
         weighted += self.additional_losses()
         return sum(weighted[1:], weighted[0])
 
-    def _check_terms(self, terms):
+    def _check_names(self):
+        for term in self.terms:
+            if term in TAKEN or term.startswith("val_") or self.terms.count(term) > 1:
+                raise ValueError(
+                    f"{type(self).__name__} has a term {term!r}, which names something else in the history: call it "
+                    "otherwise."
+                )
+
+    def _check_terms(self, terms, images):
+        """Refuse terms of other names or shapes, for so many images, None where a trace leaves them open."""
         name = type(self).__name__
         if terms.keys() != set(self.terms):
             raise ValueError(
@@ -141,16 +159,19 @@ class Objective(StepMixin, keras.Model):
                 f"{', '.join(self.terms)}: the two must name the same."
             )
         for term, values in terms.items():
-            if len(values.shape) != 1:
-                raise ValueError(
-                    f"The term {term!r} must be (N,), a number an image; got {tuple(values.shape)}."
-                )
+            shape = tuple(values.shape)
+            other = len(shape) == 1 and None not in (shape[0], images) and shape[0] != images
+            if len(shape) != 1 or other:
+                raise ValueError(f"The term {term!r} must be (N,), a number an image; got {shape}.")
 
     def _check_weights(self, weights):
         if odd := weights.keys() - set(self.terms):
             raise ValueError(
                 f"term_weights of {type(self).__name__} has {min(odd)!r}, which is none of its terms."
             )
+        for term, weight in weights.items():
+            if shape := tuple(getattr(weight, "shape", ())):
+                raise ValueError(f"The weight of the term {term!r} must be a scalar; got {shape}.")
 
     def step_loss(self, data, training):
         """The loss of a batch as `fit` hands it to a step; updates all trackers and metrics."""
@@ -361,6 +382,9 @@ def _rows_of(sample_weight):
 
 
 def _check_rows(sample_weight):
+    if not is_array(sample_weight):
+        kind = type(sample_weight).__name__
+        raise ValueError(f"sample_weight must be an array (N,), a number an image; got a {kind}.")
     shape = tuple(sample_weight.shape)
     if len(shape) != 1 and shape[1:] != (1,):
         raise ValueError(f"sample_weight must be (N,), a number an image; got {shape}.")

@@ -294,6 +294,8 @@ class Contract:
                 assert logs[name] == pytest.approx((terms[name] * weights).mean(), rel=2e-4)
         with pytest.raises(ValueError, match=r"must be \(N,\), a number an image"):
             model.evaluate(x, sample_weight=np.ones((N, 2)), verbose=0)
+        with pytest.raises(ValueError, match=r"must be an array \(N,\), .* got a list"):
+            model.evaluate(x, sample_weight=[1.0] * N, verbose=0)
 
     def test_a_sample_weight_of_two_is_an_image_twice(self, x):
         model, once = compiled(self.make()), np.arange(N) % 2
@@ -410,9 +412,11 @@ class Contract:
         uses = [model.fit, model.evaluate, model.predict, model.reconstruct, model.encode]
         if hasattr(model, "fit_prior"):
             uses.append(model.fit_prior)
+        none = self.with_images(x, self.images(x) * np.nan)
         for use in uses:
-            with pytest.raises(ValueError, match="Rescale them, or give uint8"):
-                use(wrong)
+            for given in (wrong, none):
+                with pytest.raises(ValueError, match="Rescale them, or give uint8"):
+                    use(given)
         with pytest.raises(ValueError, match="Rescale them"):
             model.fit(x, validation_data=(wrong,), verbose=0)
         with pytest.raises(ValueError, match="Rescale them"):
@@ -801,14 +805,65 @@ class TestObjective:
                 spread = ops.mean(outputs["latent"])
                 return {**super().loss_terms(target, outputs), "total_correlation": spread}
 
+        class Short(TCVAE):
+            def loss_terms(self, target, outputs):
+                return {**super().loss_terms(target, outputs), "total_correlation": ops.ones((3,))}
+
+        class Vector(TCVAE):
+            def term_weights(self):
+                return {**super().term_weights(), "total_correlation": ops.ones((7,))}
+
+        class Blind(TCVAE):
+            def forward(self, inputs, training=False, sample=False):
+                outputs = super().forward(inputs, training, sample)
+                return {name: x for name, x in outputs.items() if name != "reconstruction"}
+
         for model, message in (
             (Unnamed, "loss_terms of Unnamed returned .*extra"),
             (Missing, "its `terms` are reconstruction, kl, extra"),
             (Weighed, "'extra', which is none of its terms"),
             (Scalar, r"'total_correlation' must be \(N,\)"),
+            (Short, r"'total_correlation' must be \(N,\), a number an image; got \(3,\)"),
+            (Vector, r"weight of the term 'total_correlation' must be a scalar; got \(7,\)"),
+            (Blind, "forward of Blind must return a dict with 'reconstruction'"),
         ):
             with pytest.raises(ValueError, match=message):
                 compiled(mlp(model)).fit(digits[0][:N], verbose=0)
+
+    @pytest.mark.parametrize("term", ["loss", "kl_weight", "kl", "epoch", "val_kl"])
+    def test_a_term_of_a_name_that_is_taken_is_refused(self, term):
+        class Named(VAE):
+            terms = (*VAE.terms, term)
+
+        with pytest.raises(
+            ValueError, match=f"Named has a term '{term}', which names something else"
+        ):
+            mlp(Named)
+
+    def test_settings_of_a_term_that_is_not_there_are_refused(self, digits, tmp_path):
+        class Bound(VAE):
+            terms = ("bound",)
+
+            def loss_terms(self, target, outputs):
+                return {"bound": sum(super().loss_terms(target, outputs).values())}
+
+            def term_weights(self):
+                return {}
+
+        settings = Settings("vae", epochs=1, kl_weight=2.0)
+        images = {"train": digits[0][:32], "test": digits[0][32:64]}
+        with pytest.raises(ValueError, match="Bound has no term kl, which kl_weight is for"):
+            keras_ae.fit(settings, tmp_path / "run", model=mlp(Bound), verbose=0, **images)
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_losses_of_ones_own_count(self, steps, digits):
+        class Lossy(VAE):
+            @property
+            def losses(self):
+                return [*super().losses, 1000.0 * ops.ones(())]
+
+        model = compiled(mlp(Lossy), steps_per_execution=steps)
+        assert model.fit(digits[0][:N], batch_size=BATCH, verbose=0).history["loss"][0] > 1000.0
 
     def test_call_is_not_to_be_overridden(self):
         with pytest.raises(TypeError, match=r"override forward\(inputs, training, sample\)"):
@@ -863,6 +918,25 @@ def test_a_forward_of_ones_own_is_the_only_path(digits, tmp_path, reconstruction
     else:
         exported = array(export.build_part(model, "autoencoder")([floats]))
     close([exported], [rebuilt], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.skipif(not TORCH, reason="forks"))]
+)
+def test_a_loader_is_looked_at_and_draws_as_if_it_had_not_been(workers, digits):
+    torch = pytest.importorskip("torch")
+    images = torch.from_numpy(digits[0][:64].astype("float32"))
+
+    def loader():
+        rows = torch.utils.data.TensorDataset(images)
+        return torch.utils.data.DataLoader(
+            rows, 16, shuffle=True, generator=torch.Generator().manual_seed(1), num_workers=workers
+        )
+
+    looked = loader()
+    with pytest.raises(ValueError, match="Rescale them"):
+        compiled(mlp()).fit(looked, verbose=0)
+    assert torch.equal(next(iter(looked))[0], next(iter(loader()))[0])
 
 
 # Losses and layers of the user's networks
@@ -1107,9 +1181,44 @@ def test_a_prior_of_ones_own_is_called_by_its_name(digits, tmp_path):
     with pytest.raises(export.ExportError, match="Shell.*no graph to export"):
         export.build_part(model, "sampler")
     model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded.prior, Shell) and loaded.prior.radius == 3.0
-    assert np.array_equal(loaded.sample(4), model.sample(4))
+    for load in (keras.saving.load_model, keras_ae.load_model):
+        loaded = load(tmp_path / "model.keras")
+        assert isinstance(loaded.prior, Shell) and loaded.prior.radius == 3.0
+        assert np.array_equal(loaded.sample(4), model.sample(4))
+
+
+@keras.saving.register_keras_serializable("contract")
+class FittedShell(Shell):
+    """One that is fitted: its radius is the mean length of the codes."""
+
+    @classmethod
+    def fit(cls, codes, labels=None, num_classes=1, seed=0, **kwargs):
+        return cls(codes.shape[1], float(np.linalg.norm(codes, axis=1).mean()), **kwargs)
+
+
+@pytest.mark.parametrize("model", [VAE, CVAE])
+def test_a_prior_of_ones_own_is_fitted_as_it_says(model, digits):
+    fitted, labels = mlp(model, prior=FittedShell(LATENTS)), digits[1][:N]
+    if model is CVAE:
+        fitted.fit_prior((digits[0][:N], labels))
+    else:
+        fitted.fit_prior(digits[0][:N], labels)
+    assert type(fitted.prior) is FittedShell and 0 < fitted.prior.radius != 2.0
+    stays = mlp(model, prior=Shell(LATENTS))
+    with pytest.raises(NotImplementedError, match="Shell has no `fit`: it stays"):
+        stays.fit_prior((digits[0][:N], labels) if model is CVAE else digits[0][:N])
+
+
+@pytest.mark.parametrize("prior", [Shell, FittedShell])
+def test_a_run_keeps_a_prior_of_ones_own(prior, digits, tmp_path):
+    lines = []
+    keras_ae.fit(
+        Settings("vae", epochs=1, batch_size=32), tmp_path / "run", model=mlp(prior=prior(LATENTS)),
+        train=digits[0][:64], test=digits[0][64:80], verbose=0, report=lines.append,
+    )  # fmt: skip
+    loaded = keras_ae.load_model(tmp_path / "run").prior
+    assert type(loaded) is prior
+    assert (loaded.radius == 2.0) == (prior is Shell) == any("stays" in line for line in lines)
 
 
 def test_set_prior_copies(digits):

@@ -59,7 +59,9 @@ class LookUps:
         self.model, self.trained = model, model.trained()
         self.means = RunningMeans(model.metrics)
         self.layers = model._flatten_layers()
-        self.regularized = any(variable.regularizer is not None for variable in self.trained[0])
+        self.own_losses = type(model).losses is not keras.Model.losses or any(
+            variable.regularizer is not None for variable in self.trained[0]
+        )
         self.calls_forward = _calls_forward(model)
 
 
@@ -169,6 +171,6 @@ class Steps:
 
     def additional_losses(self):
         look_ups = self._look_ups()
-        if look_ups is None or look_ups.regularized or any(x._losses for x in look_ups.layers):
+        if look_ups is None or look_ups.own_losses or any(x._losses for x in look_ups.layers):
             return super().additional_losses()
         return []
