@@ -1,4 +1,4 @@
-"""The callbacks of a run: where it stands, what ends it, what it writes. `KLAnnealing` has a module of its own."""
+"""The callbacks of a run: its progress, its end, and its files. `KLAnnealing` is in `keras_ae.annealing`."""
 
 import contextlib
 import os
@@ -17,15 +17,16 @@ from keras_ae.errors import RunError, need
 from keras_ae.files import atomic
 
 REDRAWN_SECONDS = 0.2  # between two updates of the progress line
-BACKUP_SECONDS = 60.0  # of training that a kill can cost, where an epoch takes longer
+BACKUP_SECONDS = 60.0  # between two backups in an epoch: a kill costs at most so much training
 
-# What asks a run to stop: a person, a shell, a terminal that closes, a cluster's warning, a limit of CPU time.
+# Signals that ask a run to stop. They come from a user, a shell, a terminal that closes, a cluster that warns
+# of the end of a job, or a limit on CPU time.
 STOPPING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGXCPU")
-INSISTENT = STOPPING[:3]  # of these a second one is meant; the others come again of themselves
+INSISTENT = STOPPING[:3]  # a second one ends the run at once; the others repeat by themselves
 
 
 class Callbacks(keras.callbacks.CallbackList):
-    """Keras' list of callbacks, which counts the batches of an epoch from its start, resumed or not."""
+    """Keras' list of callbacks; it counts batches from the start of an epoch, even in a resumed epoch."""
 
     def __init__(self, callbacks, feed, **kwargs):
         super().__init__(callbacks, steps=feed.steps, **kwargs)
@@ -35,14 +36,14 @@ class Callbacks(keras.callbacks.CallbackList):
         super().on_train_batch_begin(self.feed.first + batch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
-        # Of the last execution of an epoch, Keras numbers the steps that it could have had.
+        # After the last execution of an epoch, Keras may report a batch number beyond the last batch.
         super().on_train_batch_end(min(self.feed.first + batch, self.feed.steps - 1), logs)
 
 
 class StartEpoch(keras.callbacks.Callback):
-    """Sets what an epoch draws from, and where a resumed one stood.
+    """Sets the random state of each epoch, and restores the state of a resumed epoch.
 
-    These are the order of the images, the noise of the posterior, and the running means of the epoch.
+    This state is the order of the images, the noise of the posterior, and the running means of the epoch.
     """
 
     def __init__(self, feed, seed, done):
@@ -53,10 +54,10 @@ class StartEpoch(keras.callbacks.Callback):
         first = self.done.batches if epoch == self.done.epochs else 0
         self.feed.set_epoch(epoch, first)
         if hasattr(self.model, "seed_generator"):
-            # (seed, calls so far): as if every step up to here had drawn its noise.
+            # (seed, calls so far), as if every step up to here had drawn its noise in this process.
             step = epoch * self.feed.steps + first
             self.model.seed_generator.state.assign([self.seed, step])
-        if first:  # Keras has just set the means back
+        if first:  # Keras has just reset the means
             for variable, value in zip(
                 self.model.metrics_variables, self.done.metrics, strict=True
             ):
@@ -64,7 +65,7 @@ class StartEpoch(keras.callbacks.Callback):
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Seconds of the training steps of each epoch, without validation and pictures."""
+    """Measures the seconds of training steps in each epoch, without validation and pictures."""
 
     def __init__(self, done):
         super().__init__()
@@ -75,7 +76,7 @@ class Stopwatch(keras.callbacks.Callback):
         self._start, self._running = time.perf_counter() - before, True
 
     def now(self):
-        """Seconds of the epoch under way."""
+        """Seconds of the current epoch so far."""
         return time.perf_counter() - self._start
 
     def on_test_begin(self, logs=None):
@@ -85,7 +86,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Ends the run when its loss is no number any more, before anything is written."""
+    """Ends the run when its loss is NaN or infinite, before anything is written."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -96,14 +97,14 @@ class StopAtNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if np.isfinite(logs["loss"]):
             return
-        # Which of the steps since the last call it was. A step of one's own may keep no losses.
+        # Find the first bad step since the last call. A user's own train step may record no losses.
         losses = [float(loss) for loss in self.model.inner_steps.losses] or [logs["loss"]]
         batch = self._first + next(i for i, loss in enumerate(losses) if not np.isfinite(loss)) + 1
         step = self._epoch * self.params["steps"] + batch
         self._check(logs["loss"], f"at step {step} (epoch {self._epoch + 1}, batch {batch})")
 
     def on_epoch_end(self, epoch, logs=None):
-        # What the last step of an epoch breaks shows in the validation first.
+        # If the last step of an epoch breaks the weights, the validation loss shows it first.
         step = (epoch + 1) * self.params["steps"]
         self._check(logs["val_loss"], f"after step {step} (validation of epoch {epoch + 1})")
 
@@ -116,13 +117,13 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """Ends the run at Ctrl-C or a signal of STOPPING after the step under way; a second one ends it at once.
+    """Ends the run after the current step at Ctrl-C or a signal of STOPPING; a second one ends it at once.
 
-    An exception that a signal raises amid a step may be swallowed (Keras' functional models catch
-    whatever comes while they check their inputs), or leave a lock held that the exit waits for. To be
-    entered as a context around a run; before and after the training, a signal is a KeyboardInterrupt at
-    once. Outside of the main thread it does nothing, nor for a signal that is ignored or handled
-    already. After the last step of an epoch, the run ends with the epoch.
+    A signal must not raise an exception inside a step: the exception may be lost (Keras' functional models
+    catch everything while they check their inputs), or leave a lock held that the exit waits for. Enter
+    this as a context around a run; before and after the training, a signal raises KeyboardInterrupt at
+    once. It does nothing outside the main thread, or for a signal that is ignored or already handled. A
+    signal in the last step of an epoch ends the run after that epoch.
     """
 
     def __init__(self, report):
@@ -132,7 +133,7 @@ class StopAtSignal(keras.callbacks.Callback):
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for name in STOPPING:
-                number = getattr(signal, name, None)  # Windows has some of them
+                number = getattr(signal, name, None)  # Windows has only some of them
                 if number is None:
                     continue
                 handler = signal.getsignal(number)
@@ -152,7 +153,7 @@ class StopAtSignal(keras.callbacks.Callback):
         self.stopping = True
         if not self.training:
             raise KeyboardInterrupt
-        # Its terminal may be gone, or just being written to.
+        # Printing fails if the terminal is gone, or if the signal came in the middle of a print.
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             self.report("stopping after this step; once more stops at once")
 
@@ -172,11 +173,13 @@ class StopAtSignal(keras.callbacks.Callback):
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Keras' own, whose state is a function of the epochs so far: a resumed run stops where a whole one does.
+    """Keras' own, but a resumed run stops at the same epoch as an uninterrupted one.
+
+    For this, its state is computed again from all epochs so far.
 
     Args:
         done: the `Progress` that the run starts from.
-        **kwargs: of `keras.callbacks.EarlyStopping`.
+        **kwargs: arguments of `keras.callbacks.EarlyStopping`.
     """
 
     def __init__(self, done, **kwargs):
@@ -193,18 +196,18 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         super().on_epoch_end(epoch, logs)
 
     def over(self):
-        """Whether the epochs so far end the run."""
+        """Whether the run ends after the epochs so far."""
         self.model.stop_training = False
         self.on_train_begin()
         return self.model.stop_training
 
 
 class SwapEMA(keras.callbacks.SwapEMAWeights):
-    """Keras' own: the running average takes the place of the weights wherever the model is used.
+    """Keras' own: the running average replaces the weights wherever the model is used.
 
     Args:
-        done: the `Progress` that the run starts from. A backup at the end of an epoch has the average in
-            the model and the weights in the optimizer.
+        done: the `Progress` that the run starts from. In a backup from the end of an epoch, the average is
+            in the model and the weights are in the optimizer.
     """
 
     def __init__(self, done):
@@ -213,22 +216,22 @@ class SwapEMA(keras.callbacks.SwapEMAWeights):
 
     def set_model(self, model):
         super().set_model(model)
-        # Keras would put the average, or what was swapped for it, into the model at the end of each
-        # `fit`; a run that is resumed within an epoch has two.
+        # At the end of each `fit`, Keras would copy the average (or the weights swapped with it) into the
+        # model. A run that is resumed within an epoch calls `fit` twice.
         model.optimizer.finalize_variable_values = lambda variables: None
 
     def _finalize_ema_values(self):
-        """Nothing: this is for what Keras does at the end of `fit`, and is not done here."""
+        """Does nothing: Keras uses this hook at the end of `fit`; see `set_model`."""
 
 
 class ProgressLine(keras.callbacks.Callback):
-    """Progress as Keras prints it, in one line that fits the terminal, with the time left for the run.
+    """Prints progress like Keras, in one line that fits the terminal, with the time left for the run.
 
-    Of the figures there are as many as fit, in the order of the model's terms. At the end of an epoch they
-    are all told, in as many lines as they take.
+    The line shows as many figures as fit, in the order of the model's terms. At the end of an epoch all
+    figures are printed, on as many lines as needed.
 
     Args:
-        verbose: 1 or "auto" rewrites the line as the epoch goes; 2 prints at the end of an epoch alone.
+        verbose: 1 or "auto" updates the line during an epoch; 2 prints only at the end of an epoch.
     """
 
     def __init__(self, verbose=1):
@@ -241,7 +244,7 @@ class ProgressLine(keras.callbacks.Callback):
         self._print(f"Epoch {epoch + 1}/{self.params['epochs']}\n")
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Of this process: what was done before the run was resumed took another's time.
+        # Time only the steps of this process, not those before the run was resumed.
         if self._first is None:
             self._first = self._steps_until(batch), time.monotonic()
 
@@ -272,7 +275,7 @@ class ProgressLine(keras.callbacks.Callback):
         return self._epoch * self.params["steps"] + batch
 
     def _seconds_left(self, batches, now):
-        """Of the whole run, at the pace of this process so far: steps, validations and what is written."""
+        """Seconds left of the run, at this process's pace so far, which includes validation and writing."""
         before, began = self._first
         done = self._steps_until(batches)
         left = self.params["epochs"] * self.params["steps"] - done
@@ -284,7 +287,7 @@ class ProgressLine(keras.callbacks.Callback):
 
 
 def figures_of(logs, terms=()):
-    """The logs of Keras as words, "loss 31.24": the loss, its terms in their order, the rest, the validation's."""
+    """Keras' logs as texts like "loss 31.24": the loss, its terms in order, the rest; then those of validation."""
     places = {name: i for i, name in enumerate(("loss", *terms))}
 
     def place(name):
@@ -294,7 +297,7 @@ def figures_of(logs, terms=()):
 
 
 def progress_line(step, steps, figures, left, width):
-    """Steps, as many figures as fit, the time left, and a bar of what room remains; `width` letters exactly."""
+    """Steps, a bar if there is room, as many figures as fit, and the time left; exactly `width` characters."""
     head = f"{step:{len(str(steps))}}/{steps}"
     room = width - len(head) - len(left) - 2
     shown = ""
@@ -310,7 +313,7 @@ def progress_line(step, steps, figures, left, width):
 
 
 def wrapped(parts, width):
-    """Parts with two spaces between them, in lines of a width; None is one line."""
+    """Join parts with two spaces, wrapped to lines of a width; None for a single line."""
     lines = [""]
     for part in parts:
         longer = f"{lines[-1]}  {part}" if lines[-1] else part
@@ -322,7 +325,7 @@ def wrapped(parts, width):
 
 
 def duration(seconds):
-    """12s, 3:05 or 1:02:03."""
+    """Format seconds as 12s, 3:05 or 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -331,7 +334,7 @@ def duration(seconds):
 
 
 def terminal_width():
-    """Columns of the terminal that progress is printed to; 80 where it is none that tells."""
+    """Columns of the terminal that progress is printed to; 80 if that is unknown."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -339,10 +342,10 @@ def terminal_width():
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
-    """Keras' own, and the pictures of the epochs: for `fit(callbacks=…)`, written to the run folder.
+    """Keras' own, with the pictures of the epochs. It writes to the run folder; use it in `fit(callbacks=…)`.
 
     Raises:
-        UserError: if tensorflow or tensorboard is not installed.
+        UserError: tensorflow or tensorboard is not installed.
     """
 
     def __init__(self, folder):
@@ -351,7 +354,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
 
     def on_train_begin(self, logs=None):
-        self.set_model(self.model)  # opens files, which the end of a `fit` closes
+        self.set_model(self.model)  # opens the files again, which the end of a `fit` closes
         super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -364,10 +367,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 class WriteRun(keras.callbacks.Callback):
-    """Writes the run folder: model, history and picture after each epoch, and what `resume` needs.
+    """Writes the run folder: model, history and picture after each epoch, and a backup for `resume`.
 
-    That backup is written after each epoch, every `BACKUP_SECONDS` within one, and at the step that a
-    signal ends the run after. A run that replaces another one does so at the end of its first epoch;
+    The backup is written after each epoch, every `BACKUP_SECONDS` within an epoch, and after the step at
+    which a signal ends the run. A run that replaces another one does so at the end of its first epoch;
     until then its backups are in `place`.
 
     Args:
@@ -387,7 +390,7 @@ class WriteRun(keras.callbacks.Callback):
         due = self.stop.stopping or time.monotonic() - self._written >= BACKUP_SECONDS
         if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
             return
-        # A step that breaks the weights shows in the loss of the next one: the backup before it stays.
+        # If a step broke the weights, only the loss of the next step shows it: keep the older backup then.
         if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
             metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
             self._back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
@@ -404,7 +407,7 @@ class WriteRun(keras.callbacks.Callback):
         checkpoints.save_model(model, self.folder / "model.keras")
         checkpoints.write_history(self.folder, self.history)
         before, self.place = self.place, self.folder
-        # Last: an epoch that the backup names is written in full.
+        # Write the backup last: then all epochs that it counts are already written.
         self._back_up(epoch + 1)
         if before != self.folder:
             checkpoints.take_place(self.folder, [p for p in self.replaced if p != path])
@@ -417,13 +420,13 @@ class WriteRun(keras.callbacks.Callback):
 
 
 def check_there(folder):
-    """Refuse to write to a run folder that was removed: it would come back without what was in it."""
+    """Check that the run folder still exists: writing would make a new one without its other files."""
     if not folder.is_dir():
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
 
 
 def picture_of(model, shown):
-    """Test images (`ImageData`) over their reconstructions; under them samples of N(0, I), the same latents always."""
+    """Test images (`ImageData`), their reconstructions, and samples of N(0, I), always from the same latents."""
     names = None if shown.labels is None else [shown.class_names[y] for y in shown.labels]
     rebuilt = model.reconstruct(model.inputs_of(shown))
     picture = pictures.with_title(

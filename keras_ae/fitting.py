@@ -1,4 +1,4 @@
-"""One run from settings to a run folder: data, model, callbacks, outputs."""
+"""One run, from its settings to a run folder: data, model, callbacks, outputs."""
 
 import contextlib
 import dataclasses
@@ -38,14 +38,15 @@ from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings
 
-IMAGES_PER_EXECUTION = 2048  # trained on between two calls of the callbacks
+IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
+# Overfitting: smallest ratio of the test error to the training error, and to the test error of an earlier epoch.
 GAP, RISE = (
     1.25,
     1.02,
-)  # ratios from which on test images part from training images, and from an earlier epoch
-COPIES_IN_TRAINING = 4  # of the weights: themselves, gradients, two means of Adam
-# Settings that a model of one's own has made up its mind about.
+)
+COPIES_IN_TRAINING = 4  # memory in units of the weights: weights, gradients, two moments of Adam
+# Settings that a user's own model has already fixed.
 OF_THE_MODEL = ("latent_dim", "backbone", "size", "hidden", "reconstruction", "dtype")
 
 
@@ -69,37 +70,37 @@ def fit(
     Args:
         settings: a `Settings`.
         folder: the run folder, see `keras_ae.checkpoints`.
-        data_dir: where TFDS datasets lie; see `keras_ae.data`.
-        resume: go on with the unfinished run in the folder.
-        force: replace the run in the folder, which stays until the new one has its first epoch.
+        data_dir: the folder of TFDS datasets; see `keras_ae.data`.
+        resume: continue the unfinished run in the folder.
+        force: replace the run in the folder; the old run stays until the new one has its first epoch.
         verbose: of Keras' `fit`.
-        report: is given lines that tell what happens.
-        callbacks: further `keras.callbacks.Callback`s, called after an epoch is written. What they
-            keep in memory is theirs to restore when a run is resumed.
-        model: a model of your own to train, not compiled: an `AE` or a subclass. None for that of the
-            settings; else `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype` are its own,
-            and so is `kl_weight` where the settings give none.
-        train, test: images of your own, both or neither: arrays (N, H, W, C), uint8 or float in [0, 1],
-            pairs (images, labels), or `keras_ae.data.ImageData`. None for those of `settings.dataset`.
-        start: a run, a .keras file or a name, see `checkpoints.find_checkpoint`, whose weights the
-            training starts from; `latent_dim`, `backbone`, `hidden` and `reconstruction` are then its own.
-            None to start anew, or where the run that is resumed did.
-        trusted: of `checkpoints.load_model`, for `start`.
+        report: called with lines that say what happens.
+        callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. They must restore
+            their own state when a run is resumed.
+        model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
+            `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
+            the settings give none. None builds the model from the settings.
+        train, test: your own images, both or neither: arrays (N, H, W, C), uint8 or float in [0, 1],
+            pairs (images, labels), or `keras_ae.data.ImageData`. None for the images of `settings.dataset`.
+        start: a checkpoint to start from: a run, a .keras file or a name, see
+            `checkpoints.find_checkpoint`. Its `latent_dim`, `backbone`, `hidden` and `reconstruction` are
+            then used. None to start with new weights; a resumed run keeps its own start.
+        trusted: argument of `checkpoints.load_model`, for `start`.
 
     Returns:
-        A dict: run, epochs, seconds (of this call: those before a resumption are in the history),
-        seconds_per_epoch (median, the training steps alone), images_per_second, history (a dict a epoch).
+        A dict: run, epochs, seconds (of this call; for the time before a resumption see the history),
+        seconds_per_epoch (median, training steps only), images_per_second, history (a dict per epoch).
         None in a process of `torchrun` other than the first.
 
     Raises:
-        RunError: if the run cannot start, or its loss is no longer a number.
-        ValueError: for settings that the model does not go with, train without test, or a start and a
-            model.
-        keras_ae.data.DataError: if there is no such dataset.
-        keras_ae.checkpoints.CheckpointError: if another process is writing to the folder.
-        KeyboardInterrupt: at Ctrl-C or a signal of `keras_ae.callbacks.STOPPING`; `resume` goes on after the
-            last step.
-        OSError: if the folder cannot be written to any more; what it holds stays whole.
+        RunError: the run cannot start, or its loss became NaN or infinite.
+        ValueError: the settings do not fit the model, train is given without test, or both start and model
+            are given.
+        keras_ae.data.DataError: there is no such dataset.
+        keras_ae.checkpoints.CheckpointError: another process is writing to the folder.
+        KeyboardInterrupt: at Ctrl-C or a signal of `keras_ae.callbacks.STOPPING`; `resume` continues after
+            the last step.
+        OSError: the folder can no longer be written to; its files stay whole.
     """
     run = Run(settings, folder, resume, force, verbose, report, callbacks)
     with run.stop, run.alone(), run.undone():
@@ -114,15 +115,15 @@ def fit(
 
 
 class Run:
-    """A run under way; `fit` reads from top to bottom.
+    """A run in progress; `fit` calls its methods from top to bottom.
 
     Attributes:
-        settings: the `Settings`, of which nothing is left open once there is a model.
+        settings: the `Settings`; all of them have values once there is a model.
         folder: of the run.
         train, test: `keras_ae.data.ImageData`.
         model: the model.
         feed: the training batches.
-        done: `checkpoints.Progress`, where the run starts from.
+        done: the `checkpoints.Progress` that the run starts from.
         history: a dict for each epoch so far.
     """
 
@@ -130,20 +131,21 @@ class Run:
         self.settings, self.folder = settings, Path(folder)
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         self.user_callbacks = list(callbacks)
-        settled(settings)  # says now what is wrong with them
+        settled(settings)  # raises an error now if they are wrong
         checkpoints.check_clock()
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
-        self.writes = distributed.rank() == 0  # of several processes, the first one
+        self.writes = distributed.rank() == 0  # only the first of several processes writes
         self.stop = StopAtSignal(report)
-        self.place, self.replaced = self.folder, []  # of run.json and backup; of the run before
-        self.source = None  # the folder of the dataset, where it is known by that alone
+        # The folder of run.json and backup, and the files of a run that is replaced.
+        self.place, self.replaced = self.folder, []
+        self.source = None  # the folder of the dataset, if it has no name
         self.done = checkpoints.Progress([])
-        self.origin = None  # what run.json says of the checkpoint that the run starts from
+        self.origin = None  # entry of run.json about the checkpoint that the run starts from
 
     @contextlib.contextmanager
     def alone(self):
-        """A context in which no other process writes to the folder; all devices are used."""
+        """A context in which no other process writes to the folder, and all devices are used."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(distributed.all_devices())
             distributed.on_first(lambda: stack.enter_context(self.lock) and None)
@@ -154,10 +156,10 @@ class Run:
 
     @contextlib.contextmanager
     def undone(self):
-        """A context in which a run that fails before it has replaced the one in its folder leaves nothing."""
+        """A context that removes a new run if it fails before it has replaced the run in its folder."""
         try:
             yield
-        except (KeyboardInterrupt, OSError):  # `resume` goes on with it
+        except (KeyboardInterrupt, OSError):  # `resume` can continue it
             raise
         except BaseException:
             if self.place != self.folder and not self.resume:
@@ -165,12 +167,12 @@ class Run:
             raise
 
     def load_data(self, data_dir, train, test):
-        """Take the images that are given, or read those of the dataset."""
+        """Take the images that were given, or read the dataset."""
         if (train is None) != (test is None):
             raise ValueError("Give both train and test, or neither.")
         if train is not None:
             name = self.settings.dataset
-            if name == Settings("vae").dataset:  # nobody has said what these arrays are
+            if name == Settings("vae").dataset:  # the user gave no name for these arrays
                 name = getattr(train, "name", "arrays")
             self.settings = dataclasses.replace(self.settings, dataset=name)
             self.train, self.test = splits_of_arrays(train, test, name)
@@ -191,7 +193,7 @@ class Run:
             )
 
     def load_dataset(self, data_dir):
-        """Read the dataset of the settings. A folder is known by the name of what is in it from then on."""
+        """Read the dataset of the settings. A dataset given by its folder goes by its own name from then on."""
         asked = data.lasting_name(self.settings.dataset, data_dir)
         if self.resume and os.path.isabs(asked) and not os.path.isdir(asked):
             raise RunError(
@@ -203,7 +205,7 @@ class Run:
             self.settings = dataclasses.replace(self.settings, dataset=self.train.name)
 
     def make_model(self, model, start, trusted):
-        """Take the model that is given, load the one to start from, or build that of the settings."""
+        """Take the model that was given, load the one to start from, or build one from the settings."""
         if start is not None and model is not None:
             raise ValueError("Give a model, or a checkpoint to start from.")
         if self.resume:
@@ -231,7 +233,7 @@ class Run:
         if model is not None:
             self.settings = settings_of(self.settings, model)
         self.settings = settled(self.settings, self.train)
-        # The dataset may have moved: it was compared by what is in it.
+        # The dataset may have moved; `load_data` compared its contents.
         other = differences(self.settings, stored) if self.resume else []
         if other := [name for name in other if name != "dataset"]:
             raise RunError(
@@ -244,12 +246,12 @@ class Run:
             self.model.check_data(images)
 
     def prepare_folder(self):
-        """Make the folder, now that nothing is missing for the run. One that is replaced stays for now."""
+        """Make the folder, once the run has everything it needs. A run that is replaced stays for now."""
 
         def prepare():
             make_folder(self.folder)
             self.lock.acquire()
-            # Again: another run may have been here meanwhile.
+            # Check again: another run may have written here in the meantime.
             check_folder(self.folder, self.settings.epochs, self.resume, self.force)
             checkpoints.sweep_run(self.folder)
             if self.resume:
@@ -261,13 +263,13 @@ class Run:
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
             if self.origin is not None and not self.resume:
-                self.write_record(False)  # of whose run this file is
+                self.write_record(False)  # first, so that the file below belongs to a known run
                 checkpoints.save_start(self.place, self.model)
 
         distributed.on_first(prepare)
 
     def compile(self):
-        """Make the batches, and compile the model for so many steps of them."""
+        """Make the batches, and compile the model with its optimizer for their number of steps."""
         settings = self.settings
         augment = Augment(settings.augment) if settings.augment else None
         self.feed = self._feed(self.train, settings.batch_size, augment=augment)
@@ -286,7 +288,7 @@ class Run:
         return Feed(images, labels, batch_size, settings.seed, settings.binarize, shuffle, augment)
 
     def restore(self):
-        """Put the last backup into model and optimizer, or start all processes from the same weights."""
+        """Load the last backup of a resumed run; then give all processes the same weights."""
         model, folder, steps = self.model, self.folder, self.feed.steps
         if self.resume:
             self.done = distributed.on_first(lambda: read_progress(self.place, model, steps))
@@ -308,7 +310,7 @@ class Run:
             "processes": distributed.size(),
             "devices": distributed.devices(),
         }
-        # Of a run that was resumed elsewhere, where it was before.
+        # Keep the earlier environments of a run that was resumed in another one.
         before, earlier = self.record.get("environment"), self.record.get("earlier_environments")
         earlier = earlier if isinstance(earlier, list) else []
         if before not in (None, environment):
@@ -329,7 +331,7 @@ class Run:
         checkpoints.write_run(place, self.record)
 
     def train_epochs(self):
-        """Train for the epochs that are left."""
+        """Train for the remaining epochs."""
         self.early = None
         callbacks = self._callbacks()
         for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
@@ -340,7 +342,7 @@ class Run:
                 self.feed.batches(),
                 epochs=end_epoch,
                 initial_epoch=start_epoch,
-                shuffle=False,  # the feed has its order
+                shuffle=False,  # the feed has its own order
                 validation_data=self.test_feed,
                 callbacks=callbacks,
                 verbose=self.verbose,
@@ -356,7 +358,7 @@ class Run:
         if settings.ema is not None:
             callbacks.append(SwapEMA(done))
         callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
-        if self.writes:  # it sees a loss that is no number one step after any other process
+        if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
             write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
@@ -383,7 +385,7 @@ class Run:
         )
 
     def finish(self):
-        """Fit the prior, write the model and the final figures. Returns what `fit` does."""
+        """Fit the prior, write the model and the final figures. Returns the result of `fit`."""
         if not self.writes:
             return None
         check_there(self.folder)
@@ -421,10 +423,10 @@ class Run:
 
 
 def parted(history, settings):
-    """A sentence where the reconstruction of test images has parted from that of training images, else None.
+    """A warning if the model overfits: if test images are reconstructed worse than training images. Else None.
 
-    That is where it is higher by `GAP`, or by `RISE` than in an earlier epoch since when that of the training
-    images fell.
+    That is so if the error of test images is more than `GAP` times that of training images, or more than
+    `RISE` times its lowest value so far while the error of training images has fallen since then.
     """
     rows = [row for row in history if {"reconstruction", "val_reconstruction"} <= row.keys()]
     if not rows or rows[-1]["reconstruction"] <= 0:
@@ -446,7 +448,7 @@ def parted(history, settings):
 
 
 def load_splits(settings, data_dir, report):
-    """The training and the test images of a dataset; the first process prepares and decodes it once."""
+    """The training and test images of a dataset. The first process prepares it, for all processes."""
 
     def load():
         return data.load_splits(
@@ -458,10 +460,10 @@ def load_splits(settings, data_dir, report):
 
 
 def settings_of(settings, model):
-    """The settings of a run of a model of the user's: what the model has decided is its own.
+    """The settings for a run with a user's own model: values that the model has fixed are taken from it.
 
     Raises:
-        ValueError: the settings say something else, or the model is no kind of `settings.model`.
+        ValueError: the settings contradict the model, or the model is no kind of `settings.model`.
     """
     base = MODELS[settings.model]
     if not isinstance(model, base):
@@ -480,7 +482,7 @@ def settings_of(settings, model):
                 "out of the settings."
             )
     if (weight := getattr(model, "kl_weight_at_start", None)) is not None:
-        # Of a model that has been trained, what its annealing ended at.
+        # For a trained model, this is the weight at the end of its annealing.
         weight = weight if weight == "auto" else float(keras.ops.convert_to_numpy(model.kl_weight))
         asked = settings.kl_weight
         if asked is not None and asked != weight and "auto" in (asked, weight):
@@ -493,11 +495,11 @@ def settings_of(settings, model):
 
 
 def check_start(found, model, settings, train):
-    """Refuse to start from a checkpoint of another kind of model, or of other classes than the dataset's.
+    """Check that a run may start from a checkpoint: it needs the same kind of model and the same classes.
 
     Raises:
-        ValueError: it is one.
-        RunError: its classes are others.
+        ValueError: the checkpoint is of another kind of model.
+        RunError: its classes differ from those of the dataset.
     """
     kinds = {cls: name for name, cls in MODELS.items()}
     kind = kinds.get(type(model), type(model).__name__)
@@ -511,10 +513,10 @@ def check_start(found, model, settings, train):
 
 
 def origin_of(found):
-    """What run.json keeps of the `checkpoints.Checkpoint` that a run starts from."""
+    """The entry of run.json for the `checkpoints.Checkpoint` that a run starts from."""
     final, path = found.run.get("final", {}), found.path.absolute()
     return {
-        # And not where it lies.
+        # The name only, not the path.
         "name": path.parent.name if path.name == "model.keras" else path.name,
         "crc32": checksum_of(path),
         "dataset": found.settings.get("dataset"),
@@ -523,15 +525,15 @@ def origin_of(found):
 
 
 def checksum_of(path):
-    """The CRC of a file, as run.json keeps it."""
+    """The CRC-32 of a file, as stored in run.json."""
     return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def check_origin(folder, origin, start):
-    """Refuse to resume a run from another checkpoint than it started from.
+    """Check that a run is not resumed from another checkpoint than it started from.
 
     Raises:
-        RunError: it would be.
+        RunError: the checkpoints differ.
     """
     if start is None:
         return
@@ -546,7 +548,7 @@ def check_origin(folder, origin, start):
 
 
 def in_dtype(model, dtype):
-    """A loaded model, which is float32, in the precision of a run."""
+    """A loaded model, which is float32, converted to the precision of a run."""
     if dtype == model.dtype_policy.name or model.custom_networks:
         return model
     with zero_weights():
@@ -556,7 +558,7 @@ def in_dtype(model, dtype):
 
 
 def settled(settings, train=None):
-    """Settings in which what follows from others, and from the training images, is filled in.
+    """Fill in the settings that follow from other settings, and from the training images if given.
 
     Raises:
         ValueError: the backbone does not take these widths.
@@ -573,18 +575,18 @@ def settled(settings, train=None):
 
 
 def as_stored(settings, stored):
-    """Settings in which what follows from the images is what it was in a stored run."""
+    """Fill in the settings that follow from the images with the values of a stored run."""
     return filled(settings, {name: getattr(stored, name) for name in RECOMMENDED})
 
 
 def filled(settings, values):
-    """Settings with these values where there are none."""
+    """Settings in which these values replace None."""
     missing = {name: value for name, value in values.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)
 
 
 def build_model(settings, train):
-    """The model of some settings for some data (see `keras_ae.data.ImageData`), not compiled."""
+    """Build the model of some settings for training data (`keras_ae.data.ImageData`), not compiled."""
     model = MODELS[settings.model]
     arguments = model.arguments_for(train) | {
         name: getattr(settings, name) for name in OF_THE_MODEL
@@ -611,7 +613,7 @@ def build_model(settings, train):
 
 
 def total_memory():
-    """Bytes of memory that this machine has; what it does not tell is no limit."""
+    """Bytes of memory of this machine; infinity if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
@@ -635,10 +637,10 @@ def build_optimizer(settings, total_steps):
 
 
 def steps_per_execution(batch_size, callbacks=()):
-    """Steps between two calls of the callbacks: up to 16, a second or so of a slow network.
+    """Number of steps between two calls of the callbacks: up to 16, about a second for a slow network.
 
-    One where a callback of the user's asks for every batch, where the levers are off, and where Keras
-    spreads the batches over devices and its own loop runs, which takes no KL weights ahead.
+    It is 1 if a user's callback has a hook for batches, if the levers (`fast.ON`) are off, or if Keras
+    spreads the batches over devices: then Keras' own loop runs, which takes no KL weights in advance.
     """
     hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
     of_keras = keras.callbacks.Callback
@@ -654,7 +656,7 @@ def steps_per_execution(batch_size, callbacks=()):
 
 
 def check_folder(folder, epochs, resume, force):
-    """Check that a run of so many epochs may be written to a folder. Returns its run.json, {} for a new run."""
+    """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
@@ -665,7 +667,7 @@ def check_folder(folder, epochs, resume, force):
         else ", and the beginning of its successor, which --resume goes on with"
     )
     if record.get("finished"):
-        checkpoints.remove_backup(folder)  # a kill at the very end leaves one
+        checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(
@@ -690,7 +692,7 @@ def can_resume(folder):
 
 
 def make_folder(folder):
-    """Make a run folder that can be written to."""
+    """Make a run folder, and check that it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.write_bytes(folder / ".writable", b"")
@@ -700,7 +702,7 @@ def make_folder(folder):
 
 
 def read_progress(folder, model, steps):
-    """What `checkpoints.read_backup` reads, for epochs of so many steps."""
+    """As `checkpoints.read_backup`, and check that the backup fits epochs of `steps` steps."""
     done = checkpoints.read_backup(folder, model)
     step = done.epochs * steps + done.batches
     if done.batches >= steps or int(model.optimizer.iterations) != step:
@@ -711,9 +713,10 @@ def read_progress(folder, model, steps):
 
 
 def remaining_fits(done, epochs):
-    """The calls of Keras' `fit` that are left: (first epoch, epoch after the last, first batch).
+    """The calls of Keras' `fit` that remain: (first epoch, epoch after the last, first batch).
 
-    Keras asks once a `fit` how many batches an epoch has: the rest of an epoch has a `fit` of its own.
+    Keras asks only once per `fit` how many batches an epoch has, so the rest of a stopped epoch needs its own
+    `fit`.
     """
     first = done.epochs
     if done.batches:
@@ -724,7 +727,7 @@ def remaining_fits(done, epochs):
 
 
 def data_facts(train, test):
-    """What a run was trained on, with a checksum of labels and images: of every nth, from WINDOW bytes on."""
+    """Facts about the data of a run, with a checksum of labels and images (for large data, of every nth image)."""
     checksum = 0
     for split in (train, test):
         step = 1 + split.images.nbytes // WINDOW
@@ -743,7 +746,7 @@ def data_facts(train, test):
 
 
 def described(facts):
-    """What `data_facts` returned in a few words."""
+    """A short text for the result of `data_facts`."""
     return (
         f"version {facts.get('version')}, {facts.get('train_images')} and {facts.get('test_images')} "
         f"images, checksum {facts.get('crc32')}"
@@ -751,7 +754,7 @@ def described(facts):
 
 
 def environment_of(model):
-    """Versions of the packages that made a run, the backend and the device."""
+    """The backend, the device and the package versions of a run."""
     backend = keras.backend.backend()
     packages = {"keras-ae", "keras", "numpy", "tensorflow-datasets", backend}
     return {
@@ -762,7 +765,7 @@ def environment_of(model):
 
 
 def version(package):
-    """The version of an installed package, None where it is not installed."""
+    """The version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -770,10 +773,10 @@ def version(package):
 
 
 def stored_settings(folder):
-    """The settings of the run in a folder that `resume` goes on with; its dataset by its folder, if it has no name.
+    """The settings of the run that `resume` would continue. A dataset without a name is given by its folder.
 
     Raises:
-        RunError: if there is no run.
+        RunError: there is no run.
     """
     place = checkpoints.place_of(folder)
     record = checkpoints.read_run(place)
@@ -785,7 +788,7 @@ def stored_settings(folder):
 
 
 def differences(settings, other):
-    """Names of the settings in which two differ."""
+    """Names of the fields in which two settings differ."""
     return [
         field.name
         for field in dataclasses.fields(Settings)

@@ -1,9 +1,9 @@
-"""A Functional network as a list of operations and arrays, for a runtime that has no Keras.
+"""Describes a Functional network as a list of operations and arrays, for a runtime without Keras.
 
     graph = describe(model.decoder)
     graph["operations"][0]  # {"op": "dense", "name": "dense_0", "in": [0], "out": 2, "arrays": {"kernel": …}, …}
 
-Only layers of Keras and of keras-ae are described: a class of the user's may compute anything.
+Only layers of Keras and of keras-ae are supported, because a user's class may compute anything.
 """
 
 import math
@@ -15,7 +15,7 @@ from keras import layers
 from keras_ae.errors import UserError
 from keras_ae.resampling import Down, Up
 
-# What `keras.activations` has under these names, by what the runtime calls it and its numbers.
+# For each name in `keras.activations`: the runtime's name for it, and its parameters.
 ACTIVATIONS = {
     "linear": ["linear"],
     "relu": ["relu", 0.0, None],
@@ -29,7 +29,7 @@ ACTIVATIONS = {
     "softplus": ["softplus"],
     "softmax": ["softmax"],
 }
-# Layers that do nothing outside of training.
+# Layers that do nothing outside training.
 IDENTITIES = (
     layers.Dropout,
     layers.SpatialDropout2D,
@@ -48,23 +48,23 @@ MERGES = {
 
 
 class Unsupported(UserError):
-    """A layer that is none of those described here; the message names it."""
+    """The network has a layer that is not supported; the message names it."""
 
 
 def describe(network):
-    """A Functional network as operations in the order in which they run, batch norm folded.
+    """Describe a Functional network as operations in the order they run; batch normalisation is folded.
 
     Args:
-        network: a `keras.Model` made of inputs and outputs, such as `model.encoder`; networks within it
-            are unfolded.
+        network: a Functional `keras.Model`, such as `model.encoder`; networks inside it are replaced by
+            their operations.
 
     Returns:
-        A dict: `shapes`, a shape without the batch for each tensor; `inputs` and `outputs`, {name: index of
-        the tensor} (a single output is called "output"); `operations`, a list of dicts with `op`, `name`,
-        `in` (indices), `out` (an index), `arrays` ({name: float32 array}), and what else the op needs.
+        A dict: `shapes`, the shape of each tensor without the batch axis; `inputs` and `outputs`, {name:
+        index of the tensor} (a single output is called "output"); `operations`, a list of dicts with `op`,
+        `name`, `in` (indices), `out` (an index), `arrays` ({name: float32 array}), and parameters of the op.
 
     Raises:
-        Unsupported: for a layer that is not described here.
+        Unsupported: a layer is not supported.
     """
     if not getattr(network, "inputs", None):
         raise Unsupported(
@@ -86,7 +86,7 @@ def describe(network):
 
 
 class _Reader:
-    """Collects the operations of a network as it is walked."""
+    """Walks a network and collects its operations."""
 
     def __init__(self, network):
         self.network, self.shapes, self.operations = network, [], []
@@ -126,7 +126,7 @@ class _Reader:
     def add(self, layer, sources, node):
         """Add a layer as an operation. Returns the index of its output."""
         where = f"The page cannot run the layer {layer.name} of the {self.network}, a {type(layer).__name__}"
-        # Decided by where the class is from: one that is derived may compute something else.
+        # Accept a class by the package that defines it: a user's subclass may compute something else.
         ours = type(layer).__module__.split(".")[0] in ("keras", "keras_ae")
         if not isinstance(layer, layers.Layer) or not ours or len(node.output_tensors) != 1:
             raise Unsupported(f"{where}.")
@@ -155,7 +155,7 @@ class _Reader:
 
 
 class _Reason(Exception):
-    """Why a layer of a class that is supported is not."""
+    """Why a layer is not supported although its class is."""
 
 
 def _require(condition, reason):
@@ -164,7 +164,7 @@ def _require(condition, reason):
 
 
 def _operation(layer, shapes):
-    """A layer as {"op": …, …}, None for a class that is not supported. Shapes have the batch in front."""
+    """A layer as {"op": …, …}, or None if its class is not supported. `shapes` include the batch axis."""
     shape = shapes[0]
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise _Reason("its data_format is channels_first")
@@ -176,7 +176,7 @@ def _operation(layer, shapes):
         overlaps = [max(k - s, 0) for k, s in zip(layer.kernel_size, layer.strides)]
         before = [o // 2 if layer.padding == "same" else 0 for o in overlaps]
         weights = _weights(layer)
-        # Keras has (height, width, out, in) here; as in a convolution, it is (height, width, in, out).
+        # Keras' kernel here is (height, width, out, in); make it (height, width, in, out), as in Conv2D.
         kernel = weights["arrays"]["kernel"]
         weights["arrays"]["kernel"] = np.ascontiguousarray(kernel.transpose(0, 1, 3, 2))
         activation = _activation(layer.activation)
@@ -281,7 +281,7 @@ def _float(array):
 
 
 def _weights(layer):
-    """Kernel and bias (zeros where the layer has none) of a dense or convolutional layer."""
+    """Kernel and bias of a dense or convolutional layer; the bias is zeros if the layer has none."""
     _require(not getattr(layer, "quantization_mode", None), "it is quantized")
     _require(not getattr(layer, "lora_enabled", False), "it has LoRA weights")
     kernel = _float(_numbers(layer.kernel))
@@ -298,7 +298,7 @@ def _activation(function):
 
 
 def _pads(shape, size, strides, padding):
-    """Rows above and columns to the left of an image that `padding` adds."""
+    """The numbers of rows above and of columns to the left of an image that `padding` adds."""
     if padding == "valid":
         return [0, 0]
     _require(padding == "same", f"its padding is {padding}")
@@ -306,12 +306,12 @@ def _pads(shape, size, strides, padding):
 
 
 def _padding(side, extent, stride):
-    """Rows or columns that padding "same" adds in all."""
+    """The total number of rows or columns that padding "same" adds."""
     return max((math.ceil(side / stride) - 1) * stride + extent - side, 0)
 
 
 def _fold(graph):
-    """Multiply each `affine` into the dense or convolutional operation before it, where there is one."""
+    """Merge each `affine` operation into the dense or convolutional operation before it, if possible."""
     operations = graph["operations"]
     maker = {operation["out"]: operation for operation in operations}
     uses = [i for operation in operations for i in operation["in"]] + list(
@@ -320,7 +320,7 @@ def _fold(graph):
     for operation in [o for o in operations if o["op"] == "affine"]:
         channels = graph["shapes"][operation["in"][0]][-1]
         between, before = [], maker.get(operation["in"][0])
-        # A reshape in between that keeps the channels last changes nothing.
+        # A reshape in between does no harm, as long as it keeps the channels last.
         while before and before["op"] == "reshape" and uses.count(before["out"]) == 1:
             between.append(before)
             before = maker.get(before["in"][0])
