@@ -1,4 +1,4 @@
-"""Networks over arrays: NumPy in, NumPy out, in batches, without gradients."""
+"""Runs networks on NumPy arrays, in batches and without gradients; returns NumPy arrays."""
 
 import math
 
@@ -16,13 +16,13 @@ if BACKEND == "torch":
 if BACKEND == "jax":
     from keras_ae.fast.prediction import predictor
 
-# Of the largest layer's numbers: its input, its output, and what is made in between.
+# Memory of a network, in outputs of its largest layer: the layer's input, its output and temporaries.
 COPIES_OF_LARGEST = 4
-LEAST = 1 << 30  # bytes that may be taken on any machine
+LEAST = 1 << 30  # bytes that are always allowed, on any machine
 
 
 class View(keras.Model):
-    """Some of what a model's `forward` returns, as a model of its own, for Keras to compile."""
+    """A model that returns some outputs of another model's `forward`, so that Keras can compile it."""
 
     def __init__(self, model, names):
         super().__init__(autocast=False, name="view")
@@ -38,19 +38,19 @@ class View(keras.Model):
 def in_batches(network, inputs, batch_size):
     """The outputs of a network for a list of arrays, as arrays.
 
-    Batches are smaller where one would take more memory than `keras_ae.data.arrays.memory_bound`.
+    Batches are made smaller if one would take more memory than `keras_ae.data.arrays.memory_bound`.
 
     Raises:
-        UserError: one image, or all outputs together, would take more.
+        UserError: a single image, or all outputs together, would take more.
     """
     n = len(inputs[0])
-    if not n:  # Keras cannot: none of the outputs of one
+    if not n:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
     check_memory(4 * n * _numbers(network), f"{n:,} outputs")
     if batch_size * (one := memory_of_one(network)) > LEAST:
         batch_size = min(batch_size, images_at_a_time(one))
-    if keras.distribution.distribution() is not None:  # whose devices share each batch evenly
+    if keras.distribution.distribution() is not None:  # every device must get equally many images
         devices = distributed.devices()
         batch_size = distributed.divisible(batch_size, devices)
         if (more := distributed.divisible(n, devices) - n) > 0:
@@ -58,18 +58,18 @@ def in_batches(network, inputs, batch_size):
     forward, batches = _forward_pass(network), []
     for i in range(0, len(inputs[0]), batch_size):
         batches.append(forward([array[i : i + batch_size] for array in inputs]))
-        if i == 0:  # now all networks tell
+        if i == 0:  # now the size of the outputs is known for every network
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
     return keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
 
 
 def _forward_pass(network):
-    """A function from a list of arrays, of a batch, to the outputs of a network."""
+    """A function from the arrays of a batch (a list) to the outputs of a network."""
     if BACKEND == "torch":
         return lambda arrays: _without_gradients(network, arrays)
-    # OpenVINO's predict computes in bfloat16 where the CPU can; a call computes in float32. Under a
-    # strategy of tensorflow, predict would have each device take the whole batch.
+    # On OpenVINO, `predict` computes in bfloat16 if the CPU can; a call computes in float32. Under a
+    # tensorflow strategy, `predict` would give the whole batch to each device.
     strategy = getattr(network, "distribute_strategy", None)
     if BACKEND == "openvino" or (strategy is not None and strategy.num_replicas_in_sync > 1):
         return network
@@ -82,21 +82,21 @@ def _without_gradients(network, arrays):
 
 
 def memory_of_one(network):
-    """Bytes that one image takes in a network, by an estimate."""
+    """An estimate of the bytes that one image takes in a network."""
     return 4 * COPIES_OF_LARGEST * max(map(_numbers, network._flatten_layers()), default=0)
 
 
 def images_at_a_time(one):
-    """How many images may be taken at once of so many bytes each."""
+    """How many images of `one` bytes each fit in memory at once."""
     check_memory(one, "one image in this network")
     return max(1, _bound() // one)
 
 
 def check_memory(size, what):
-    """Refuse what would take more memory than it may, before it is taken.
+    """Check, before memory is allocated, that it is not more than allowed.
 
     Raises:
-        UserError: it would.
+        UserError: it would be more.
     """
     if size > LEAST and size > (bound := _bound()):
         raise UserError(
@@ -110,22 +110,22 @@ def _bound():
 
 
 def _numbers(layer):
-    """How many numbers a layer returns for one image, 0 where it does not tell."""
+    """How many numbers a layer returns for one image; 0 if that is unknown."""
     try:
         outputs = keras.tree.flatten(layer.output)
         return sum(math.prod(tensor.shape[1:]) for tensor in outputs)
     except (AttributeError, ValueError, TypeError):
-        return 0  # never called as part of a graph, or sides are left open
+        return 0  # the layer was never called in a graph, or its shape is not fixed
 
 
 def _joined(*batches):
-    """One NumPy array of the outputs for some batches, a single one uncopied."""
+    """One NumPy array of the outputs for some batches; a single batch is not copied."""
     first, *more = (b if isinstance(b, np.ndarray) else _array(b) for b in batches)
     return np.concatenate([first, *more]) if more else first
 
 
 def _array(tensor):
-    """A tensor as an array; `keras.ops.convert_to_numpy` of one on the host takes longer."""
+    """A tensor as an array; for a tensor in CPU memory, `keras.ops.convert_to_numpy` is slower."""
     if BACKEND == "torch":
         return tensor.detach().cpu().numpy()
     return np.array(tensor)

@@ -1,4 +1,4 @@
-"""What a model is given: images, labels, targets and weights, checked and put on one scale."""
+"""The inputs of a model: checks and scales images, labels, targets and weights."""
 
 import types
 
@@ -6,12 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-TOLERANCE = 1e-3  # by which rounding may leave [0, 1]
-LARGEST = 16.0  # beyond this, floats are no images in [0, 1], noisy or not
+TOLERANCE = 1e-3  # rounding may take values so far out of [0, 1]
+LARGEST = 16.0  # floats with a larger absolute value are no images in [0, 1], not even noisy ones
 
 
 def unit_range(images):
-    """Images as float32 in [0, 1]: whole numbers are in 0..255, floats and truth values as they are."""
+    """Images as float32 in [0, 1]: integers in 0..255 are divided by 255; floats and booleans keep their values."""
     if not hasattr(images, "dtype"):
         images = ops.convert_to_tensor(images)
     dtype = keras.backend.standardize_dtype(images.dtype)
@@ -20,12 +20,12 @@ def unit_range(images):
 
 
 def one_hot(labels, num_classes):
-    """Class indices (N,) or (N, 1), or shares (N, K) of the classes -> (N, num_classes) float32.
+    """Convert class indices (N,) or (N, 1), or shares (N, K) of the classes, to (N, num_classes) float32.
 
-    A row of an index out of range is NaN, which no loss hides.
+    An index out of range gives a row of NaN, so that the loss becomes NaN too.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: the labels have another shape.
     """
     rank = rank_of(labels)
     if rank is None and "int" in keras.backend.standardize_dtype(labels.dtype):
@@ -40,14 +40,14 @@ def one_hot(labels, num_classes):
         raise ValueError(
             f"Labels must be (N,) class indices, or (N, {num_classes}) one-hot; got {labels.shape}."
         )
-    # Not `ops.one_hot`: on torch it reads the largest label back, for which a GPU has to be waited for.
+    # `ops.one_hot` is not used: on torch it reads the largest label, and so waits for the GPU.
     classes = ops.arange(num_classes, dtype="int32")
     hits = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
     return hits / ops.sum(hits, axis=-1, keepdims=True)
 
 
 def rank_of(x):
-    """The number of axes; None on tensorflow, whose traces forget it, for what came with one and with two."""
+    """The number of axes of x. None in a tensorflow trace that has seen x with one and with two axes."""
     try:
         return len(x.shape)
     except ValueError:
@@ -55,10 +55,10 @@ def rank_of(x):
 
 
 def check_shape(images, image_shape, what="Images"):
-    """Refuse images of another shape than the model's.
+    """Check that images have the shape that the model needs.
 
     Raises:
-        ValueError: they are not (N, H, W, C).
+        ValueError: they are not (N, H, W, C) with the model's H, W and C.
     """
     shape = tuple(getattr(images, "shape", np.shape(images)))
     if len(shape) != 4 or any(a not in (None, b) for a, b in zip(shape[1:], image_shape)):
@@ -67,12 +67,12 @@ def check_shape(images, image_shape, what="Images"):
 
 
 def check_range(images, what="Images", strict=True):
-    """Refuse numbers that are on another scale than images are.
+    """Check that the values of images are on the right scale.
 
     Args:
-        images: whole numbers in 0..255 or floats in [0, 1], an array or a tensor.
-        what: they are called in the error.
-        strict: floats must be in [0, 1]; else they may be noisy, and only those far out are refused.
+        images: integers in 0..255 or floats in [0, 1], an array or a tensor.
+        what: name of the images in the error message.
+        strict: floats must be in [0, 1]. If False they may be noisy, and only values far outside are refused.
 
     Raises:
         ValueError: they are on another scale.
@@ -96,14 +96,15 @@ def check_range(images, what="Images", strict=True):
 
 
 def is_array(x):
-    """Whether something is an array, a tensor, or like one, and not a set of batches."""
+    """Whether x is an array or a tensor (or similar), and not something that yields batches."""
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def peek(source):
-    """The first batch of what yields batches, None where asking costs it one; and what to go on with.
+    """Look at the first batch of a source: (the batch, the source to use from now on).
 
-    Where the source draws random numbers, it draws them as if it had not been asked.
+    The batch is None if looking at it would take it from the source. If the source draws random numbers, it
+    draws the same ones later as without this look.
     """
     if isinstance(source, types.GeneratorType):
         for first in source:
@@ -136,11 +137,11 @@ def _first_batch(source):
 
 
 def batches_of(inputs, batch_size):
-    """What `fit` was given, batch by batch: tuples as a step is given them.
+    """The inputs of `fit`, batch by batch, as the tuples that a training step gets.
 
     Args:
         inputs: images (N, H, W, C), a pair (images, labels), or something that yields batches.
-        batch_size: of arrays; what yields batches has its own.
+        batch_size: used for arrays only; something that yields batches has its own size.
     """
     if isinstance(inputs, keras.utils.PyDataset):
         for i in range(len(inputs)):
@@ -156,7 +157,7 @@ def batches_of(inputs, batch_size):
 
 
 def _of_this_backend(part):
-    """An array, or a tensor of the running backend, of one of any framework."""
+    """Make a NumPy array of a tensor from another framework; leave arrays and tensors of this backend."""
     return part if ops.is_tensor(part) or isinstance(part, np.ndarray) else np.asarray(part)
 
 

@@ -1,7 +1,7 @@
-"""What the latent space holds: paths, planes and directions through it, as codes to decode.
+"""Explores the latent space: codes along paths, planes and directions, to be decoded.
 
-Codes are NumPy arrays (N, D), chosen on the host: one seed gives one picture on every backend. `inputs`
-is what the model takes: images (N, H, W, C), for a CVAE the pair (images, labels).
+Codes are NumPy arrays (N, D), computed by NumPy: one seed gives the same picture on every backend. `inputs`
+are the model's inputs: images (N, H, W, C), or for a CVAE the pair (images, labels).
 """
 
 import numpy as np
@@ -9,20 +9,20 @@ import numpy as np
 from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
 
-DRAWN = 10_000  # codes of the prior whose quantiles are taken
-REACH = (0.02, 0.98)  # quantiles between which a traversal goes
+DRAWN = 10_000  # codes drawn from the prior to compute quantiles
+REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
 EMBEDDINGS = ("pca", "tsne", "umap")
-NEIGHBOURHOODS = 3_000  # codes that t-SNE and UMAP are given at most: they take seconds for so many
+NEIGHBOURHOODS = 3_000  # most codes for t-SNE and UMAP, which take seconds for so many
 
 
 def path(start, end, steps, spherical=False):
-    """Codes from one to another, both among them: (D,) twice -> (steps, D).
+    """Codes on the path from one code to another, including both: (D,) and (D,) -> (steps, D).
 
     Args:
         start, end: codes.
         steps: number of codes, >= 2.
-        spherical: along an arc instead of a line, as codes of a Gaussian lie near a sphere and the
-            middle of a line is nearer to 0 than any of them.
+        spherical: follow an arc instead of a line: codes from a Gaussian lie near a sphere, and the middle
+            of a line is closer to 0 than these codes are.
 
     References:
         White 2016, Sampling Generative Networks, arXiv:1609.04468, section 2.1 (slerp).
@@ -31,22 +31,22 @@ def path(start, end, steps, spherical=False):
     share = np.linspace(0.0, 1.0, steps)[:, None]
     norms = np.linalg.norm(start) * np.linalg.norm(end)
     angle = np.arccos(np.clip(start @ end / norms, -1.0, 1.0)) if norms else 0.0
-    if not spherical or np.sin(angle) < 1e-6:  # one direction, or two opposite: no arc is shortest
+    if not spherical or np.sin(angle) < 1e-6:  # same or opposite directions have no unique arc
         return ((1 - share) * start + share * end).astype("float32")
     arc = np.sin((1 - share) * angle) * start + np.sin(share * angle) * end
     return (arc / np.sin(angle)).astype("float32")
 
 
 def interpolate(model, start, end, steps=10, labels=None, spherical=None):
-    """Images decoded along the path between two codes: (steps, H, W, C) float32 in [0, 1].
+    """Decode the path between two codes to images: (steps, H, W, C) float32 in [0, 1].
 
     Args:
         model: AE, VAE or CVAE.
         start, end: codes (D,).
-        steps: images, both ends among them, >= 2.
-        labels: for a CVAE, the classes of the two ends: in between, it is given shares of both.
-        spherical: see `path`; by default for a VAE and a CVAE, whose codes the KL term draws to a
-            Gaussian, and not for an AE.
+        steps: number of images, including both ends, >= 2.
+        labels: for a CVAE, the classes of the two ends; in between, the decoder gets shares of both.
+        spherical: see `path`. By default True for a VAE and a CVAE, whose codes the KL term pulls towards
+            a Gaussian, and False for an AE.
     """
     if spherical is None:
         spherical = hasattr(model, "prior")
@@ -58,9 +58,9 @@ def interpolate(model, start, end, steps=10, labels=None, spherical=None):
 
 
 def principal_directions(codes):
-    """Orthonormal directions in which codes vary most, the most first: (N, D) -> (D, D), a row each.
+    """Orthonormal directions by how much codes vary along them, largest first: (N, D) -> (D, D), one per row.
 
-    The largest entry of a direction is positive, so that it does not depend on the machine.
+    The sign of a direction makes its largest entry positive, so that it does not depend on the machine.
     """
     _, vectors = np.linalg.eigh(np.cov(np.asarray(codes, "float64"), rowvar=False, ddof=0))
     rows = vectors.T[::-1]
@@ -69,16 +69,16 @@ def principal_directions(codes):
 
 
 def plane(codes, rows, columns):
-    """A grid of codes across the plane in which some codes vary most.
+    """A grid of codes on the plane in which the given codes vary most.
 
     Args:
-        codes: (N, D), what is to be covered, such as draws of a prior.
-        rows, columns: size of the grid. With one latent all of it lies on a line.
+        codes: (N, D), the codes that the grid should cover, such as draws from a prior.
+        rows, columns: size of the grid. With one latent, all of it lies on a line.
 
     Returns:
-        (rows * columns, D) float32, row by row. Steps are quantiles of the codes along the plane's two
-        directions: the latents themselves where there are two, else the principal directions, through
-        the mean. From left to right the first grows, from bottom to top the second.
+        (rows * columns, D) float32, row by row. The steps are quantiles of the codes along the plane's two
+        directions. These are the latents themselves if there are two, else the first two principal
+        directions, through the mean. The first grows from left to right, the second from bottom to top.
     """
     codes = np.asarray(codes, "float64")
     dimensions = codes.shape[1]
@@ -95,13 +95,13 @@ def plane(codes, rows, columns):
 
 
 def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
-    """Images decoded across the latent space: (rows * columns, H, W, C), see `plane`.
+    """Decode a grid across the latent space to images: (rows * columns, H, W, C), see `plane`.
 
     Args:
         model: AE, VAE or CVAE.
         rows, columns: size of the grid.
         label: for a CVAE, the class.
-        codes: (N, D) to cover; by default draws of the model's prior, which an AE has none of.
+        codes: (N, D) to cover; by default draws from the model's prior. An AE has no prior and needs them.
         seed: of the draws.
     """
     if codes is None:
@@ -111,11 +111,11 @@ def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
 
 
 def latent_order(model, inputs):
-    """Latents in order of what they carry, the most first.
+    """Latents sorted by how much information they carry, largest first.
 
     Returns:
         Their indices (D,), and how much each carries, in the same order: for a VAE or CVAE its KL from
-        N(0, I) in nats, averaged over images, for an AE the variance of its codes.
+        N(0, I) in nats, averaged over images; for an AE its variance over the codes.
     """
     if hasattr(model, "posterior"):
         carried = kl_per_latent(*model.posterior(inputs))
@@ -126,15 +126,15 @@ def latent_order(model, inputs):
 
 
 def traversals(model, code, latents, codes, steps=10, label=None):
-    """One latent at a time moved, the others kept: (len(latents) * steps, H, W, C), a row a latent.
+    """Decode a code while one latent at a time moves: (len(latents) * steps, H, W, C), one row per latent.
 
     Args:
         model: AE, VAE or CVAE.
-        code: (D,) where to start from.
+        code: (D,), the code to start from; the other latents keep its values.
         latents: indices of latents, such as the first of `latent_order`.
-        codes: (N, D) codes of images: each latent goes evenly from one of their outer quantiles
+        codes: (N, D) codes of images: each latent moves in even steps from one of their outer quantiles
             (`REACH`) to the other.
-        steps: images a latent.
+        steps: images per latent.
         label: for a CVAE, the class.
 
     References:
@@ -150,30 +150,30 @@ def traversals(model, code, latents, codes, steps=10, label=None):
 
 
 def need_method(method):
-    """Refuse a method of `embed` whose package is not installed.
+    """Check that the package for a method of `embed` is installed.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: it is not; the message has the command that installs it.
     """
     packages = {"tsne": ("sklearn",), "umap": ("umap",)}.get(method, ())
     need(f"The method {method}", *packages)
 
 
 def embed(codes, method="pca", seed=0):
-    """Codes (N, D) as points of the plane (N, 2).
+    """Map codes (N, D) to points in the plane (N, 2).
 
     Args:
-        method: "pca", the two principal directions; "tsne" (van der Maaten & Hinton 2008) or "umap"
-            (McInnes, Healy & Melville 2018, arXiv:1802.03426), which keep neighbours together and for
-            which distances and axes mean nothing.
-        seed: of what they draw.
+        method: "pca" for the first two principal directions; or "tsne" (van der Maaten & Hinton 2008) or
+            "umap" (McInnes, Healy & Melville 2018, arXiv:1802.03426), which keep neighbours together, but
+            whose distances and axes have no meaning.
+        seed: of the random numbers of "tsne" and "umap".
 
     Returns:
-        The points, and what the axes are called.
+        The points, and the names of the two axes.
 
     Raises:
-        UserError: UMAP is not installed, or there are fewer than 3 codes.
-        ValueError: for another method.
+        UserError: the package of the method is not installed, or there are fewer than 3 codes.
+        ValueError: the method is unknown.
     """
     codes = np.asarray(codes, "float64")
     if method not in EMBEDDINGS:

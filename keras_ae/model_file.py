@@ -1,9 +1,10 @@
-"""Reads a .keras file that anybody may have made: everything is checked before anything is built.
+"""Reads a .keras file from an unknown source: everything is checked before anything is built.
 
-Keras' own loading imports the classes that a file names, and believes the sizes that it asks for. Here a
-file is data: a zip of two small JSON files and one HDF5 file, each stored as it is; a config of known
-keys, for one of our classes, or of the user's that are registered; no more weights than the file has bytes
-for; and HDF5 of plain arrays. The sum of the bytes of every member is checked (CRC-32), so that a flipped bit is found.
+Keras' own loader imports the classes that a file names, and trusts the sizes in it. Here a file is only data.
+It must be a zip of two small JSON files and one HDF5 file, all uncompressed. Its config may have known keys
+only, and must be for one of our classes or a user's registered class. The model may not have more weights than
+the file has bytes for. The HDF5 file may hold plain arrays only. A checksum (CRC-32) of each file in the zip is
+verified, so a flipped bit is detected.
 """
 
 import inspect
@@ -24,11 +25,11 @@ from keras_ae.settings import SIZES
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
-PIXELS = 1 << 26  # numbers in an image: 8192 x 8192 grey ones
-DEPTH = 64  # hidden layers
-OBJECTS = 20_000  # in the HDF5 file
-OVERHEAD = 16 << 20  # bytes of HDF5 that are no weights
-STATES = 4  # copies of the weights in a file that a user saved with the optimizer, and to spare
+PIXELS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
+DEPTH = 64  # most hidden layers
+OBJECTS = 20_000  # most groups and arrays in the HDF5 file
+OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
+STATES = 4  # copies of the weights allowed in a file: with an optimizer there are three
 
 
 def read(path, trusted=False):
@@ -36,14 +37,14 @@ def read(path, trusted=False):
 
     Args:
         path: of the file.
-        trusted: take networks of the maker's own, unchecked, as well.
+        trusted: also accept the maker's own networks, which are not checked.
 
     Returns:
         (class, config, weights): a subclass of `AE`; its checked config; the bytes of an HDF5 file.
 
     Raises:
-        ValueError: with the reason why the file is refused, in one line.
-        OSError: if it cannot be read.
+        ValueError: the file is refused; the message gives the reason in one line.
+        OSError: it cannot be read.
     """
     size = os.path.getsize(path)
     try:
@@ -56,7 +57,7 @@ def read(path, trusted=False):
             if config.get("prior") is not None:
                 prior, arguments = config["prior"]
                 config["prior"] = prior(**arguments)
-            for member in members:  # reading to the end checks the sum of the bytes
+            for member in members:  # reading a member to its end verifies its checksum
                 content = archive.read(member)
                 if member.filename == WEIGHTS:
                     weights = content
@@ -121,7 +122,7 @@ def _texts(value):
     return value is None or (isinstance(value, list) and all(type(v) is str for v in value))
 
 
-# What a config may say: key -> whether a value is one.
+# The keys that a config may have, each with a function that says whether a value is valid.
 ANY_CONFIG = {
     "name": lambda value: type(value) is str and 0 < len(value) < 256 and "/" not in value,
     "trainable": lambda value: type(value) is bool,
@@ -158,7 +159,7 @@ def _is_preparation(value):
 
 
 def _is_function(value):
-    """Whether this is how Keras writes a function that is registered in this process."""
+    """Whether a value is a serialized function that is registered with Keras in this process."""
     name = isinstance(value, dict) and value.get("registered_name")
     return isinstance(name, str) and callable(keras.saving.get_registered_object(name))
 
@@ -170,14 +171,14 @@ def _name(value):
 
 
 def _dtype(value):
-    """The name of a dtype policy, given by name or as Keras writes it; None for anything else."""
+    """The name of a dtype policy, from its name or its serialized form; None for anything else."""
     if isinstance(value, dict) and value.get("class_name") == "DTypePolicy":
         value = (value.get("config") or {}).get("name")
     return value if isinstance(value, str) else None
 
 
 def _class_of(described, known, base):
-    """The class that an entry of a file names: one of ours, or a registered one; else None."""
+    """The class that an entry of a file names, if it is one of ours or registered; else None."""
     name = described.get("registered_name")
     if not isinstance(name, str):
         return None
@@ -243,7 +244,7 @@ def _more_arguments(cls, base, config):
 
 
 def _is_plain(value):
-    """Whether a value is made of numbers, text, lists and dicts that name no class."""
+    """Whether a value consists of numbers, text, lists and dicts, and no dict names a class."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
@@ -262,7 +263,7 @@ def _known(config, kinds):
 
 
 def _check_size(cls, config, size):
-    """Refuse to build what the weights in the file do not fill, or to read far more than they need."""
+    """Refuse a file with fewer weights than the model needs, or with far more bytes than it needs."""
     count, known = 0, _is_ours(cls) and not NETWORKS & config.keys()
     if not NETWORKS & config.keys():
         backbone = config["backbone"]
@@ -288,7 +289,7 @@ def _check_size(cls, config, size):
 
 
 def _check_hdf5(content):
-    """Refuse an HDF5 file that is more than groups of plain arrays in this very file."""
+    """Refuse an HDF5 file with anything but groups and plain arrays that are stored in the file itself."""
     import h5py
 
     def refuse(what):

@@ -9,7 +9,7 @@ from keras import ops
 from keras_ae.inputs import check_range, check_shape, is_array, peek, rank_of, unit_range
 from keras_ae.train_step import StepMixin
 
-# What else a row of a history has.
+# Other columns of the history, which no term may be called.
 TAKEN = ("loss", "kl_weight", "likelihood_scale", "epoch", "seconds", "learning_rate")
 
 

@@ -1,4 +1,4 @@
-"""Grids, animations and plots: arrays in, pictures out. No framework is imported here."""
+"""Grids, animations and plots: makes pictures of arrays. This module imports no framework."""
 
 import math
 
@@ -7,17 +7,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_ae.errors import UserError, installed, need, printable
 
-INK = 230  # of names beside the images
-BACKGROUND = 40  # dark grey between the images, so that black and white borders both show
-LONG = 40  # epochs, beyond which curves have no dots
-LETTERS = 60  # of a name that are drawn
+INK = 230  # grey level of the names beside the images
+BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
+LONG = 40  # curves of more epochs have no dots
+LETTERS = 60  # longer names are cut
 
 
 def to_uint8(images):
-    """Images (..., H, W, C), float in [0, 1] or uint8 -> uint8 in 0..255.
+    """Convert images (..., H, W, C), float in [0, 1] or uint8, to uint8 in 0..255.
 
     Raises:
-        UserError: there are pixels that are no number, which would become black.
+        UserError: some pixels are NaN or infinite; NaN would become black.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -30,25 +30,25 @@ def to_uint8(images):
 
 
 def short(name):
-    """A name as it is drawn: a line of text, of so many letters at most."""
+    """A name as it is drawn: one line of at most LETTERS characters."""
     name = str(name)
     return printable(name if len(name) <= LETTERS else name[: LETTERS - 1] + "…")
 
 
 def to_float(images):
-    """Images (..., H, W, C), uint8 or float in [0, 1] -> float32 in [0, 1]."""
+    """Convert images (..., H, W, C), uint8 or float in [0, 1], to float32 in [0, 1]."""
     images = np.asarray(images)
     return images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
 
 
 def grid(images, columns=None, gap=1, zoom=None):
-    """Images (N, H, W, C), row by row, as one picture.
+    """One picture of images (N, H, W, C), row by row.
 
     Args:
-        images: float in [0, 1] or uint8, of 1 (grey), 3 (RGB) or 4 (RGBA) channels, N >= 1.
-        columns: images in a row; the smallest square that holds all by default.
+        images: float in [0, 1] or uint8, with 1 (grey), 3 (RGB) or 4 (RGBA) channels, N >= 1.
+        columns: images in a row; by default those of the smallest square that holds all images.
         gap: pixels between images, before zooming.
-        zoom: whole factor to enlarge by; by default what makes an image at least 56 pixels high.
+        zoom: integer factor to enlarge by; by default the smallest that makes an image 56 pixels high or more.
 
     Returns:
         A Pillow image.
@@ -71,9 +71,9 @@ def grid(images, columns=None, gap=1, zoom=None):
 
 
 def pairs(originals, reconstructions, columns=10, names=None):
-    """Rows of originals, each row over the row of its reconstructions. Both (N, H, W, C).
+    """Originals with their reconstructions below them, row by row. Both are (N, H, W, C).
 
-    With `names`, N strings or None, each pair has its name above it.
+    If `names` (N strings) are given, each pair has its name above it.
     """
     originals, reconstructions = to_uint8(originals), to_uint8(reconstructions)
     columns = min(columns, len(originals))
@@ -94,13 +94,13 @@ def pairs(originals, reconstructions, columns=10, names=None):
 
 
 def class_rows(images, labels, names, size=14):
-    """A row of images for each class that is among the labels, with the name of the class beside it.
+    """One row of images for each class in the labels, with the name of the class beside it.
 
     Args:
         images: (N, H, W, C), as for `grid`.
         labels: (N,) classes, in [0, K).
         names: K strings.
-        size: of the letters, in pixels.
+        size: font size in pixels.
     """
     images, labels = to_uint8(images), np.asarray(labels)
     classes = np.unique(labels)
@@ -126,7 +126,7 @@ def with_title(picture, title):
 
 
 def _names_across(names, width, columns, mode, size=10):
-    """A strip of names, each in the middle of its column; smaller letters where one is too long."""
+    """A strip of names, each in the middle of its column; a name that is too long gets a smaller font."""
     strip = Image.new(mode, (width, size + 8), _grey(mode))
     draw, column = ImageDraw.Draw(strip), width / columns
     for i, name in enumerate(map(short, names)):
@@ -138,12 +138,12 @@ def _names_across(names, width, columns, mode, size=10):
 
 
 def _grey(mode, value=BACKGROUND):
-    """A shade of grey as a colour of "L", "RGB" or "RGBA"."""
+    """A grey level as a colour of the mode "L", "RGB" or "RGBA"."""
     return {"L": value, "RGB": (value,) * 3, "RGBA": (value, value, value, 255)}[mode]
 
 
 def stack(*pictures, gap=8):
-    """Pictures one below the other."""
+    """Stack pictures vertically, the first on top."""
     width = max(p.width for p in pictures)
     height = sum(p.height for p in pictures) + gap * (len(pictures) - 1)
     sheet = Image.new(pictures[0].mode, (width, height), _grey(pictures[0].mode))
@@ -155,29 +155,29 @@ def stack(*pictures, gap=8):
 
 
 def animation(pictures, path, seconds=0.5):
-    """Write pictures of one size as a GIF that repeats for ever; the last one stays four times as long.
+    """Write pictures of one size as a GIF that repeats forever; it shows the last one for longer.
 
     Args:
         pictures: Pillow images, at least one.
-        path: of the file, or something to write to.
-        seconds: that each is shown.
+        path: of the file, or a file object.
+        seconds: time that each picture is shown; the last one is shown for 4 * `seconds`, at least 4 s.
     """
     first, *rest = [p.convert("RGB") for p in pictures]
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]
     first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-# Plots, by matplotlib: figures that `save_plot` writes
+# Plots: matplotlib figures, written by `save_plot`
 
 
 def scatter(points, labels=None, names=None, title="", axes=("", "")):
-    """A scatter plot of points (N, 2), in a colour for each class.
+    """A scatter plot of points (N, 2), with one colour per class.
 
     Args:
-        labels: (N,) classes in [0, K), or None for one colour.
-        names: K strings for the legend, or None for the numbers.
+        labels: (N,) classes in [0, K), or None for a single colour.
+        names: K strings for the legend, or None to show the numbers.
         title: above the plot.
-        axes: what the two axes are called.
+        axes: names of the two axes.
     """
     figure, plot = _plot(6.4, 5.2, title)
     dots = {"s": dot_area(len(points)), "alpha": 0.6, "linewidths": 0, "rasterized": True}
@@ -200,27 +200,27 @@ def scatter(points, labels=None, names=None, title="", axes=("", "")):
 
 
 def dot_area(points):
-    """Area of a dot among so many, in square points: all of them together cover about as much of a plot."""
+    """Area of a dot in square points, chosen so that any number of dots covers about the same area in total."""
     return min(40.0, max(1.0, 10_000 / max(1, points)))
 
 
 def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
-    """Figures over the epochs of one or more runs, a panel for each figure that a run has.
+    """Plot figures of one or more runs over the epochs, with one panel for each figure.
 
     Args:
         histories: {name of the run: [{"epoch": 1, "loss": …, "val_loss": …}, …]}.
-        figures: the names to draw. Training is dashed where there is a validation, which is a full line.
-            Of a long run, the fall of the first epochs leaves the panel.
+        figures: the names to draw. Training is a dashed line, validation a solid line. For long runs, the
+            vertical range ignores the first epochs, where the values fall steeply.
     """
     long = max(map(len, histories.values()), default=0) > LONG
     rows = [row for history in histories.values() for row in history]
     shown = [name for name in figures if any(name in row for row in rows)]
     figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
-    lines = {}  # of the first panel, by what they are called
+    lines = {}  # of the first panel, {label: line}
     for name, plot in zip(shown, plots):
         later = []
         for i, (run, history) in enumerate(histories.items()):
-            # The weight of a validation is that of the last step: the schedule itself is more telling.
+            # In validation, kl_weight is just the value of the last step: plot the schedule of training.
             validation = f"val_{name}" if name != "kl_weight" else name
             for key, style, what in ((name, "--", "training"), (validation, "-", "validation")):
                 points = [(row["epoch"], row[key]) for row in history if key in row]
@@ -243,7 +243,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
 
 
 def bars(values, names, axes=("", "")):
-    """A bar for each of some numbers, with its name below it, in their order."""
+    """A bar chart of values in the given order, with a name below each bar."""
     figure, plot = _plot(6.4, 2.6)
     plot.bar(list(map(str, names)), values)
     plot.set(xlabel=axes[0], ylabel=axes[1])
@@ -251,11 +251,11 @@ def bars(values, names, axes=("", "")):
 
 
 def rate_distortion(results, distortion=""):
-    """Distortion over rate, a point for each KL weight.
+    """Plot distortion over rate, with one point for each KL weight.
 
     Args:
-        results: dicts with "rate", "distortion" and "kl_weight", as of `keras_ae.sweep`.
-        distortion: what the distortion is, such as "l1".
+        results: dicts with "rate", "distortion" and "kl_weight", such as the result of `keras_ae.sweep`.
+        distortion: name of the distortion, such as "l1".
     """
     figure, plot = _plot(5.2, 3.6)
     along = sorted(results, key=lambda result: result["rate"])
@@ -272,13 +272,13 @@ def rate_distortion(results, distortion=""):
 
 
 def missing_for_plots():
-    """Why there are no plots: one line, None where there are."""
+    """Why plots are not available, in one line; None if they are."""
     return None if installed("matplotlib") else "it needs matplotlib: pip install matplotlib"
 
 
 def _legend(plot, handles, names, **kwargs):
-    """A legend of names that may be anything: matplotlib reads formulas between dollars, and leaves out
-    what begins with _."""
+    """Add a legend in which a name may be any text. By itself, matplotlib reads text between dollar signs
+    as a formula, and omits names that begin with _."""
     handles = list(handles)
     legend = plot.legend(handles, list(map(str, range(len(handles)))), frameon=False, **kwargs)
     for text, name in zip(legend.get_texts(), names):
@@ -287,7 +287,7 @@ def _legend(plot, handles, names, **kwargs):
 
 
 def save_plot(figure, path, file_format="png"):
-    """Write a plot as "png" or "svg", the same bytes for the same numbers."""
+    """Write a plot as "png" or "svg"; the same numbers give the same bytes."""
     plain = {"Date": None} if file_format == "svg" else {"Software": None}
     with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}):
         figure.savefig(path, format=file_format, dpi=110, metadata=plain)
@@ -301,9 +301,9 @@ def _matplotlib():
 
 
 def _plot(width, height, title="", columns=None):
-    """A figure with its plot, or with a list of so many plots side by side."""
+    """(figure, plot), or (figure, list of `columns` plots side by side)."""
     _matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no window, no state
+    from matplotlib.figure import Figure  # not pyplot, which has windows and global state
 
     figure = Figure(figsize=(width, height), layout="constrained")
     plots = figure.subplots(1, columns or 1, squeeze=False)[0]
