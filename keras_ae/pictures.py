@@ -217,19 +217,24 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     shown = [name for name in figures if any(name in row for row in rows)]
     figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
     lines = {}  # of the first panel, {label: line}
+    dashed = None  # a line of the first panel that shows the training beside a validation
     for name, plot in zip(shown, plots):
         later = []
         for i, (run, history) in enumerate(histories.items()):
             # In validation, kl_weight is just the value of the last step: plot the schedule of training.
             validation = f"val_{name}" if name != "kl_weight" else name
+            validated = any(validation in row for row in history)
             for key, style, what in ((name, "--", "training"), (validation, "-", "validation")):
                 points = [(row["epoch"], row[key]) for row in history if key in row]
-                label = what if len(histories) == 1 else run if style == "-" else None
+                label = run if style == "-" or not validated else None
+                label = what if len(histories) == 1 else label
                 if points:
                     marker = None if long else "."
                     (line,) = plot.plot(*zip(*points), style, color=f"C{i}", marker=marker)
-                    if label is not None and plot is plots[0]:
+                    if plot is plots[0] and label is not None:
                         lines[label] = line
+                    elif plot is plots[0]:
+                        dashed = line
                 if long and name != "kl_weight":
                     later += [value for epoch, value in points if epoch > len(history) / 20]
         if later:
@@ -238,7 +243,11 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
         plot.set_title(name)
         plot.set_xlabel("epoch")
         plot.xaxis.get_major_locator().set_params(integer=True)
-    _legend(plots[0], lines.values(), lines)
+    handles, names = list(lines.values()), list(lines)
+    if dashed is not None:
+        grey = type(dashed)([], [], linestyle="--", color="grey")
+        handles, names = [*handles, grey], [*names, "training"]
+    _legend(plots[0], handles, names)
     return figure
 
 

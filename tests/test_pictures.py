@@ -170,6 +170,11 @@ def test_curves_have_a_panel_for_each_figure_and_a_line_for_each_run():
     assert [p.get_title() for p in (loss, weight)] == ["loss", "kl_weight"]
     assert [line.get_ydata()[0] for line in loss.lines] == [3, 4, 2, 1]
     assert {line.get_ydata()[0] for line in weight.lines} == {0.5}
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["one", "two", "training"]
+
+
+def test_curves_of_runs_without_a_validation_are_told_apart():
+    (loss,) = pictures.curves({run: [{"epoch": 1, "loss": 3.0}] for run in ("one", "two")}).axes
     assert [t.get_text() for t in loss.get_legend().get_texts()] == ["one", "two"]
 
 
