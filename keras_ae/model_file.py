@@ -29,7 +29,7 @@ PIXELS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
 DEPTH = 64  # most hidden layers
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
-STATES = 4  # copies of the weights allowed in a file: with an optimizer there are three
+STATES = 4  # copies of the weights allowed in a file; saved with Adam it has three
 
 
 def read(path, trusted=False):

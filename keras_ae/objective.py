@@ -1,4 +1,4 @@
-"""A Keras model whose loss is the sum of its named terms.
+"""A Keras model whose loss is the weighted sum of its named terms.
 
 loss = sum over the terms of [ weight * mean over the batch of the term ] + sum of `self.losses`
 """
@@ -16,32 +16,32 @@ TAKEN = ("loss", "kl_weight", "likelihood_scale", "epoch", "seconds", "learning_
 class InnerSteps:
     """The steps that `fit` makes between two calls of its callbacks: `compile(steps_per_execution=...)`.
 
-    Keras calls the callbacks, makes Python numbers of the logs and draws the progress bar once for all
-    of them. On jax, a callback that touches the model moreover has every variable written back first.
-    So the callback that anneals lays the weights of the coming steps here, without touching the model.
+    For all these steps together, Keras calls the callbacks, converts the logs to Python numbers and draws
+    the progress bar once. On jax, a callback that uses the model also makes Keras write all variables back
+    first. So `KLAnnealing` stores the KL weights of the next steps here, and does not use the model.
 
     Attributes:
         takes_kl_weights: whether the train function reads `kl_weights`; Keras' own does not.
-        kl_weights: (steps,) float32, what `kl_weight` is set to before each of the coming steps; None
-            to leave it alone. Taken away by the steps.
-        losses: the running loss after each of the last steps, as the backend's tensors: whoever looks
-            for the step that broke a run finds it here.
+        kl_weights: (steps,) float32, the value of `kl_weight` for each of the next steps; None to leave it
+            unchanged. The steps reset it to None.
+        losses: the running loss after each of the last steps, as tensors of the backend. They show which
+            step broke a run.
     """
 
     def __init__(self):
         self.takes_kl_weights, self.kl_weights, self.losses = False, None, ()
 
     def take_kl_weights(self):
-        """`kl_weights`, which are used once."""
+        """Return `kl_weights` and reset them to None."""
         kl_weights, self.kl_weights = self.kl_weights, None
         return kl_weights
 
 
 class Objective(StepMixin, keras.Model):
-    """What is minimised, and what `compile`, `fit` and `evaluate` make of what they are given.
+    """Defines the loss, and adapts `compile`, `fit` and `evaluate` to autoencoders.
 
-    A subclass names its `terms`, computes them in `loss_terms` from what `forward` returns, and may weigh
-    them in `term_weights`. Each is trained, tracked, shown in the progress bar and kept in the history.
+    A subclass names its `terms`, computes them in `loss_terms` from the result of `forward`, and may weight
+    them in `term_weights`. Each term is trained, tracked, shown in the progress bar and kept in the history.
 
     Attributes:
         terms: names of the terms of the loss, in the order of `metrics_names`. (Keras sorts its logs by name.)
@@ -58,22 +58,22 @@ class Objective(StepMixin, keras.Model):
             )
 
     def __init__(self, **kwargs):
-        # The networks cast what they are given; images and targets stay float32.
+        # autocast=False: images and targets stay float32; the networks cast their inputs themselves.
         super().__init__(autocast=False, **kwargs)
         self.inner_steps = InnerSteps()
         self._check_names()
         for name in self.terms:
             setattr(self, f"{name}_tracker", keras.metrics.Mean(name=name))
 
-    # What a subclass says
+    # For subclasses to override
 
     def forward(self, inputs, training=False, sample=False):
-        """All that the model computes of its inputs, a dict: the one path that everything goes through.
+        """Compute all outputs of the model, as a dict. Training, evaluation and prediction all use it.
 
         Args:
-            inputs: what `fit` takes as x, of one batch.
+            inputs: one batch of the x that `fit` takes.
             training: whether this is a training step.
-            sample: whether what is random is drawn; else it is at its mean.
+            sample: whether to draw random variables; if False they take their means.
 
         Returns:
             {"latent": (N, D), "reconstruction": (N, H, W, C) in [0, 1], …}
@@ -85,19 +85,19 @@ class Objective(StepMixin, keras.Model):
 
         Args:
             target: (N, H, W, C) float32 in [0, 1].
-            outputs: what `forward` returned.
+            outputs: the result of `forward`.
         """
         return {}
 
     def term_weights(self):
-        """The weights of the terms: {name: scalar}; what is not named weighs 1."""
+        """The weights of the terms: {name: scalar}; a term that is not named has weight 1."""
         return {}
 
     def on_terms(self, terms, sample_weight, training):
-        """Called with the terms of a batch before they are weighed: for what follows from them.
+        """Called with the terms of a batch before they are weighted, to update state that depends on them.
 
         Args:
-            terms: what `loss_terms` returned.
+            terms: the result of `loss_terms`.
             sample_weight: (N,) or None.
             training: whether this is a training step.
         """
@@ -105,19 +105,19 @@ class Objective(StepMixin, keras.Model):
     # The loss
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The scalar that a step minimises; updates the trackers of the terms.
+        """Compute the scalar that a step minimises, and update the trackers of the terms.
 
         Args:
             x: inputs of a batch.
-            y: images to reconstruct; None for those of x.
-            y_pred: what `forward` returned for x; it is asked again where this is no dict.
+            y: images to reconstruct; None for the images in x.
+            y_pred: the result of `forward` for x; if this is no dict, `forward` is called again.
             sample_weight: (N,) or (N, 1), how much each image counts.
             training: whether this is a training step.
 
         Raises:
-            ValueError: the terms are not those that the class names, or of another shape.
+            ValueError: the terms are not those that the class names, or have another shape.
         """
-        # A step of Keras' own, or of the user's, has only the reconstruction.
+        # A train step of Keras or of a user passes only the reconstruction.
         outputs = y_pred if isinstance(y_pred, dict) else self.outputs_of(x, training)
         target = self.target(x, y)
         if "reconstruction" not in outputs:
@@ -174,7 +174,7 @@ class Objective(StepMixin, keras.Model):
                 raise ValueError(f"The weight of the term {term!r} must be a scalar; got {shape}.")
 
     def step_loss(self, data, training):
-        """The loss of a batch as `fit` hands it to a step; updates all trackers and metrics."""
+        """Compute the loss of a batch from `fit`, and update all trackers and metrics."""
         x, y, sample_weight = self.unpack(data)
         outputs = self.outputs_of(x, training)
         loss = self.compute_loss(x, y, outputs, sample_weight, training=training)
@@ -186,18 +186,18 @@ class Objective(StepMixin, keras.Model):
         return loss
 
     def outputs_of(self, x, training):
-        """`forward` of a step, in training and in evaluation alike with latents drawn."""
+        """The result of `forward` in a step; latents are drawn, in training as in evaluation."""
         return self(x, training=training, sample=True, return_outputs=True)
 
     def call(self, inputs, training=False, sample=None, return_outputs=False):
-        """The reconstruction; with `return_outputs` all that `forward` returns."""
+        """Return the reconstruction, or with `return_outputs` all outputs of `forward`."""
         outputs = self.forward(
             inputs, training=training, sample=training if sample is None else sample
         )
         return outputs if return_outputs else outputs["reconstruction"]
 
     def target(self, x, y=None):
-        """What a batch is to be reconstructed as: (N, H, W, C) float32 in [0, 1]."""
+        """The images that a batch should be reconstructed as: (N, H, W, C) float32 in [0, 1]."""
         if y is None:
             return unit_range(self.images_of(x))
         check_shape(y, self.image_shape, f"Targets of {self._an()}")
@@ -212,31 +212,31 @@ class Objective(StepMixin, keras.Model):
         return keras.utils.unpack_x_y_sample_weight(data)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the metrics of `compile(metrics=…)`, which see (target, reconstruction)."""
+        """Update the metrics of `compile(metrics=…)`, which get (target, reconstruction)."""
         if isinstance(y_pred, dict):
             y_pred = y_pred["reconstruction"]
         if sample_weight is not None:
             sample_weight = _rows_of(sample_weight)
         return super().compute_metrics(x, self.target(x, y), y_pred, sample_weight)
 
-    # What the levers of `keras_ae.fast` do otherwise
+    # The levers of `keras_ae.fast` override these
 
     def track(self, values, n):
-        """Update running means, {tracker: value}, with the mean of n images."""
+        """Update running means, {tracker: value}; each value is a mean over n images."""
         for tracker, value in values.items():
             tracker.update_state(value, sample_weight=n)
 
     def additional_losses(self):
-        """`self.losses`: of `add_loss` and of regularizers, each a scalar."""
+        """`self.losses`, from `add_loss` and from regularizers, each as a scalar."""
         return [ops.sum(loss) for loss in self.losses]
 
-    # What Keras' methods are given
+    # Keras' methods
 
     def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, **kwargs):
         """`keras.Model.compile`, without `loss` and `loss_weights`.
 
         Raises:
-            ValueError: a loss or loss weights are given.
+            ValueError: a loss or loss weights were given.
         """
         if loss is not None:
             raise ValueError(
@@ -248,7 +248,7 @@ class Objective(StepMixin, keras.Model):
         super().compile(optimizer, **kwargs)
 
     def compile_from_config(self, config):
-        """Compile as a saved model was: as Keras' own, for a `compile` that it takes for another one."""
+        """Compile as the saved model was. Keras' own method does not do this for an overridden `compile`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
@@ -268,16 +268,16 @@ class Objective(StepMixin, keras.Model):
         sample_weight=None,
         **kwargs,
     ):
-        """`keras.Model.fit` on images that are their own target, or on images and targets.
+        """`keras.Model.fit`, with the images themselves as targets, or with other targets.
 
         Args:
             x: images, or something that yields batches of them.
-            y: images to reconstruct, of the shape of x, such as x without its noise; None for x itself.
+            y: images to reconstruct, with the shape of x, such as x without noise; None for x itself.
             sample_weight: (N,), how much each image counts.
-            **kwargs: this and the other arguments are those of Keras.
+            **kwargs: these and the other arguments are those of Keras.
 
         Raises:
-            ValueError: for images of another shape or scale than the model's.
+            ValueError: the images have another shape or scale than the model needs.
         """
         if class_weight is not None:
             x, y = self._classes_as_y(x, y)
@@ -295,25 +295,25 @@ class Objective(StepMixin, keras.Model):
     def evaluate(
         self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
     ):
-        """`keras.Model.evaluate`, of what `fit` takes."""
-        if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has looked already
+        """`keras.Model.evaluate`, for the same inputs that `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it already
             x, y, sample_weight = self._checked(x, y, sample_weight)
         return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def predict(self, x, *args, **kwargs):
-        """`keras.Model.predict`: the reconstructions, (N, H, W, C) float32 in [0, 1]."""
+        """`keras.Model.predict`: returns the reconstructions, (N, H, W, C) float32 in [0, 1]."""
         x = self._checked(x, own_target=False)[0]
         return super().predict(x, *args, **kwargs)
 
     def predict_step(self, *arguments):
-        """Keras' own, of a batch in any form that `fit` takes."""
+        """Keras' own, for a batch in any form that `fit` takes."""
         *state, data = arguments
         return super().predict_step(*state, (self.unpack(data)[0],))
 
     def _checked(self, x, y=None, sample_weight=None, own_target=True):
-        """(x, y, sample_weight) for Keras. Raises ValueError for what a model cannot take.
+        """(x, y, sample_weight) for Keras. Raises ValueError if the model cannot take them.
 
-        Of what yields batches, the first one is looked at, where that takes nothing away from it.
+        If x yields batches, only the first one is checked, and only if this does not use it up.
         """
         if not is_array(x) and not isinstance(x, (tuple, list)):
             batch, x = peek(x)
@@ -325,7 +325,7 @@ class Objective(StepMixin, keras.Model):
             return x, y, sample_weight
         if sample_weight is not None:
             _check_rows(sample_weight)
-        if y is None and sample_weight is not None:  # which Keras would drop without a y
+        if y is None and sample_weight is not None:  # Keras ignores sample_weight if y is None
             x, y = self._with_y(x)
         first, target, _ = self.unpack((x, y))
         self._check_inputs(first, own_target and target is None)
@@ -364,7 +364,7 @@ class Objective(StepMixin, keras.Model):
         return f"{article.title() if capital else article} {name}"
 
     def _symbolic_build(self, iterator=None, data_batch=None):
-        # Keras looks at the first batch; here in any form that `fit` takes.
+        # Keras builds from the first batch; convert it from any form that `fit` takes.
         if data_batch is None and self._compile_metrics is not None:
             for _, _, batch in iterator or ():
                 data_batch = batch[0] if isinstance(batch, (list, tuple)) else next(batch)
@@ -375,7 +375,7 @@ class Objective(StepMixin, keras.Model):
 
 
 def _rows_of(sample_weight):
-    """Weights (N,) or (N, 1) -> (N,) float32."""
+    """Convert sample weights (N,) or (N, 1) to (N,) float32."""
     if rank_of(sample_weight) is not None:
         _check_rows(sample_weight)
     return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")

@@ -155,12 +155,12 @@ def stack(*pictures, gap=8):
 
 
 def animation(pictures, path, seconds=0.5):
-    """Write pictures of one size as a GIF that repeats forever; it shows the last one for longer.
+    """Write pictures of one size as a GIF that repeats forever; it shows the last one four times as long.
 
     Args:
         pictures: Pillow images, at least one.
         path: of the file, or a file object.
-        seconds: time that each picture is shown; the last one is shown for 4 * `seconds`, at least 4 s.
+        seconds: how long each picture is shown.
     """
     first, *rest = [p.convert("RGB") for p in pictures]
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]

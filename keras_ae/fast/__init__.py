@@ -1,15 +1,15 @@
-"""Levers: what makes training faster than Keras' own loops do. Everything is right without them.
+"""Levers: optimizations that make this package faster than Keras' own loops. Results are correct without them.
 
-KAE_FAST=0 in the environment, before the first import, switches all of them off. What each of them pays
-is in docs/levers.md.
+KAE_FAST=0 in the environment, set before the first import, switches all of them off. docs/levers.md shows
+how much time each of them saves.
 
 lever         module          what it does
-executions    executions_*    several steps between two calls of the callbacks, on every backend
-networks      networks        a Functional network as a list of torch's own functions
-means         executions_*    the running means of an epoch in one kernel, on torch
-Adam          adam            the fused kernels of torch and tensorflow
-gathering     gathering       batches gathered within tensorflow's graph
-prediction    prediction      what a forward pass on jax does not change is not written back
+executions    executions_*    makes several steps between two calls of the callbacks, on every backend
+networks      networks        runs a Functional network as a list of torch's own functions
+means         executions_*    updates the running means of an epoch in one kernel, on torch
+Adam          adam            uses the fused kernels of torch and tensorflow
+gathering     gathering       gathers batches inside tensorflow's graph
+prediction    prediction      on jax, writes back only the variables that a forward pass changes
 """
 
 import importlib
@@ -21,7 +21,7 @@ ON = os.environ.get("KAE_FAST", "1") != "0"
 
 
 class Steps:
-    """Several steps between two calls of the callbacks, where Keras makes them one by one: no lever."""
+    """The base class without a lever: Keras' own loop makes the steps."""
 
 
 _BACKEND = keras.backend.backend()

@@ -1,4 +1,4 @@
-"""Adam by fused kernels on torch and tensorflow; Keras' own Adam elsewhere. The variables are Keras' own."""
+"""Adam with fused kernels on torch and tensorflow; elsewhere Keras' own. The variables are those of Keras."""
 
 import math
 import operator
@@ -19,12 +19,12 @@ else:
 
 
 def rate_at(schedule, step):
-    """The learning rate that a `LearningRateSchedule` has at a step, as a float.
+    """The learning rate of a `LearningRateSchedule` at a step, as a float.
 
-    That of a run is a `CosineDecay`, computed here by the formula of Keras, without tensors.
+    Runs usually have a `CosineDecay`. It is computed here by Keras' formula, but without tensors.
     """
     if type(schedule) is not keras.optimizers.schedules.CosineDecay:
-        with keras.device("cpu"):  # a GPU would be waited for
+        with keras.device("cpu"):  # on a GPU, `float` would wait for it
             return float(schedule(step))
     start, peak, warmup = (
         schedule.initial_learning_rate,
@@ -42,21 +42,21 @@ def rate_at(schedule, step):
 
 @keras.saving.register_keras_serializable("keras_ae")
 class Adam(keras.optimizers.Adam):
-    """`keras.optimizers.Adam`, with the fused kernels of torch and tensorflow where these run.
+    """`keras.optimizers.Adam`, with the fused kernels of torch and tensorflow on these backends.
 
-    Keras' Adam makes about eight passes over the weights, each with temporaries. Torch's kernel differs in where it
-    adds epsilon (after the bias correction, Keras before), which is corrected here: weights agree to
-    float32 rounding. Arguments, state and checkpoints are those of `keras.optimizers.Adam`.
+    Keras' Adam makes about eight passes over the weights, each with temporaries. Torch's kernel adds epsilon
+    after the bias correction, Keras before it. This class corrects for that, so weights agree up to float32
+    rounding. Arguments, state and checkpoints are those of `keras.optimizers.Adam`.
 
     References:
         Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv:1412.6980.
     """
 
     _looked_up = None
-    _counted = None  # the counter's tensor, its version, and the steps that it counted then
+    _counted = None  # the tensor of `iterations`, its version, and its value at that version
 
     def apply(self, grads, trainable_variables=None):
-        """As Keras' own; on torch, without options, only the kernel."""
+        """As Keras' own; on torch, without special options, it only calls the fused kernel."""
         options = (
             self.clipnorm,
             self.clipvalue,
@@ -82,17 +82,17 @@ class Adam(keras.optimizers.Adam):
             self.iterations.value.add_(1)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # A hook that is private to Keras: should a release rename it, Keras' own loop does the work.
+        # Keras does not document this hook. If a release renames it, Keras' own loop runs instead.
         if torch is None or self.amsgrad:
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
         self._step(grads, self._look_up(trainable_variables), learning_rate)
 
     def _steps_done(self):
-        """`int(iterations)`, which is read back only when somebody else assigned it: a GPU would be waited for."""
+        """`int(iterations)`. It is read from the tensor, which waits for a GPU, only after someone else wrote it."""
         if self.gradient_accumulation_steps:
             return int(self.iterations)
         counter, kept = self.iterations.value, self._counted
-        # Torch counts the writes to a tensor, of which each step makes one.
+        # Torch counts the writes to a tensor in `_version`; each step makes one.
         if kept and kept[0] is counter and kept[1] + 1 == counter._version:
             done = kept[2] + 1
         else:
@@ -107,8 +107,8 @@ class Adam(keras.optimizers.Adam):
         step = torch.full((), done + 1, dtype=torch.float32, device=known.weights[0].device)
         torch._fused_adam_(
             known.weights,
-            # The kernel walks the memory of weight and gradient side by side: a gradient that comes as a
-            # transposed view, as those of convolutions do, would be added to the wrong weights.
+            # The kernel reads the memory of weight and gradient in parallel. A gradient that is a transposed
+            # view, like those of convolutions, would be added to the wrong weights.
             [gradient.contiguous() for gradient in gradients],
             known.momentums,
             known.velocities,
@@ -124,9 +124,9 @@ class Adam(keras.optimizers.Adam):
         )
 
     def _look_up(self, variables):
-        """The tensors of these variables and their moments, looked up once.
+        """The tensors of these variables and of their moments, cached after the first call.
 
-        `plain` is whether no variable asks for more than the step itself.
+        `plain` is True if no variable needs more than the step itself, such as a constraint.
         """
         known = self._looked_up
         if (
@@ -141,14 +141,14 @@ class Adam(keras.optimizers.Adam):
                 variables=tuple(variables),
                 plain=not any(v.constraint or v.overwrite_with_gradient for v in variables),
                 weights=[v.value for v in variables],
-                # Keras has none for a variable that is overwritten with its gradient, and takes no step of it.
+                # Keras has no moments for a variable that is overwritten with its gradient; it gets no step.
                 momentums=[m.value for m, _ in moments if m is not None],
                 velocities=[v.value for _, v in moments if v is not None],
             )
         return known
 
     def update_step(self, gradient, variable, learning_rate):
-        """The step of one variable; on tensorflow the kernel's formula is that of Keras."""
+        """Update one variable; on tensorflow with the fused kernel, whose formula is that of Keras."""
         dense = tf is not None and not isinstance(gradient, tf.IndexedSlices)
         if not dense or self.amsgrad or tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return super().update_step(gradient, variable, learning_rate)

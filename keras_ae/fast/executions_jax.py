@@ -1,19 +1,19 @@
-"""Several steps an execution on jax: a loop of our own over single compiled steps."""
+"""Several steps per execution on jax: our own loop over single compiled steps."""
 
 import jax
 import keras
 
 
 class Steps:
-    """`fit` through a loop of our own over single compiled steps.
+    """Makes `fit` use our own loop over single compiled steps.
 
-    A step takes its weight of the KL term as an argument. Assigned by a callback, it would have Keras
-    write the whole state back into the variables at every step. (A `lax.scan`
-    over the steps is no quicker than the loop, and has convolutions run 4 times slower on a CPU.)
+    A step takes the weight of the KL term as an argument. If a callback assigned it instead, Keras would
+    write the whole state back into the variables at every step. (A `lax.scan` over the steps is no faster
+    than the loop, and makes convolutions 4 times slower on a CPU.)
     """
 
     def make_train_function(self, force=False):
-        # Under keras.distribution, or with flax's variables, Keras' own loop knows more.
+        # Keras' own loop also handles keras.distribution and flax's variables; leave these to it.
         ours = self.jit_compile and not self.run_eagerly and not keras.distribution.distribution()
         self.inner_steps.takes_kl_weights = ours = ours and not keras.config.is_nnx_enabled()
         if not ours:
@@ -26,7 +26,7 @@ class Steps:
             kl_weights, losses = self.inner_steps.take_kl_weights(), []
             for i, data in zip(range(self.steps_per_execution), batches):
                 logs, state = step(state, data, None if kl_weights is None else kl_weights[i])
-                losses.append(logs.get("loss"))  # a step of one's own may log something else
+                losses.append(logs.get("loss"))  # a user's own train step may log no loss
             if not losses:
                 raise StopIteration
             self.inner_steps.losses = [loss for loss in losses if loss is not None]

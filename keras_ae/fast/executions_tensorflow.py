@@ -1,11 +1,11 @@
-"""Several steps an execution on tensorflow: a loop of our own within the graph."""
+"""Several steps per execution on tensorflow: our own loop inside the graph."""
 
 import keras
 import tensorflow as tf
 
 
 class Steps:
-    """`fit` through a loop of our own within the graph, which sets the weight of the KL term as well."""
+    """Makes `fit` use our own loop inside the graph, which also sets the weight of the KL term."""
 
     def make_train_function(self, force=False):
         with self.distribute_strategy.scope():
@@ -18,7 +18,7 @@ class Steps:
             keras_function, train_steps = self.train_function, self._train_steps()
 
             def train_function(batches):
-                if not isinstance(batches, tf.data.Iterator):  # of train_on_batch
+                if not isinstance(batches, tf.data.Iterator):  # called by train_on_batch
                     return keras_function(batches)
                 logs, n, losses = train_steps(batches, self.inner_steps.take_kl_weights())
                 if not n:
@@ -29,14 +29,14 @@ class Steps:
             self.train_function = train_function
 
     def _train_steps(self):
-        """A graph: iterator, weights of the KL term -> (logs, number of steps made, their losses)."""
+        """Make a graph function: (iterator, KL weights) -> (logs, number of steps made, their losses)."""
         size = self.steps_per_execution
         none = tf.experimental.Optional
 
         @tf.function(reduce_retracing=True, jit_compile=self.jit_compile, autograph=False)
         def step(data):
             data = keras.tree.map_structure(lambda x: None if isinstance(x, none) else x, data)
-            # A step of one's own may log something else.
+            # A user's own train step may log no loss.
             return self.train_step(data).get("loss", tf.constant(0.0))
 
         @tf.function(reduce_retracing=True, autograph=False)

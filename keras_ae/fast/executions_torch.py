@@ -1,4 +1,4 @@
-"""Several steps an execution on torch, where Keras has one, and what a step need look up only once."""
+"""Several steps per execution on torch, where Keras makes one; they share look-ups that each step would repeat."""
 
 import contextlib
 import contextvars
@@ -9,15 +9,15 @@ import torch
 from keras_ae import fast
 from keras_ae.fast.networks import hooked, kept_functions, program_of
 
-# The `LookUps` of the execution under way in this thread.
+# The `LookUps` of the current execution in this thread.
 _current = contextvars.ContextVar("look_ups", default=None)
 
 
 class RunningMeans:
-    """The metrics of a model, of which its trackers are the running means of the loss and its terms.
+    """Fast updates of a model's metrics, among them the running means of the loss and its terms.
 
-    On torch the variables of each `keras.metrics.Mean` are looked up here once. For four of them,
-    `update_state` and `result` take 400 us a step, `add` and `results` 30.
+    The variables of each `keras.metrics.Mean` are looked up only once. For four of them, `update_state` and
+    `result` take 400 us per step; `add` and `results` take 30.
     """
 
     def __init__(self, metrics):
@@ -29,7 +29,7 @@ class RunningMeans:
         }
 
     def add(self, values, n):
-        """`tracker.update_state(value, sample_weight=n)` of each, given as {tracker: value}."""
+        """Call `tracker.update_state(value, sample_weight=n)` for each {tracker: value}, or do the same faster."""
         totals, counts, added = [], [], []
         for tracker, value in values.items():
             if tracker in self._variables:
@@ -44,7 +44,7 @@ class RunningMeans:
             torch._foreach_add_(counts, n)
 
     def results(self):
-        """`{metric.name: metric.result()}` after an update; None where some of them are other metrics."""
+        """`{metric.name: metric.result()}` after an update; None if some metrics are no plain means."""
         if not self._variables or len(self._variables) < len(self.metrics):
             return None
         totals, counts = zip(*self._variables.values())
@@ -53,7 +53,7 @@ class RunningMeans:
 
 
 class LookUps:
-    """What the steps of an execution train and track, for which Keras goes through all layers each time."""
+    """What the steps of an execution train and track; Keras would go through all layers for it in each step."""
 
     def __init__(self, model):
         self.model, self.trained = model, model.trained()
@@ -66,7 +66,7 @@ class LookUps:
 
 
 def _calls_forward(model):
-    """Whether calling a model does no more than call `forward`: one of ours, of known layers, with no hooks."""
+    """Whether calling a model only calls a `forward` of ours, on known layers, without hooks."""
     return (
         type(model).forward.__module__.startswith("keras_ae.")
         and model.activity_regularizer is None
@@ -76,12 +76,12 @@ def _calls_forward(model):
 
 
 class Steps:
-    """`fit`, `evaluate` and `predict` over the batches of an execution, where Keras takes one."""
+    """Makes `fit`, `evaluate` and `predict` take several batches per execution, where Keras takes one."""
 
     _compiled_loss = None
 
     def _symbolic_build(self, iterator=None, data_batch=None):
-        # Keras takes a last execution with fewer steps for data that ran out, and would warn at every epoch.
+        # If the last execution has fewer steps, Keras thinks that data ran out, and would warn in every epoch.
         if iterator is not None and iterator.steps_per_epoch is None:
             iterator._interrupted_warning = lambda: None
         super()._symbolic_build(iterator, data_batch)
@@ -92,7 +92,7 @@ class Steps:
         if not self.jit_compile:
             self._compiled_loss = None
         elif self._compiled_loss is None or force:
-            # The loss and its gradients. The optimizer, whose kernels torch does not compile, stays outside.
+            # Compile the loss and its gradients, but not the optimizer: torch does not compile its kernels.
             self._compiled_loss = torch.compile(super().step_loss)
 
     def make_test_function(self, force=False):
@@ -118,7 +118,7 @@ class Steps:
                 if kl_weight is not None:
                     kl_weight.fill_(float(kl_weights[i]))
                 logs = self.train_step(batch)
-                losses.append(logs.get("loss"))  # a step of one's own may log something else
+                losses.append(logs.get("loss"))  # a user's own train step may log no loss
         self.inner_steps.losses = [loss for loss in losses if loss is not None]
         return logs
 
@@ -132,7 +132,7 @@ class Steps:
             _current.reset(token)
 
     def _look_ups(self):
-        """The `LookUps` of the execution under way, None outside of one of this model."""
+        """The `LookUps` of the current execution of this model, or None outside one."""
         found = _current.get()
         return found if found is not None and found.model is self else None
 
@@ -150,7 +150,7 @@ class Steps:
     def outputs_of(self, x, training):
         look_ups = self._look_ups()
         plain = look_ups and look_ups.calls_forward and not self._compiled_loss
-        # (What `add_loss` has left is cleared by Keras' own call.)
+        # Losses left by `add_loss` need Keras' own call, which clears them.
         if not plain or any(layer._losses for layer in look_ups.layers):
             return super().outputs_of(x, training)
         return self.forward(x, training=training, sample=True)

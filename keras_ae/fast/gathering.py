@@ -1,17 +1,17 @@
-"""Batches gathered within tensorflow's graph."""
+"""Gathers batches inside tensorflow's graph."""
 
 import numpy as np
 import tensorflow as tf
 
-RESIDENT_BYTES = 1 << 30  # of images that are worth a copy
+RESIDENT_BYTES = 1 << 30  # larger sets of images are not copied into the graph
 
 
 def gathered(feed):
-    """The batches of a `keras_ae.feed.Feed`, gathered in the graph.
+    """A dataset that gathers the batches of a `keras_ae.feed.Feed` in the graph.
 
-    Of a `PyDataset`, Keras has tensorflow fetch each batch from Python.
-    Here it fetches the order of the epoch. Coins for the pixels, images that are augmented or too many
-    to copy, and batches that are split over devices are left to the feed.
+    With a `PyDataset`, tensorflow fetches each batch from Python. This dataset fetches only the order of the
+    images, once per epoch. The feed itself is returned if it binarizes or augments images, if there are too
+    many to copy, or if batches are split over devices.
     """
     if (
         tf.distribute.has_strategy()
@@ -23,7 +23,7 @@ def gathered(feed):
     arrays = [feed.images] if feed.labels is None else [feed.images, feed.labels]
     arrays = [tf.constant(array) for array in arrays]
 
-    def order():  # Keras asks for it when an epoch begins
+    def order():  # called when an epoch begins
         yield np.concatenate([feed.rows(i) for i in range(len(feed))])
 
     def batches_of(order):

@@ -1,9 +1,9 @@
-"""A Functional network of layers that are known here, as torch's own functions on torch.
+"""Runs a Functional network on torch as a list of torch's own functions, if it knows all its layers.
 
-`Layer.__call__` looks at masks, dtypes, shapes and scopes anew each time, for every layer, and Keras
-computes convolutions and normalisations on torch through its own general code. Here each layer is the one
-torch function that does it, to the same result. A layer that is not known here, or that is more than it was
-built as (a hook, an adapter, another dtype, a `call` of its own), leaves the whole network to Keras.
+`Layer.__call__` checks masks, dtypes, shapes and scopes in every call of every layer, and Keras computes
+convolutions and normalisations on torch through its own general code. Here each layer is a single torch
+function with the same result. If a layer is unknown, or was changed after it was built (a hook, an adapter,
+another dtype, its own `call`), Keras runs the whole network.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ else:
     torch = None
 
 
-# While the steps of an execution are made, what `bind` has returned, by (program, training); else None.
+# During an execution: the results of `bind` so far, by (program, training). Else None.
 _kept = contextvars.ContextVar("kept", default=None)
 
 
 @contextlib.contextmanager
 def kept_functions():
-    """A context in which no layer is replaced or hooked: the functions of a network are looked up once."""
+    """A context that looks up the functions of a network only once; no layer may be changed or hooked in it."""
     token = _kept.set({})
     try:
         yield
@@ -37,7 +37,7 @@ def kept_functions():
 
 
 def call_network(network, inputs, training=False):
-    """`network(inputs, training=training)`, for a list of tensors."""
+    """Compute `network(inputs, training=training)` for a list of tensors, with its `Program` if possible."""
     if torch is not None and fast.ON and isinstance(inputs[0], torch.Tensor):
         program = program_of(network)
         functions = program and inputs[0].device.type != "meta" and program.functions(training)
@@ -47,8 +47,8 @@ def call_network(network, inputs, training=False):
 
 
 def program_of(network):
-    """The `Program` of a network, made at the first call; None for one with a layer that is not known."""
-    kept = vars(network).get("_program", network)  # no program, and none that was sought
+    """The `Program` of a network, made at the first call; None if the network has an unknown layer."""
+    kept = vars(network).get("_program", network)  # the network itself means: not looked up yet
     if kept is network:
         try:
             kept = Program(network)
@@ -63,7 +63,7 @@ class Unknown(Exception):
 
 
 class Program:
-    """The layers of a Functional network in order, with where each takes its inputs and puts its output."""
+    """The layers of a Functional network in order, each with the tensors of its inputs and its output."""
 
     def __init__(self, network):
         if not isinstance(network, keras.Model) or not hasattr(network, "operations"):
@@ -90,7 +90,7 @@ class Program:
             self._steps.append((layer, layer.dtype_policy, sources, id(layer.output)))
 
     def functions(self, training):
-        """What `bind` returns, which in a context of `kept_functions` is asked once."""
+        """The result of `bind`; in a context of `kept_functions`, `bind` is called only once."""
         kept = _kept.get()
         if kept is None:
             return self.bind(training)
@@ -100,7 +100,7 @@ class Program:
         return kept[key]
 
     def bind(self, training):
-        """The functions of the layers on the weights that they have now; None where Keras must do it."""
+        """The functions of the layers with their current weights; None if Keras must run the network."""
         if hooked(self._network):
             return None
         functions = []
@@ -129,7 +129,7 @@ class Program:
 
 
 def hooked(layer):
-    """Whether somebody wants to be called when the layer is, or has put something in its place."""
+    """Whether a layer has torch hooks, or its `call` was replaced."""
     return (
         layer._forward_hooks
         or layer._forward_pre_hooks
@@ -140,7 +140,7 @@ def hooked(layer):
 
 
 def _to_torch(x):
-    """(N, H, W, C) -> a (N, C, H, W) view of the same memory, which torch calls channels_last."""
+    """A (N, C, H, W) view of x (N, H, W, C) on the same memory; torch calls this channels_last."""
     return x.permute(0, 3, 1, 2)
 
 
@@ -149,7 +149,7 @@ def _to_keras(x):
 
 
 def _activation(layer):
-    """The activation that a layer has now, by torch's own function where it has one; None for none."""
+    """The layer's current activation, as torch's own function if there is one; None for no activation."""
     activations = keras.activations
     of_torch = {
         activations.linear: None,
@@ -195,7 +195,7 @@ def _convolution(layer, training):
             ]
             if all(pad % 2 == 0 for pad in pads):
                 padding = [pad // 2 for pad in pads]
-            else:  # the odd row and column go to the bottom and the right, as everywhere in Keras
+            else:  # as in Keras, an odd row or column is added at the bottom or the right
                 top, left = (pad // 2 for pad in pads)
                 x = functional.pad(x, (left, pads[1] - left, top, pads[0] - top))
         return _to_keras(
@@ -259,7 +259,7 @@ def _cropping(layer, training):
     return lambda x: x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
-# What a layer computes, by its exact class: (layer, training) -> a function of tensors, None where Keras must do it.
+# By the exact class of a layer: (layer, training) -> a function of tensors, or None if Keras must run it.
 FUNCTIONS = {
     keras.layers.Dense: _dense,
     keras.layers.Conv2D: _convolution,

@@ -1,4 +1,4 @@
-"""A forward pass on jax that does not write back what it does not change."""
+"""A forward pass on jax that writes back only the variables that it changes."""
 
 import jax
 import keras
@@ -7,9 +7,9 @@ from keras_ae import fast
 
 
 def predictor(network):
-    """A function from a list of arrays, of a batch, to the outputs of a network.
+    """A function from the arrays of a batch (a list) to the outputs of a network.
 
-    Keras' own writes all variables back, which stay as they are.
+    Keras' own function writes all variables back, although they do not change.
     """
     if (
         not fast.ON
@@ -19,7 +19,7 @@ def predictor(network):
         or keras.config.is_nnx_enabled()
     ):
         return network.predict_on_batch
-    network.make_predict_function()  # which Keras makes anew when the network was changed
+    network.make_predict_function()  # Keras makes a new function if the network was changed
     kept = vars(network).get("_forward")
     if kept is None or kept[0] is not network.predict_function:
 

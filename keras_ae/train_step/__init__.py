@@ -1,8 +1,8 @@
-"""One short mixin a backend, each overriding `train_step` and `test_step` of a Keras model.
+"""One short mixin per backend, which overrides `train_step` and `test_step` of a Keras model.
 
-What a step minimises and tracks is `step_loss` of the model, written once. Here is only what differs
-between backends: how to get gradients. numpy and openvino have no training in Keras; they load, predict,
-evaluate and sample.
+The model's `step_loss` computes the loss and updates the metrics, on all backends. These mixins contain only
+what differs between backends: how to get gradients. Keras cannot train on numpy and openvino; there a model can
+be loaded, and can predict, evaluate and sample.
 """
 
 import importlib
@@ -14,4 +14,4 @@ if keras.backend.backend() in ("torch", "jax", "tensorflow"):
 else:
 
     class StepMixin:  # type: ignore[no-redef]
-        """Nothing to override where Keras cannot train."""
+        """Overrides nothing: Keras cannot train on this backend."""

@@ -1,4 +1,4 @@
-"""The training step on jax: a pure function of the state, gradients by `jax.grad`."""
+"""The training step on jax: a pure function of the state, with gradients by `jax.grad`."""
 
 import jax
 import keras
@@ -8,9 +8,9 @@ class StepMixin:
     """`train_step` and `test_step` of a model that has a `step_loss`."""
 
     def _stateless_loss(self, trainable, others, values, data, training):
-        """`step_loss` with the model's variables as arguments.
+        """`step_loss` as a pure function of the model's variables.
 
-        Returns (loss to differentiate, (logs, the new values of `others`)).
+        Returns (loss to differentiate, (logs, new values of `others`)).
         """
         state = [*zip(self.trainable_variables, trainable), *zip(others, values)]
         with keras.StatelessScope(state, collect_losses=True) as scope:

@@ -1,4 +1,4 @@
-"""The training step on tensorflow: traced by `tf.function`, gradients by a tape."""
+"""The training step on tensorflow: traced by `tf.function`, with gradients by a tape."""
 
 import contextlib
 
@@ -9,14 +9,14 @@ class StepMixin:
     """`train_step` and `test_step` of a model that has a `step_loss`."""
 
     def _open_name_scope(self):
-        # Under the model's name around the whole forward pass, tensorflow adds gradients up in another order in
-        # some traces than in others: of ten runs of one seed, three had other weights, by 3e-8.
+        # Keras would put the whole forward pass in a name scope. With that, tensorflow sums gradients in an order
+        # that differs between traces: in 3 of 10 runs with one seed, the weights differed by 3e-8.
         return contextlib.nullcontext()
 
     def train_step(self, data):
         with tf.GradientTape() as tape:
             loss = self.step_loss(data, training=True)
-            # tf.distribute adds the gradients of the replicas up: each gives its share of the mean.
+            # tf.distribute sums the gradients of the replicas, so each replica divides its loss by their number.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             loss = self.optimizer.scale_loss(loss / replicas)
         variables = self.trainable_variables

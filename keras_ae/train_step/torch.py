@@ -1,4 +1,4 @@
-"""The training step on torch: eager, gradients by autograd."""
+"""The training step on torch: eager, with gradients by autograd."""
 
 import functools
 
@@ -11,8 +11,8 @@ from keras_ae import distributed
 class StepMixin:
     """`train_step` and `test_step` of a model that has a `step_loss`.
 
-    `forward` is also what torch's modules call when they are called: from there Keras goes on to `call`, as
-    in any of its models.
+    A call of a torch module also calls a method named `forward`. `_called_by_torch` tells these calls apart and
+    passes them on to Keras, which calls `call`, as in any Keras model.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -25,7 +25,7 @@ class StepMixin:
 
     def train_step(self, data):
         loss = self.optimizer.scale_loss(self.step_loss(data, training=True))
-        # Over several processes: the sum over the images of each, for the mean over those of all.
+        # With several processes, each sums over its n images; `weighted_mean` then averages over all images.
         n = len(keras.tree.flatten(data)[0]) if distributed.size() > 1 else 1
         variables, tensors = self.trained()
         gradients = torch.autograd.grad(loss * n, tensors, allow_unused=True)
@@ -38,7 +38,7 @@ class StepMixin:
         return self.get_metrics_result()
 
     def trained(self):
-        """The variables that a step moves, and their tensors."""
+        """The variables that a step updates, and their tensors."""
         variables = self.trainable_variables
         return variables, [variable.value for variable in variables]
 
@@ -47,7 +47,7 @@ class StepMixin:
         return self.get_metrics_result()
 
     def get_metrics_result(self):
-        """Keras' own; the means are over the images of all processes, where there are several."""
+        """Keras' own, but with several processes, means are over the images of all of them."""
         results = super().get_metrics_result()
         if distributed.size() > 1:
             metrics = [part for m in self.metrics for part in getattr(m, "metrics", [m])]
@@ -61,7 +61,7 @@ class StepMixin:
 
 
 def _called_by_torch(forward):
-    """`forward`, but where `torch.nn.Module.__call__` calls it, which is told by an argument of `call`."""
+    """Wrap `forward`: a call by `torch.nn.Module.__call__`, which passes an argument of `call`, goes to Keras."""
 
     @functools.wraps(forward)
     def wrapped(self, *args, **kwargs):
@@ -69,6 +69,6 @@ def _called_by_torch(forward):
             return keras.layers.Layer.forward(self, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
-    # Torch's exporter fills in defaults by this signature, of arguments that `call` does not take so.
+    # Hide the signature of `forward`: torch's exporter would pass its defaults to `call`, which differs.
     del wrapped.__wrapped__
     return wrapped
