@@ -1,15 +1,15 @@
-"""beta-TC-VAE: a VAE that pays for total correlation, the dependence between its latents.
+"""beta-TC-VAE: a VAE with a penalty on the total correlation, the dependence between its latents.
 
 Chen, Li, Grosse & Duvenaud 2018, Isolating Sources of Disentanglement in Variational Autoencoders,
-arXiv:1802.04942. Their loss (equation 4, alpha = gamma = 1) is that of a VAE and (beta - 1) times the total
-correlation KL(q(z) || prod_d q(z_d)), estimated by minibatch-weighted sampling (section 3.1).
+arXiv:1802.04942. The loss (equation 4, alpha = gamma = 1) is the loss of a VAE plus (beta - 1) times the
+total correlation KL(q(z) || prod_d q(z_d)), which is estimated by minibatch-weighted sampling (section 3.1).
 
     python examples/beta_tcvae.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -23,9 +23,9 @@ class TCVAE(keras_ae.VAE):
     """A VAE with a term for the total correlation.
 
     Args:
-        beta: the weight of the total correlation in all; 1 is a VAE.
+        beta: the total weight of the total correlation; 1 is a VAE.
         dataset_size: number of training images.
-        **kwargs: of `VAE`.
+        **kwargs: arguments of `VAE`.
     """
 
     terms = (*keras_ae.VAE.terms, "total_correlation")
@@ -44,7 +44,7 @@ class TCVAE(keras_ae.VAE):
         return {**super().loss_terms(target, outputs), "total_correlation": joint - marginals}
 
     def term_weights(self):
-        weights = super().term_weights()  # with the KL term, beta is annealed
+        weights = super().term_weights()  # beta is annealed together with the KL term
         return {**weights, "total_correlation": (self.beta - 1.0) * weights["kl"]}
 
     def get_config(self):
@@ -52,7 +52,7 @@ class TCVAE(keras_ae.VAE):
 
 
 def total_correlation(mean, log_var, seed=0):
-    """The total correlation of q(z) in nats, the mixture of N posteriors: (N, D) twice -> float."""
+    """The total correlation in nats of q(z), the mixture of N posteriors: (N, D), (N, D) -> float."""
     codes = mean + np.exp(0.5 * log_var) * np.random.default_rng(seed).normal(size=mean.shape)
     log_q = -0.5 * ((codes[:, None] - mean) ** 2 / np.exp(log_var) + log_var)
     joint, marginals = logsumexp(log_q.sum(-1), axis=1), logsumexp(log_q, axis=1).sum(-1)
@@ -60,7 +60,7 @@ def total_correlation(mean, log_var, seed=0):
 
 
 def gaussian_total_correlation(mean, log_var, seed=0):
-    """The same of a Gaussian with the covariance of the codes (Locatello et al. 2019), a lower figure."""
+    """The total correlation of a Gaussian with the codes' covariance (Locatello et al. 2019): it is lower."""
     codes = mean + np.exp(0.5 * log_var) * np.random.default_rng(seed).normal(size=mean.shape)
     covariance = np.cov(codes, rowvar=False)
     return float(0.5 * (np.log(np.diag(covariance)).sum() - np.linalg.slogdet(covariance)[1]))

@@ -1,15 +1,16 @@
-"""Denoising autoencoder: it is given damaged images, and learns to rebuild the whole ones.
+"""Denoising autoencoder: it takes damaged images and learns to reconstruct the clean ones.
 
 Vincent, Larochelle, Bengio & Manzagol 2008, Extracting and Composing Robust Features with Denoising
-Autoencoders, section 2.3: masking noise, a share of the pixels set to 0, and the cross-entropy. No class is
-needed: `fit(noisy, clean)`. An autoencoder that never saw noise does worse on the same images.
+Autoencoders, section 2.3: masking noise, which sets a share of the pixels to 0, and cross-entropy. This
+needs no class of its own, only `fit(noisy, clean)`. An autoencoder that was trained without noise does
+worse on the same damaged images.
 
     python examples/denoising.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -19,13 +20,13 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("examples")
 def psnr(target, reconstruction):
-    """Peak signal-to-noise ratio of each image in dB: (N, H, W, C) twice, in [0, 1] -> (N,)."""
+    """Peak signal-to-noise ratio of each image in dB: two (N, H, W, C) in [0, 1] -> (N,)."""
     error = ops.mean((target - reconstruction) ** 2, axis=(1, 2, 3))
     return -10.0 * ops.log(ops.maximum(error, 1e-10)) / np.log(10.0)
 
 
 def masked(images, share, seed):
-    """Images with a share of their pixels set to 0."""
+    """Sets a random share of the images' pixels to 0."""
     kept = np.random.default_rng(seed).random(images.shape, dtype="float32") >= share
     return images * kept
 

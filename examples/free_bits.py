@@ -1,15 +1,16 @@
-"""Free bits: a VAE whose latents each have some information for nothing, so that none is given up.
+"""Free bits: a VAE in which some KL divergence of each latent costs nothing, so that more latents are used.
 
 Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, Improving Variational Inference with Inverse
-Autoregressive Flow, arXiv:1606.04934, appendix C.8: in place of the KL of a latent, the larger of it, averaged
-over the batch, and a constant. At a large `kl_weight` a VAE has few latents in use; with free bits it has more.
+Autoregressive Flow, arXiv:1606.04934, appendix C.8: the KL of each latent, averaged over the batch, counts as
+a constant if it is smaller than that. With a large `kl_weight`, a VAE uses few latents; with free bits it
+uses more.
 
     python examples/free_bits.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -18,11 +19,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("examples")
 class FreeBitsVAE(keras_ae.VAE):
-    """A VAE whose KL term is at least `free` nats a latent.
+    """A VAE whose KL term is at least `free` nats per latent.
 
     Args:
         free: nats of each latent that cost nothing; 0 is a VAE.
-        **kwargs: of `VAE`.
+        **kwargs: arguments of `VAE`.
     """
 
     def __init__(self, *args, free=0.5, **kwargs):

@@ -1,17 +1,17 @@
-"""InfoVAE: a VAE that holds the codes as a whole to the prior, and each posterior less.
+"""InfoVAE: a VAE that pulls the distribution of all codes towards the prior, and each posterior less.
 
 Zhao, Song & Ermon 2017, InfoVAE: Information Maximizing Variational Autoencoders, arXiv:1706.02262, equation 6:
-the KL term weighs 1 - alpha, and a divergence of q(z) from p(z) weighs alpha + lambda - 1; here the maximum
-mean discrepancy (MMD, section 3.2). alpha = 0 and lambda = 1 is a VAE. At one `kl_weight`, codes of an InfoVAE
-tell more of the image than those of a VAE; a VAE of a lower weight pays for that with codes that follow the
-prior less.
+the KL term has the weight 1 - alpha. A divergence of q(z) from p(z) has the weight alpha + lambda - 1; here it
+is the maximum mean discrepancy (MMD, section 3.2). alpha = 0 and lambda = 1 is a VAE. With the same `kl_weight`,
+the codes of an InfoVAE have more information about the image than those of a VAE. A VAE with a lower weight
+has that, too, but its codes follow the prior less.
 
     python examples/info_vae.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -34,9 +34,9 @@ class InfoVAE(keras_ae.VAE):
     """A VAE with a term for the MMD of its codes from the prior.
 
     Args:
-        alpha: how much of the KL term is left out, in [0, 1].
+        alpha: share of the KL term that is left out, in [0, 1].
         scale: lambda of the paper.
-        **kwargs: of `VAE`.
+        **kwargs: arguments of `VAE`.
     """
 
     terms = (*keras_ae.VAE.terms, "mmd")
@@ -48,7 +48,7 @@ class InfoVAE(keras_ae.VAE):
     def loss_terms(self, target, outputs):
         codes = outputs["latent"]
         drawn = keras.random.normal(ops.shape(codes), seed=self.seed_generator)
-        of_each = mmd(codes, drawn) * ops.ones_like(codes[:, 0])  # one figure for the batch
+        of_each = mmd(codes, drawn) * ops.ones_like(codes[:, 0])  # one value for the batch
         return {**super().loss_terms(target, outputs), "mmd": of_each}
 
     def term_weights(self):

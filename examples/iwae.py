@@ -1,15 +1,16 @@
-"""IWAE: the importance-weighted bound of k samples, which is tighter than that of a VAE.
+"""IWAE: a VAE that is trained on the importance-weighted bound of k samples, which is a tighter bound.
 
-Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, arXiv:1509.00519, equation 8. Of two
-models that make the same steps on binarised MNIST, the one trained with k = 5 gives the test images a higher
-log-likelihood than that with k = 1, a VAE. Both are measured by the same bound of many samples.
+Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, arXiv:1509.00519, equation 8. Two models
+are trained on binarised MNIST with the same number of steps. The model with k = 5 gives the test images a
+higher log-likelihood than the model with k = 1, which is a VAE. Both are measured with the same bound of many
+samples.
 
     python examples/iwae.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -19,11 +20,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("examples")
 class IWAE(keras_ae.VAE):
-    """A VAE that maximises the importance-weighted bound; its one term is minus this bound, in nats.
+    """A VAE that maximises the importance-weighted bound; its only term is minus this bound, in nats.
 
     Args:
-        k: number of samples of an image in training; 1 is a VAE.
-        **kwargs: of `VAE`.
+        k: number of samples per image in training; 1 is a VAE.
+        **kwargs: arguments of `VAE`.
     """
 
     terms = ("negative_bound",)
@@ -42,7 +43,7 @@ class IWAE(keras_ae.VAE):
         noise = keras.random.normal(ops.shape(rows), seed=self.seed_generator)
         codes = rows + ops.exp(0.5 * spread) * noise
         drawn = self.decoded(codes, condition, training)
-        log_ratio = 0.5 * ops.sum(noise**2 + spread - codes**2, axis=-1)  # of p(z) to q(z|x)
+        log_ratio = 0.5 * ops.sum(noise**2 + spread - codes**2, axis=-1)  # log p(z) - log q(z|x)
         first = {"latent": codes[:: self.k], "reconstruction": drawn["reconstruction"][:: self.k]}
         return {**first, "mean": mean, "log_var": log_var, "drawn": drawn, "log_ratio": log_ratio}
 
@@ -60,7 +61,7 @@ class IWAE(keras_ae.VAE):
 
 
 def binarized(images, seed):
-    """Each pixel of uint8 images drawn as a coin that is 1 with probability grey / 255."""
+    """Draws each pixel of uint8 images as 1 with the probability grey / 255, else as 0."""
     return (np.random.default_rng(seed).random(images.shape) < images / 255).astype("float32")
 
 

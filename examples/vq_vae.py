@@ -1,15 +1,16 @@
-"""VQ-VAE: an autoencoder whose code is a few entries of a codebook that is learnt with it.
+"""VQ-VAE: an autoencoder whose code consists of a few entries of a learnt codebook.
 
 van den Oord, Vinyals & Kavukcuoglu 2017, Neural Discrete Representation Learning, arXiv:1711.00937,
-equation 3. A code of a few bits rebuilds nearly as well as the same networks do with real numbers, and the
-codebook stays in use: its perplexity, exp of the entropy of its entries, does not fall to 1.
+equation 3. Codes of a few bits reconstruct images nearly as well as codes of real numbers with the same
+networks. Many entries of the codebook stay in use: its perplexity, exp of the entropy of its entries, does
+not fall to 1.
 
     python examples/vq_vae.py --epochs 10 --limit 10000
 """
 
 import argparse
 
-import keras_ae  # before keras: it chooses torch, where KERAS_BACKEND says nothing
+import keras_ae  # before keras: it selects torch, unless KERAS_BACKEND is set
 
 # isort: split
 import keras
@@ -25,7 +26,7 @@ class VQVAE(keras_ae.AE):
 
     def __init__(self, *args, entries=64, width=4, **kwargs):
         super().__init__(*args, **kwargs)
-        self.entries, self.width = entries, width  # latent_dim is a multiple of the width
+        self.entries, self.width = entries, width  # latent_dim must be a multiple of the width
         self.codebook = self.add_weight((entries, width), "random_normal", name="codebook")
 
     def forward(self, inputs, training=False, sample=False):
@@ -36,7 +37,7 @@ class VQVAE(keras_ae.AE):
         distance = ops.sum(book**2, axis=-1) - 2.0 * ops.matmul(vectors, ops.transpose(book))
         entry = ops.take(book, ops.argmin(distance, axis=-1), axis=0)
         entry = ops.reshape(entry, (-1, self.latent_dim))
-        # Straight through: the value of the entry, the gradient of the code.
+        # Straight-through estimator: the value of the entry, with the gradient of the code.
         latent = ops.stop_gradient(entry) + (code - ops.stop_gradient(code))
         decoded = self.decoded(latent, condition, training)
         return {"latent": latent, "code": code, "entry": entry, **decoded}
@@ -56,7 +57,7 @@ class VQVAE(keras_ae.AE):
 
 
 def perplexity(codes, width):
-    """How many entries are in use, were they used alike: codes (N, D) of `encode` -> float."""
+    """The perplexity of codes (N, D) of `encode`: the number of entries in use if all were used equally."""
     _, counts = np.unique(codes.reshape(-1, width), axis=0, return_counts=True)
     return float(np.exp(-np.sum(counts / counts.sum() * np.log(counts / counts.sum()))))
 

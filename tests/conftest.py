@@ -1,4 +1,4 @@
-"""Real digits for every test, in any image shape, and real MNIST prepared once a session."""
+"""Real digits for every test, in any image shape, and real MNIST, prepared once per session."""
 
 import fcntl
 import lzma
@@ -17,8 +17,8 @@ import pytest
 
 import keras_ae
 
-# A job in the background ignores Ctrl-C and SIGQUIT, one of nohup a hangup, and so would the processes that the
-# tests send them to.
+# A background job ignores Ctrl-C and SIGQUIT, and a job of nohup ignores SIGHUP. The processes that the tests
+# send these signals to would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGXCPU"):
     if hasattr(signal, name):
@@ -28,7 +28,7 @@ MNIST = Path(keras_ae.__file__).parent / "data" / "mnist"
 
 
 def embedded(name):
-    """The array in one of the IDX files of the package."""
+    """Reads the array in one of the package's IDX files."""
     raw = lzma.decompress((MNIST / f"{name}.xz").read_bytes())
     dimensions = raw[3]
     shape = np.frombuffer(raw, ">i4", dimensions, 4)
@@ -44,7 +44,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def images_of(digits):
-    """A function: the first n digits as images of a shape up to 32 x 32, cropped or padded."""
+    """A function that returns the first n digits in an image shape up to 32 x 32, cropped or padded."""
 
     def make(shape, n):
         height, width, channels = shape
@@ -58,16 +58,16 @@ def images_of(digits):
 
 @pytest.fixture(scope="session")
 def shared_tmp(tmp_path_factory):
-    """A folder of this session; one for all workers under xdist."""
+    """A folder of this session. All workers of xdist share it."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def once(shared_tmp):
-    """A function that runs `make(folder)` the first time that any worker asks for a name.
+    """A function that runs `make(folder)` when a worker is the first one to ask for a name.
 
-    Returns the folder. The other workers wait for the one that came first.
+    It returns the folder. The other workers wait until the first one is done.
     """
 
     def get(name, make):
@@ -85,7 +85,7 @@ def once(shared_tmp):
 
 @pytest.fixture(scope="session")
 def mnist_dir(once, shared_tmp):
-    """A data directory with real MNIST, read once into the cache in the folder `cache`."""
+    """A data directory with real MNIST, which is also in the cache in the folder `cache`."""
     environment = {**os.environ, "KAE_CACHE": str(shared_tmp / "cache")}
     script = "import sys; from keras_ae import data; data.load_splits('mnist', sys.argv[1])"
 
@@ -97,14 +97,14 @@ def mnist_dir(once, shared_tmp):
 
 @pytest.fixture
 def mnist_env(mnist_dir, shared_tmp, monkeypatch):
-    """Points `keras_ae.data` of this process and of its children to real MNIST."""
+    """Makes `keras_ae.data` use real MNIST in this process and its children."""
     monkeypatch.setenv("KAE_DATA_DIR", str(mnist_dir))
     monkeypatch.setenv("KAE_CACHE", str(shared_tmp / "cache"))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a file system of a size, for those who may."""
+    """A function that mounts a file system of a given size; skips the test if that is not allowed."""
     mounted = []
 
     def mount(size):
