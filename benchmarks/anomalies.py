@@ -1,10 +1,10 @@
-"""How well a VAE tells what it was not trained on: AUROC of its scores.
+"""Measures how well a VAE detects images of a kind that it was not trained on: AUROC of its scores.
 
     python benchmarks/anomalies.py [--images 12000] [--epochs 3] [--test 3000] [--digits 0,1,…] [--seed 0]
 
-For each digit: a VAE is trained on the other nine and scores test images of all ten; how often a left-out
-digit has a higher score than another one (0.5 is chance). Last, a VAE of all digits scores test images of
-Fashion-MNIST against those of MNIST, where that is prepared (`kae data prepare fashion_mnist`).
+For each digit, a VAE is trained on the other nine digits and scores test images of all ten. The AUROC is how
+often the left-out digit has a higher score than another digit (0.5 is chance). Last, a VAE of all digits
+scores test images of Fashion-MNIST, if that is prepared (`kae data prepare fashion_mnist`), and of MNIST.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main():
 
 
 def trained(train, test, options):
-    """The VAE of the defaults, trained on the first so many images."""
+    """Trains the default VAE on the first images."""
     settings = keras_ae.Settings(
         "vae", epochs=options.epochs, seed=options.seed, limit=options.images
     )
@@ -68,12 +68,12 @@ def trained(train, test, options):
 
 
 def rows_of(images, mask):
-    """Some images of an `ImageData`, with their labels."""
+    """The given rows of an `ImageData`: images and labels."""
     return dataclasses.replace(images, images=images.images[mask], labels=images.labels[mask])
 
 
 def show(name, values):
-    """A row of the table."""
+    """Prints a row of the table."""
     print(f"| {name} | {' | '.join(f'{value:.3f}' for value in np.array(values))} |", flush=True)
 
 

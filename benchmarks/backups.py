@@ -1,4 +1,4 @@
-"""What backups cost: seconds to write one, as a share of the time between two, and of an epoch.
+"""Measures the cost of backups: time to write one, as a share of the time between two, and of an epoch.
 
 python benchmarks/backups.py
 """

@@ -1,10 +1,10 @@
-"""Tests common observations about conditional VAEs: one experiment a name, figures as a table, a picture.
+"""Tests common observations about conditional VAEs. Each experiment gives a table of figures and a picture.
 
     python benchmarks/findings.py                 all of them, about 20 minutes on 2 cores
     python benchmarks/findings.py loss output     these two
 
-Every row is a conditional VAE on MNIST, 784-512-256-10 latents unless it says otherwise, 4 epochs,
-seed 0, judged by the package's evaluation classifier on 10,000 samples, 1,000 of each class. Pictures
+Every row is a conditional VAE on MNIST: 784-512-256-10 latents unless it says otherwise, 4 epochs,
+seed 0. The package's evaluation classifier judges 10,000 samples of it, 1,000 of each class. Pictures
 go to docs/findings/, figures to docs/findings/NAME.json.
 """
 
@@ -38,7 +38,7 @@ def change(**values):
 
 
 class LinearOutput(CVAE):
-    """A decoder whose pixels are any number: no squashing at all."""
+    """A decoder whose pixels may be any number: there is no squashing function."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -50,14 +50,14 @@ class LinearOutput(CVAE):
 
 
 class ClippedOutput(LinearOutput):
-    """A decoder whose pixels are cut off at 0 and 1: no gradient outside."""
+    """A decoder whose pixels are clipped to [0, 1]: there is no gradient outside."""
 
     def squash(self, logits):
         return ops.clip(logits, 0.0, 1.0)
 
 
 class SharedHead(CVAE):
-    """Mean and log-variance from one and the same layer."""
+    """An encoder whose mean and log-variance are the output of the same layer."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -66,7 +66,7 @@ class SharedHead(CVAE):
         self.encoder = keras.Model(self.encoder.inputs, outputs, name="encoder")
 
 
-# name: (what differs, [(row, settings, model class)])
+# name: [(row, settings, model class)]
 EXPERIMENTS = {
     "loss": [
         ("l1", BASE, CVAE),
@@ -81,7 +81,7 @@ EXPERIMENTS = {
     "optimizer": [
         ("Adam 0.001", BASE, CVAE),
         ("SGD 0.01", change(optimizer="sgd", learning_rate=0.01, lr_schedule="constant"), CVAE),
-        # A common loss is a mean over 784 pixels: its gradient is so much smaller.
+        # A common loss is the mean over 784 pixels: its gradient is 784 times smaller.
         (
             "SGD 0.01 on the mean",
             change(optimizer="sgd", learning_rate=0.01 / 784, lr_schedule="constant"),
@@ -109,7 +109,7 @@ EXPERIMENTS = {
 
 
 def train(settings, model_class, images):
-    """Fit a model as `kae fit` does, without a run folder. Returns (model, history)."""
+    """Train a model like `kae fit`, but without a run folder. Returns (model, history)."""
     random.seed(settings.seed)
     settings = fitting.settled(settings, images)
     classes = {"image_shape": images.images.shape[1:], "num_classes": images.num_classes}
@@ -132,13 +132,13 @@ def train(settings, model_class, images):
 
 
 def judge(model, classifier, test, test_features):
-    """Figures of a model: of its samples from both priors, and of its reconstructions."""
+    """Figures of a model's samples from both priors, and of its reconstructions."""
     labels = np.arange(10).repeat(1_000)
     rebuilt = model.reconstruct((test.images, test.labels))
     figures = {
         "l1 a pixel": np.abs(rebuilt - test.images / np.float32(255)).mean(),
         "kl": model.evaluate((test.images, test.labels), verbose=0, return_dict=True)["kl"],
-        # How much the reconstructions of different images differ: 0 where all look alike.
+        # How much the reconstructions of different images differ: 0 if all look the same.
         "spread": rebuilt.std(axis=0).mean() / (test.images / 255.0).std(axis=0).mean(),
     }
     for prior in ("normal", "fitted"):
@@ -149,7 +149,7 @@ def judge(model, classifier, test, test_features):
 
 
 def run(name, train_data, test_data, classifier, done):
-    """One experiment: its table on stdout, its picture and figures in OUT."""
+    """Run one experiment: print its table, and write its picture and figures to OUT."""
     test_features, _ = classifier(test_data.images)
     rows, strips = {}, []
     for row, settings, model_class in EXPERIMENTS[name]:
@@ -183,7 +183,7 @@ def main(names):
     train_data, test_data = data.load_splits("mnist", progress=print)
     classifier = evaluation_classifier(train_data, test_data)
     print(f"classifier: {classifier.accuracy:.2%} of the test images")
-    done = {}  # the base is a row of most experiments, and trained once
+    done = {}  # the base settings are in most experiments, but are trained only once
     for name in names or EXPERIMENTS:
         run(name, train_data, test_data, classifier, done)
 

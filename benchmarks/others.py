@@ -1,24 +1,24 @@
-"""What other libraries and the Keras example make of MNIST in the same time: one table, one judge.
+"""Compares this library with others and the Keras example on MNIST: same training time, same classifier.
 
     python3 -m venv others && others/bin/pip install -e . pythae multivae
     others/bin/python benchmarks/others.py                 a quarter of an hour on one core
     others/bin/python benchmarks/others.py --epochs 1 keras-ae-vae keras.io
 
-Each contender is a process on one thread. Ours is `keras_ae.fit` with its defaults for so many epochs, everything
-included: validation, pictures, saving and the prior. The processor time that it took is what each of the others
-is given to train; what their samplers take to be fitted is not counted. All have 16 latents and batches of 128,
-and otherwise what they are by default:
+Each contender is a process on one thread. Ours is `keras_ae.fit` with its defaults for --epochs, everything
+included: validation, pictures, saving and the prior. Each of the others may train for as much processor time as
+ours took; the time to fit their samplers is not counted. All have 16 latents and batches of 128, and their
+defaults otherwise:
 
-    keras.io    the convolutional VAE of https://keras.io/examples/generative/vae/ (F. Chollet), written anew here:
+    keras.io    the convolutional VAE of https://keras.io/examples/generative/vae/ (F. Chollet), rewritten here:
                 Conv2D 32 and 64 of stride 2, Dense 16, sums of Bernoulli likelihood and KL, Adam; N(0, I)
     pythae      pythae.models.VAE with its own networks (784-512 and back), its trainer and Adam at 1e-3; sampled by
                 its GaussianMixtureSampler, and by its NormalSampler in a row of its own
-    multivae    multivae.models.CVAE with the label as the modality that conditions, its own networks and trainer, Adam
+    multivae    multivae.models.CVAE with the label as the conditioning modality, its own networks and trainer, Adam
                 at 1e-3; N(0, I)
 
-10,000 samples of each are judged by the evaluation classifier of this package, which none of them saw: FID on its
-features against the training images, the share that it takes for some digit with confidence 0.9, and, where a digit
-was asked for, the share that shows it.
+The evaluation classifier of this package, which no contender uses in training, judges 10,000 samples of each: FID of
+its features from those of the training images, the share of samples that it classifies with confidence 0.9 or more,
+and, if a digit was requested, the share of samples that show it.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def digits():
 
 
 def asked():
-    """The digits that conditional models are asked for."""
+    """The digits that conditional models have to draw."""
     return np.arange(SAMPLES) % 10
 
 
@@ -120,7 +120,7 @@ def keras_io(seconds):
 
 
 def watch(callback, seconds):
-    """A callback of pythae's or multivae's kind that counts steps and ends the training when its time is up."""
+    """A callback for pythae or multivae that counts steps and ends the training when its time is up."""
 
     class Watch(callback):
         steps = 0
@@ -137,7 +137,7 @@ def watch(callback, seconds):
     return Watch()
 
 
-# Of pythae and MultiVae: theirs, until the time is up.
+# Settings of the trainers of pythae and MultiVae. They train until the time is up.
 TRAINER = {
     "num_epochs": 1000,
     "learning_rate": 1e-3,
@@ -208,7 +208,7 @@ def multivae(seconds):
 
 
 def without_what_its_datasets_need():
-    """Let multivae be imported without the packages that its own data sets and metrics need alone."""
+    """Let multivae be imported without the packages that only its own data sets and metrics need."""
     from importlib.machinery import ModuleSpec
     from unittest.mock import MagicMock
 
@@ -225,7 +225,7 @@ def without_what_its_datasets_need():
             return MagicMock(__spec__=spec, __path__=[], __name__=spec.name)
 
         def exec_module(self, module):
-            """Nothing: whatever it is asked for is there."""
+            """Does nothing: a MagicMock already has every attribute."""
 
     sys.meta_path.append(Finder())
 
@@ -259,7 +259,7 @@ def judged(name, images):
 
 
 def run(name, budget, epochs):
-    """A contender in a process of its own, judged in this one."""
+    """Run a contender in its own process, and judge its samples in this one."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {**os.environ, **threads, "KERAS_BACKEND": "torch"}
     print(f"{name} …", file=sys.stderr, flush=True)

@@ -1,15 +1,15 @@
 """Trains the recipes of docs/quality.md, evaluates them and prints its tables.
 
     python benchmarks/quality.py                       those of MNIST, seed 0: about 20 minutes on 2 cores
-    python benchmarks/quality.py --seed 1 cvae         these, with another seed
+    python benchmarks/quality.py --seed 1 cvae         this recipe, with another seed
     python benchmarks/quality.py cvae-fashion_mnist --second-classifier
-    python benchmarks/quality.py vae-emoji cvae-emoji  of the dataset of docs/your-own-images.md
-    python benchmarks/quality.py --release             and release the weights of those in RELEASES
+    python benchmarks/quality.py vae-emoji cvae-emoji  with the dataset of docs/your-own-images.md
+    python benchmarks/quality.py --release             also release the weights of those in RELEASES
 
-Each recipe is a `kae fit` followed by a `kae evaluate`, as processes: the seconds are what a user waits.
-Runs go to checkpoints/quality/RECIPE-SEED; a run that is there is evaluated again, not trained again.
-`--release` copies those of seed 0 to checkpoints/released/, each with its model card, and draws the
-pictures of README and docs/quality.md. Datasets other than mnist have to be prepared.
+Each recipe is a `kae fit` and then a `kae evaluate`, each in its own process. The seconds are the time that
+a user waits. Runs go to checkpoints/quality/RECIPE-SEED; an existing run is not trained again, only
+evaluated again. `--release` copies the runs of seed 0 to checkpoints/released/, each with its model card,
+and draws the pictures of README and docs/quality.md. Datasets other than mnist must be prepared first.
 """
 
 import argparse
@@ -43,9 +43,9 @@ FASHION = (
     "grey pictures of garments",
     "Fashion-MNIST, by\nZalando SE (https://github.com/zalandoresearch/fashion-mnist), is under the MIT licence.",
 )
-# What is in the images, and whose they are.
+# Recipe: (what the images show, the licence of the dataset).
 RELEASES = {"ae": MNIST, "vae": MNIST, "cvae": MNIST, "cvae-fashion_mnist": FASHION}
-COLUMNS = {  # heading: (where the figure is, its format)
+COLUMNS = {  # heading: (name of the figure, its format)
     "L1 a pixel": ("reconstruction_l1", "{:.4f}"),
     "KL": ("kl", "{:.1f}"),
     "-ELBO": ("elbo", "{:.1f}"),
@@ -72,7 +72,7 @@ def recipe_folder(name, seed):
 
 
 def train(name, seed):
-    """The run of a recipe, trained if it is not there yet; returns its run.json."""
+    """Train a recipe, unless its run already exists; returns its run.json."""
     folder = recipe_folder(name, seed)
     if not (folder / "run.json").exists():
         result = kae("fit", *RECIPES[name], "--seed", seed, "--out", folder)
@@ -81,7 +81,7 @@ def train(name, seed):
 
 
 def evaluate(name, seed, *options):
-    """Figures of a recipe, as `kae evaluate` prints them."""
+    """Evaluate a recipe; returns the figures that `kae evaluate` prints."""
     folder = recipe_folder(name, seed)
     figures = kae("evaluate", folder, "--seed", 0, *options)
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -140,7 +140,7 @@ def release(name, run, figures):
 
 
 def draw():
-    """Pictures from the released weights: docs/cvae.png, docs/nearest.png."""
+    """Draw pictures with the released weights: docs/cvae.png, docs/nearest.png."""
     kae("sample", RELEASED / "cvae", "--out", ROOT / "docs" / "cvae.png", "--force")
     import numpy as np
 

@@ -1,11 +1,11 @@
-"""What part of the processor's matrix-multiplication rate a training step reaches. Prints a table.
+"""Compares the rate of a training step with the processor's rate of matrix products. Prints a table.
 
     python benchmarks/rates.py                        torch, 28 to 128 pixels
     KERAS_BACKEND=jax python benchmarks/rates.py --sides 64
 
-The rate of the processor is that of float32 matrix products of 2048 x 2048 by NumPy, measured between the
-steps, in the same process and with as many threads. The operations of a step are counted on torch, by its
-`FlopCounterMode`: matrix products and convolutions, forwards and backwards. The other backends' steps do the same.
+The processor's rate is that of NumPy's float32 matrix products of 2048 x 2048. It is measured between the
+steps, in the same process and with the same number of threads. torch's `FlopCounterMode` counts the operations
+of a step: matrix products and convolutions, forward and backward. On other backends a step does the same.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 
 
 def gflops(size=2048):
-    """Billions of operations a second of a float32 matrix product."""
+    """Billions of operations per second in a float32 matrix product."""
     import numpy as np
 
     a, b = np.random.default_rng(0).random((2, size, size), "float32")
@@ -27,7 +27,7 @@ def gflops(size=2048):
 
 
 def operations(model, images):
-    """Billions of operations of a training step, matrix products and convolutions; None but on torch."""
+    """Billions of operations of a training step (matrix products, convolutions); None if not on torch."""
     import keras
 
     if keras.backend.backend() != "torch":
@@ -40,7 +40,7 @@ def operations(model, images):
 
 
 def row(shape, size, batch, steps, rounds, dtype):
-    """One line of the table."""
+    """Measures and prints one line of the table."""
     import numpy as np
 
     import keras_ae

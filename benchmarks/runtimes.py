@@ -1,10 +1,10 @@
-"""Same seed, same picture: print the matrix of (trained on) x (run on).
+"""Checks that one seed gives one picture on all backends: prints a table of (trained on) x (run on).
 
     python benchmarks/runtimes.py
 
 Trains a small CVAE on torch, jax and tensorflow, and draws the same 40 digits from each checkpoint on
-every Keras backend and with every exported sampler. A cell is the largest difference of a pixel in
-[0, 1] from the picture drawn by the backend that trained the checkpoint; one grey level is 0.0039.
+every Keras backend and with every exported sampler. The reference is the picture that the backend of
+training draws. A cell is the largest difference of a pixel in [0, 1] from it; one grey level is 0.0039.
 """
 
 import argparse
@@ -31,14 +31,15 @@ np.save(sys.argv[2], model.sample({N}, np.arange({N}) % 10, seed={SEED}))
 
 
 def run_onnx(path, inputs):
-    """ONNX Runtime. Each of these takes a file and a dict of arrays, and returns the one output."""
+    """Runs ONNX Runtime. Like the next functions, it takes a file and a dict of arrays, and returns the
+    only output."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(path).run(None, inputs)[0]
 
 
 def run_torch(path, inputs):
-    """torch alone: an ExportedProgram takes its inputs in the order of the metadata."""
+    """Runs torch without Keras: an ExportedProgram takes its inputs in the order of the metadata."""
     import torch
 
     with torch.no_grad():
@@ -46,14 +47,14 @@ def run_torch(path, inputs):
 
 
 def run_openvino(path, inputs):
-    """OpenVINO, which computes in bfloat16 where the CPU can unless it is told not to."""
+    """Runs OpenVINO in float32; by default it computes in bfloat16 if the CPU can."""
     import openvino
 
     return openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)[0]
 
 
 def run_saved_model(path, inputs):
-    """TensorFlow alone."""
+    """Runs TensorFlow without Keras."""
     import tensorflow as tf
 
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
@@ -62,7 +63,7 @@ def run_saved_model(path, inputs):
 
 
 def run_litert(path, inputs):
-    """The LiteRT interpreter."""
+    """Runs the LiteRT interpreter."""
     from ai_edge_litert.interpreter import Interpreter
 
     (output,) = Interpreter(str(path)).get_signature_runner()(**inputs).values()
@@ -86,7 +87,7 @@ PATHS = {
 
 
 def sampler_inputs(n, labels, latent_dim, seed):
-    """What `model.sample(n, labels, seed)` draws, as inputs of an exported sampler of a CVAE."""
+    """The random numbers of `model.sample(n, labels, seed)` as inputs of a CVAE's exported sampler."""
     rng = np.random.default_rng(seed)
     return {
         "noise": rng.standard_normal((n, latent_dim), dtype="float32"),
@@ -96,7 +97,7 @@ def sampler_inputs(n, labels, latent_dim, seed):
 
 
 def run(backend, *command):
-    """Run Python with a backend; its output is shown where it fails."""
+    """Run Python with a backend; if it fails, print its errors and exit."""
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True

@@ -1,12 +1,12 @@
-"""How long starting and sampling take, against the bare import of Keras and a bare decoder call.
+"""Times starting and sampling, compared with the import of Keras alone and a decoder call alone.
 
     python benchmarks/sampling.py start
     python benchmarks/sampling.py images
 
-`start` times whole processes in turn, with the processor's time of each; a cell is the median. Where several
-backends are installed, `import keras` on one may import others; "alone" is with those hidden. `images` times
-`sample` of the released CVAE and the bare decoder on the same codes, in several processes a backend. Ratios are
-medians of the rounds, those of `images` with their quartiles.
+`start` measures the processor time of whole processes, which take turns; a cell is the median. If several
+backends are installed, `import keras` with one may import others; for "alone", the others are hidden. `images`
+times `sample` of the released CVAE and its decoder alone on the same codes, in several processes per backend.
+Ratios are medians of the rounds; those of `images` have quartiles.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from training import cell
 BACKENDS = ("torch", "jax", "tensorflow")
 BATCHES = (1, 64, 4096)
 
-# As if these packages were not installed: put where Python runs it first.
+# Hides packages as if they were not installed. Python runs this first, as sitecustomize.py.
 HIDE = """
 import os
 from importlib.machinery import PathFinder
@@ -33,7 +33,7 @@ find, hidden = PathFinder.find_spec, os.environ["HIDDEN"].split()
 PathFinder.find_spec = lambda name, *rest: None if name in hidden else find(name, *rest)
 """
 
-# The second start of a prepared dataset, in a process that has imported what it needs.
+# Times loading a prepared dataset from the cache, after the imports.
 DATA = """
 import time
 from keras_ae import data
@@ -44,7 +44,7 @@ print(time.perf_counter() - start, train.images.sum(dtype="int64") > 0)
 
 
 def processor(command, environment):
-    """Seconds of the processor that a process took."""
+    """Runs a process; returns its processor time in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=environment, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,7 +63,7 @@ def start(arguments):
         for i in range(arguments.rounds + 1):
             for seconds, one in zip(times, (command, against)):
                 taken = processor([python, *one], environment) if one else 0.0
-                if i:  # the first fills the system's caches
+                if i:  # the first round only fills the system's caches
                     seconds.append(taken)
         ours, theirs = map(statistics.median, times)
         compared = ""
@@ -127,7 +127,7 @@ def images(arguments):
 
 
 def bare_decoder(model):
-    """A function from NumPy codes and one-hot labels to NumPy images, as short as the backend allows."""
+    """A function from NumPy codes and one-hot labels to NumPy images, as direct as the backend allows."""
     import keras
 
     decoder, backend = model.decoder, keras.backend.backend()
@@ -179,7 +179,7 @@ def worker(arguments):
                 start = time.process_time()
                 for _ in range(repeats):
                     sample()
-                if i > 1:  # after two that compile and fill caches
+                if i > 1:  # the first two rounds compile and fill caches
                     seconds[name].append((time.process_time() - start) / repeats)
         print(json.dumps({"batch": n, **seconds}), flush=True)
 

@@ -1,15 +1,17 @@
-"""Time and memory of training against what may grow: images, batch, image size, latents, classes.
+"""Measures how time and memory of training grow with images, batch, image size, latents and classes.
 
     taskset -c 0 python benchmarks/scale.py              # twelve minutes, 0.8 GB of disk
 
 Trains the default CVAE on torch, or on KERAS_BACKEND (conv, batches of 128, 10,000 images of 28x28, 16
-latents, 10 classes) with one of these changed at a time, each point in a process of its own, on one thread. Prints tables and draws docs/scale.png.
+latents, 10 classes), and changes one of these at a time. Each point has its own process, on one thread.
+Prints tables and draws docs/scale.png.
 
-Time is that of the processor: of a step, the median of five stretches of up to 16 steps, after one that is not
-counted. An epoch of up to 10,000 images is timed whole; a longer one is its order, timed, and its steps, each
-taken for the median. Memory is the highest resident set size of the process. "Streamed" images lie in a file and
-are read batch by batch, as those of `kae fit` beyond KAE_MEMORY. Images are MNIST's, over and over; other sizes are made
-by Pillow, and other numbers of classes from the number of the image: this is about cost, not about what is learned.
+Time is processor time. For a step, it is the median of five stretches of up to 16 steps; the first stretch is
+not counted. An epoch of up to 10,000 images is timed as a whole. A longer epoch is the time to shuffle its order
+plus its number of steps times the median step. Memory is the highest resident set size of the process.
+"Streamed" images are in a file and are read batch by batch, as `kae fit` does above KAE_MEMORY. Images are
+MNIST's, repeated. Pillow scales them to other sizes, and other numbers of classes are made from an image's
+index: this measures cost, not what is learned.
 """
 
 import argparse
@@ -33,12 +35,12 @@ AXES = {
     "classes": (2, 10, 100, 1000),
 }
 STRETCHES = 5
-WHOLE = 10_000  # images of an epoch that is timed whole
-BLOCK = 10_000  # images made at a time
+WHOLE = 10_000  # most images of an epoch that is timed as a whole
+BLOCK = 10_000  # images that are made at a time
 
 
 def made(rows, size, mnist):
-    """MNIST's images over and over, scaled: (n, size, size, 1) uint8."""
+    """MNIST's images, repeated and scaled: (n, size, size, 1) uint8."""
     import numpy as np
     from PIL import Image
 
@@ -51,7 +53,7 @@ def made(rows, size, mnist):
 
 
 def dataset(point, folder):
-    """Images and labels of a point: an array, or `StoredImages`."""
+    """Images (an array, or `StoredImages`) and labels of a point."""
     import numpy as np
 
     from keras_ae import data
@@ -107,7 +109,7 @@ def worker(point):
         images, labels = dataset(point, folder)
         batch, size = point["batch"], point["size"]
         feed, clock = Feed(images, labels, batch, 0), Clock()
-        # Fewer steps in a stretch where one takes longer.
+        # If a step takes longer, a stretch has fewer steps.
         stretch = max(1, steps_per_execution(batch) * 28 * 28 // size**2)
         steps = min(len(feed), (1 + STRETCHES) * stretch)
         rest = {**point, "images": DEFAULT["images"], "streamed": False}
@@ -129,7 +131,7 @@ def worker(point):
 
 
 def points(axis):
-    """The points of an axis: the others at their default."""
+    """The points of an axis: all other values have their defaults."""
     for value in AXES[axis]:
         for streamed in (False, True) if axis == "images" else (False,):
             yield {**DEFAULT, axis: value, "streamed": streamed}
@@ -169,7 +171,7 @@ def print_tables(results):
 
 
 def labelled(values):
-    """Those of the values that have room for a label on a logarithmic axis."""
+    """The values for which a logarithmic axis has room for a label."""
     room, shown = 0.255 * math.log(values[-1] / values[0]), [values[0]]
     for value in values:
         if math.log(value / shown[-1]) > room:
@@ -182,7 +184,7 @@ def power_of_ten(value):
 
 
 def draw(results, path):
-    """A column for each axis: time above, memory below; grey: proportional to what grows."""
+    """Draw a column for each axis: time above, memory below; grey lines show proportional growth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,7 +209,7 @@ def draw(results, path):
             top.plot(x, [scale * r[time_of] for r in mine], style, color=color, ms=4, label=label)
             bottom.plot(x, [r["peak"] for r in mine], style, color=color, ms=4)
             if not streamed and axis not in ("latents", "classes"):
-                # Proportional: to the number, to the square of a side.
+                # Proportional to the number, or to the square of the side.
                 power, last = (2 if axis == "size" else 1), scale * mine[-1][time_of]
                 guide = [last * (value / x[-1]) ** power for value in x]
                 name = "proportional to pixels" if axis == "size" else "proportional"

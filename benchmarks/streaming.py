@@ -1,11 +1,11 @@
-"""A million images from disk: memory and throughput against the same images in memory.
+"""Compares a million images read from disk with the same images in memory: memory and throughput.
 
     python benchmarks/streaming.py            # about ten minutes of one core, 1.3 GB of disk
 
-Makes a TFDS dataset of 17 copies of MNIST's training images (1,020,000), and then, each in a process of
-its own: decodes it into the cache, trains 600 steps with the images in memory (mapped) and as many with
-the images on disk, by turns, fits the prior, and evaluates. It trains the dense network, for which the
-next batch is needed soonest. Memory is the highest resident set size, mapped pages included.
+Makes a TFDS dataset of 17 copies of MNIST's training images (1,020,000). Then, each in its own process:
+decodes it into the cache; trains 600 steps with the images in memory (mapped) and 600 with the images on
+disk, in turns; fits the prior; and evaluates. It trains the dense network, whose steps are shortest, so
+that it needs batches fastest. Memory is the highest resident set size, including mapped pages.
 """
 
 import json
@@ -69,7 +69,7 @@ print({"seconds": round(figures["seconds"]), "MB": peak()})
 
 
 def make_dataset(data_dir):
-    """17 copies of MNIST's training records, and MNIST's test records, as one dataset."""
+    """Make a dataset of 17 copies of MNIST's training records, and of MNIST's test records."""
     mnist = data.prepare("mnist", data_dir).path
     folder = mnist.parents[1] / "mnist_million" / mnist.name
     folder.mkdir(parents=True)
@@ -89,7 +89,7 @@ def make_dataset(data_dir):
 
 
 def measured(what, script, *arguments, **environment):
-    """Run a script in a process of its own, and print what it prints: its highest memory, too."""
+    """Run a script in its own process, and print its output, which includes its highest memory."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK + script, *map(str, arguments)],
         env={**os.environ, **environment},

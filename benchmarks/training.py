@@ -1,27 +1,27 @@
-"""How long an epoch of training takes, as ratios to loops written by hand. Prints tables.
+"""Compares the time of a training epoch with that of hand-written loops, as ratios. Prints tables.
 
     python benchmarks/training.py --quick
     python benchmarks/training.py
 
-A ratio is the time of `fit` of this library (progress bar, metrics and annealing on) over that of the
-baseline: below 1 it is faster. All contenders of a row run in one process, in turns, and the row is run in several
-processes: where weights happen to lie in memory favours one or the other by up to 3 % as long as a process lives. A cell
-is the median of the ratios of all rounds and the quartiles around it. With one thread (the default) the time is that of
-the processor, which neighbours on the machine disturb less; with more it is the clock's.
+A ratio is the time of this library's `fit` (with progress bar, metrics and annealing) divided by the time of the
+baseline: below 1, this library is faster. All contenders of a row run in one process, in turns. Each row is run in
+several processes, because the places of the weights in memory favour one contender by up to 3 % throughout a process.
+A cell is the median of the ratios of all rounds, with the quartiles. With one thread (the default), times are processor
+times, which other programs on the machine disturb less. With more threads, they are clock times.
 
-The baselines have the same networks, losses, initial learning rate and batches, shuffled anew each epoch:
+The baselines have the same networks, losses, initial learning rate and batches, shuffled again in each epoch:
 
     plain      PyTorch loop as in PyTorch's examples: float32 tensors in memory, Adam, loss.item()
     fused      the loop of a careful engineer: uint8 tensors, Adam(fused=True), no .item()
     stock      Keras `fit` of stock layers, stock step and stock Adam, with add_loss for the KL term
-    tutorial   DataLoader over a Dataset that transforms each image (by hand what torchvision's
-               ToTensor does: torchvision is not needed here), else as plain
+    tutorial   DataLoader over a Dataset that transforms each image (with its own code for torchvision's
+               ToTensor, so that torchvision is not needed), otherwise like plain
     pythae     the trainer of pythae (pip install --no-deps pythae pydantic cloudpickle) on the same
-               network and loss; AE and VAE, where it is installed
+               network and loss; AE and VAE only, if it is installed
     scan       raw jax: an epoch is one `lax.scan` over the batches
 
-On torch they run beside keras_ae in one process, and so profit from its setting of malloc. On a CPU
-XLA runs convolutions within a loop several times slower: there `scan` is no goal for conv.
+On torch they run in one process with keras_ae, so they also profit from its malloc setting. On a CPU, XLA
+runs convolutions in a loop several times slower, so there `scan` is not a goal for conv.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def ours(kind, backbone, batch, images, labels):
     )
 
     def epoch():
-        with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, not shown
+        with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, but not shown
             model.fit(source, shuffle=False, verbose=1, callbacks=callbacks)
 
     epoch.model, epoch.keras = model, keras
@@ -71,7 +71,7 @@ def ours(kind, backbone, batch, images, labels):
 
 
 def stock(kind, backbone, batch, images, labels):
-    """The same networks of Keras' own layers, trained by Keras' own step."""
+    """The same networks, made of Keras' own layers and trained with Keras' own step."""
     import keras
     from keras import layers, ops
 
@@ -133,7 +133,7 @@ def stock(kind, backbone, batch, images, labels):
 
 
 def torch_loops(kind, backbone, batch, images, labels):
-    """The loops by hand: name -> a function that trains one epoch."""
+    """The hand-written loops: {name: a function that trains one epoch}."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -217,7 +217,8 @@ def torch_loops(kind, backbone, batch, images, labels):
             yield x[rows].float().div_(255) if scale else x[rows], classes[rows]
 
     def pythae():
-        """An epoch of pythae's trainer, without its evaluation and checkpoints; None without pythae."""
+        """A function that trains an epoch with pythae's trainer, without its evaluation and checkpoints;
+        None without pythae."""
         try:
             from pythae.data.datasets import BaseDataset
             from pythae.models import VAE, VAEConfig
@@ -260,7 +261,7 @@ def torch_loops(kind, backbone, batch, images, labels):
 
 
 def jax_scan(kind, backbone, batch, images, labels):
-    """Raw jax: a function that trains one epoch."""
+    """Returns a function that trains one epoch in raw jax."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -356,7 +357,7 @@ def jax_scan(kind, backbone, batch, images, labels):
     averages = {
         k: (jnp.zeros(len(q["beta"])),) * 2 for k, q in p.items() if k in ("n0", "n1", "n2", "n3")
     }
-    # The images are an argument, not a constant of the compiled epoch.
+    # The images are in the state, so that they are not a constant of the compiled epoch.
     state = (
         p,
         zeros,
@@ -378,13 +379,13 @@ def jax_scan(kind, backbone, batch, images, labels):
 
 
 def profile(epoch):
-    """Shares of one epoch on torch: what -> seconds. The parts are timed where they are called."""
+    """Shares of the time of one epoch on torch: {part: share}. The functions of each part are timed."""
     import torch
 
     from keras_ae.fast.executions_torch import RunningMeans
     from keras_ae.feed import Feed
 
-    spent, within = {}, [0.0]  # of each call that is under way, the seconds of the parts within it
+    spent, within = {}, [0.0]  # within: per call in progress, the seconds of other parts inside it
 
     def timed(owner, attribute, name):
         original = getattr(owner, attribute)
@@ -423,7 +424,7 @@ def profile(epoch):
 
 
 def worker(arguments):
-    """The rows of one backend, a line of JSON each."""
+    """Measures the rows of one backend, and prints one line of JSON for each."""
     import numpy as np
 
     from keras_ae import data
@@ -450,10 +451,10 @@ def worker(arguments):
                 contenders = {"ours": ours(*row), "stock": stock(*row)}
                 if backend == "torch":
                     contenders |= torch_loops(*row)
-                if backend != "torch":  # raw jax runs beside tensorflow, too
+                if backend != "torch":  # raw jax is also compared with tensorflow
                     contenders["scan"] = jax_scan(*row)
                 for epoch in contenders.values():
-                    epoch()  # compiles, fills caches
+                    epoch()  # compiles and fills caches
                 seconds = {name: [] for name in contenders}
                 for _ in range(arguments.rounds):
                     for name, epoch in contenders.items():
@@ -468,7 +469,7 @@ def worker(arguments):
 
 
 def cell(ours, theirs):
-    """Median of the ratios and its quartiles."""
+    """Formats the median and the quartiles of the ratios."""
     ratios = sorted(a / b for a, b in zip(ours, theirs))
     low, _, high = statistics.quantiles(ratios, n=4)
     return f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"

@@ -1,11 +1,11 @@
-"""What a whole `kae fit` and `kae evaluate` take beside the training steps.
+"""Measures the time of a whole `kae fit` and `kae evaluate`, compared with the training steps.
 
     taskset -c 0 python benchmarks/whole.py cvae                # five minutes: 2 epochs of the recipe's 15
     taskset -c 0 python benchmarks/whole.py vae --epochs 15     # the whole recipe
 
-Runs the two as the command line does, in a process each, on torch, on one thread, with the parts timed where
-they are called. Seconds are of the processor. With fewer epochs than the recipe's 15, what is done once an epoch is
-counted 15 times its share, and what is done once a run, once.
+Runs both commands like the command line, each in its own process, on torch and one thread. The functions of each
+part are timed, in processor seconds. With fewer epochs than the recipe's 15, the parts of each epoch are scaled to 15
+epochs; parts that are done once per run count once.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import tempfile
 import time
 
 EPOCHS = 15
-ONCE = ("start-up", "first serialization", "data", "prior", "rest")  # a run; the others, an epoch
+ONCE = ("start-up", "first serialization", "data", "prior", "rest")  # once per run, not per epoch
 
 
 def timed(spent, owner, name, part):
-    """Have a function add the seconds it takes to a part, less those of parts within it."""
+    """Make a function add its seconds to a part, without the seconds of other parts inside it."""
     original = getattr(owner, name)
 
     def wrapped(*args, **kwargs):
@@ -36,14 +36,14 @@ def timed(spent, owner, name, part):
 
 
 def fit(arguments):
-    """`keras_ae.fit` of the default recipe; its parts in seconds."""
+    """Run `keras_ae.fit` with the default recipe; returns the seconds of its parts."""
     import keras
 
     import keras_ae
     from keras_ae import callbacks, checkpoints, data, fitting
 
     class Steps(keras.callbacks.Callback):
-        """The training steps of the epochs, up to the validation."""
+        """Times the training steps of each epoch, until the validation begins."""
 
         def on_epoch_begin(self, epoch, logs=None):
             self.start, self.running = time.process_time(), True
@@ -54,7 +54,7 @@ def fit(arguments):
             self.running = False
 
     steps, spent = [], {"start-up": time.process_time()}
-    # The first in a process has Keras import tensorflow, where there is one.
+    # The first serialization in a process makes Keras import tensorflow, if it is installed.
     keras.saving.serialize_keras_object(keras.layers.Dense(1))
     spent["first serialization"] = time.process_time() - sum(spent.values())
     kind = fitting.MODEL_CLASSES[arguments.model]
@@ -68,13 +68,13 @@ def fit(arguments):
         timed(spent, kind, "fit_prior", "prior")
     settings = keras_ae.Settings(arguments.model, epochs=arguments.epochs, limit=arguments.limit)
     keras_ae.fit(settings, arguments.out, verbose=0, report=lambda line: None, callbacks=[Steps()])
-    spent["training steps"] = sum(steps)  # not within the validation, whose beginning ends them
+    spent["training steps"] = sum(steps)  # without the validation: its beginning stops the clock
     spent["rest"] = time.process_time() - sum(spent.values())
     return spent
 
 
 def evaluate(arguments):
-    """`keras_ae.evaluation.evaluate` of that run; its parts in seconds."""
+    """Run `keras_ae.evaluation.evaluate` on that run; returns the seconds of its parts."""
     from keras_ae import checkpoints, classifier, data, evaluation
 
     spent = {"start-up": time.process_time()}
