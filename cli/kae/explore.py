@@ -25,9 +25,8 @@ def command(model, dataset, data_dir, seed, out, force, as_json):
 
     from keras_ae import exploring
 
-    networks = exploring.describe(
-        network
-    )  # before the data is loaded, because this fails for unknown layers
+    # Before the data is loaded, because this fails for unknown layers.
+    networks = exploring.describe(network)
     test = console.load_test(network, checkpoint, dataset, data_dir)
     page = exploring.explore(network, test, seed=seed, progress=console.say, networks=networks)
 
