@@ -134,7 +134,7 @@ def labelled(features, blocks):
     if features.label is None:
         return None, None
     labels = np.concatenate(blocks)
-    if (labels < 0).any():  # -1 is how TFDS says unknown
+    if (labels < 0).any():  # TFDS stores -1 for an unknown label
         return None, None
     if labels.max() >= len(features.class_names):
         raise ValueError(f"label {labels.max()} of {len(features.class_names)} classes")
