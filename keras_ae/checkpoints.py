@@ -257,6 +257,19 @@ def read_run(folder):
     return run
 
 
+def settings_of(run, folder):
+    """The `Settings` in the run.json of a folder, which `read_run` has read.
+
+    Raises:
+        CheckpointError: it names no model.
+    """
+    if "model" not in run.get("settings", {}):
+        raise CheckpointError(
+            f"{Path(folder) / 'run.json'} is damaged: its settings lack the model"
+        )
+    return Settings.from_dict(run["settings"])
+
+
 def write_run(folder, run):
     """Write a folder's run.json."""
     write_bytes(Path(folder) / "run.json", json.dumps({"format": FORMAT, **run}, indent=2) + "\n")

@@ -223,12 +223,12 @@ class Run:
         if self.origin is not None:
             model = in_dtype(model, self.settings.dtype)
         if self.resume:
+            stored = checkpoints.settings_of(self.record, self.folder)
             if "size" not in self.record["settings"]:
                 raise RunError(
                     f"The run in {self.folder} was begun by keras-ae 0.1, whose networks were others: finish "
                     "it there, or start over with --force."
                 )
-            stored = Settings.from_dict(self.record["settings"])
             self.settings = as_stored(self.settings, stored)
         if model is not None:
             self.settings = settings_of(self.settings, model)
@@ -780,9 +780,9 @@ def stored_settings(folder):
     """
     place = checkpoints.place_of(folder)
     record = checkpoints.read_run(place)
-    if "settings" not in record:
+    if not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    settings = Settings.from_dict(record["settings"])
+    settings = checkpoints.settings_of(record, place)
     source = checkpoints.read_source(place)
     return settings if source is None else dataclasses.replace(settings, dataset=source)
 

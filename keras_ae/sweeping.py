@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.fitting import as_stored, differences, fit, settled
-from keras_ae.settings import Settings, has_kl
+from keras_ae.settings import has_kl
 
 
 def sweep(
@@ -82,7 +82,7 @@ def _record(place, settings):
     record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
-    stored = settled(Settings.from_dict(record["settings"]))
+    stored = settled(checkpoints.settings_of(record, place))
     own = as_stored(settled(settings), stored)
     if other := set(differences(own, stored)) - {"dataset"}:
         raise RunError(
@@ -93,7 +93,10 @@ def _record(place, settings):
 
 
 def _figures(place, settings):
-    final = checkpoints.read_run(place)["final"]
+    final = checkpoints.read_run(place).get("final", {})
+    for name in ("val_kl", "val_reconstruction"):
+        if type(final.get(name)) not in (int, float):
+            raise RunError(f"{place / 'run.json'} is damaged: its final {name} is no number.")
     return {
         "kl_weight": settings.kl_weight,
         "run": str(place),

@@ -14,6 +14,8 @@ from kae.main import cli
 from PIL import Image
 
 import keras_ae
+from keras_ae import checkpoints
+from keras_ae.settings import Settings
 
 TITLE = 22  # pixels of the line with the name of a class
 SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
@@ -245,6 +247,20 @@ def test_sweep(kae):
     refused(kae("sweep", "ae", "--kl-weight", "0.5"), 2, "no KL divergence")
     refused(kae("sweep", "vae", "--kl-weight", "1,1"), 2, "different")
     refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")
+
+
+def test_a_sweep_over_runs_that_say_odd_things(kae):
+    place = kae.folder / "odd" / "kl_weight-0.5"
+    place.mkdir(parents=True)
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--kl-weight", "0.5", "--out", "odd"]
+    settings = Settings("vae", backbone="mlp", hidden=(16, 8), latent_dim=3, limit=60, batch_size=16, epochs=1, kl_weight=0.5)  # fmt: skip
+    for run in ({}, {"settings": {}}, {"settings": {"seed": 1}}):
+        checkpoints.write_run(place, {"finished": True, **run})
+        refused(kae(*command), 1, "run.json is damaged", "lack the model")
+    for final in ({}, {"val_kl": "1"}, {"val_kl": 1.0, "val_reconstruction": [2]}):
+        run = {"settings": settings.to_dict(), "finished": True, "final": final}
+        checkpoints.write_run(place, run)
+        refused(kae(*command), 1, "run.json is damaged", "is no number")
 
 
 def test_one_seed_is_one_picture_on_every_backend(kae):

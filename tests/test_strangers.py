@@ -689,8 +689,10 @@ DEEP = "[" * 400 + "]" * 400
         '{"settings": {"model": "vae", "epochs": 1e400}}',
         '{"settings": {"model": "vae", "epochs": %s}}' % ("9" * 5000),
         '{"settings": {"model": "vae"}, "final": {"val_loss": NaN, "epochs": {"a": 1}}}',
+        '{"settings": {"seed": 3}}',
+        '{"finished": false}',
     ],
-    ids=range(7),
+    ids=range(9),
 )  # fmt: skip
 def test_a_run_that_says_odd_things(text, saved, kae, mnist_env):
     saved()
