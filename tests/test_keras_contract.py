@@ -1068,6 +1068,15 @@ def test_any_layer_computes_what_keras_computes(name, digits):
 # One thing each
 
 
+@pytest.mark.skipif(not TORCH, reason="a trainer of torch")
+def test_predict_calls_nothing_that_the_next_keras_lacks(digits, monkeypatch):
+    gone = "_should_torch_compile"  # in 3.16
+    for base in keras.Model.__mro__:
+        if gone in vars(base):
+            monkeypatch.delattr(base, gone)
+    assert compiled(mlp()).predict(digits[0][:N], verbose=0).shape == (N, *SHAPE)
+
+
 @pytest.mark.parametrize("before", [0, 2])
 def test_adam_follows_its_counter_under_a_schedule(before, digits):
     x, moved = digits[0][:N], []

@@ -100,7 +100,7 @@ class Steps:
 
     def make_predict_function(self, force=False):
         step = self.predict_step
-        if self._should_torch_compile():
+        if self.jit_compile:
             step = torch.compile(step)
 
         @torch.no_grad()
