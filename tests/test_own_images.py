@@ -151,7 +151,7 @@ def test_files_are_prepared_as_the_images_were(kae):
 def test_encode_a_folder(kae):
     (kae.folder / "pictures" / "notes.txt").write_text("none")
     text = kae("encode", "cvae-toys", "pictures")
-    assert "left out 1 files whose names are no image's" in kae.said
+    assert "left out, without the suffix of an image: 1 of the files" in kae.said
     head, *rows = csv.reader(text.splitlines())
     assert head == ["file", "class", "z0", "z1", "z2"]
     names = [row[0] for row in rows]

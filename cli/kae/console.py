@@ -299,7 +299,7 @@ def find_files(files):
 
     found, others = data.find_files(files)
     if others:
-        say(f"left out {others:,} files whose names are no image's")
+        say(f"left out, without the suffix of an image: {others:,} of the files")
     return found
 
 

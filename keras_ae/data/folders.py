@@ -88,7 +88,7 @@ def import_folder(
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     ignored = splits.pop("ignored")
     if ignored:
-        progress(f"left out {ignored:,} files whose names are no image's")
+        progress(f"left out, without the suffix of an image: {ignored:,} of the files")
     if not classes:
         progress("there are no class folders, and so no labels: for an ae or a vae")
     elif len(classes) == 1:
@@ -96,7 +96,7 @@ def import_folder(
     unreadable: list[Path] = []
     shape = _survey(splits, resize, mode, unreadable if skip_unreadable else None)
     if unreadable:
-        progress(f"left out {len(unreadable):,} files that cannot be read, {unreadable[0]} first")
+        progress(f"left out, as it cannot be read: {unreadable[0]}, first of {len(unreadable):,}")
 
     def encoded(path):
         return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))

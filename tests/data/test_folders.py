@@ -499,7 +499,7 @@ def test_hidden_files_and_others_are_left_out(folder):
     lines = []
     prepared = data.import_folder("mine", folder, progress=lines.append)
     assert sum(prepared.splits.values()) == 2
-    assert "left out 3 files whose names are no image's" in lines
+    assert "left out, without the suffix of an image: 3 of the files" in lines
 
 
 def test_links_are_followed(folder, tmp_path):
@@ -524,7 +524,7 @@ def test_unreadable_files(digits, content):
     refused(r"one/4.png cannot be read .*--skip-unreadable", folder)
     lines = []
     data.import_folder("mine", folder, skip_unreadable=True, progress=lines.append)
-    assert f"left out 1 files that cannot be read, {folder / 'one' / '4.png'} first" in lines
+    assert f"left out, as it cannot be read: {folder / 'one' / '4.png'}, first of 1" in lines
     expected = [(i.tobytes(), name) for name in images for i in images[name]]
     expected.remove((images["one"][4].tobytes(), "one"))
     assert sorted(contents("train") + contents("test")) == sorted(expected)
