@@ -26,8 +26,8 @@ _filling = contextvars.ContextVar("filling", default=None)
 
 SIDE_OF_STAGES = 48  # from this shorter side on, convolutions halve the sides down to LAST_SIDE
 LAST_SIDE = 4
-INPUTS = 256  # a dense layer with more inputs has them scaled down, as if it had only so many
-PIXELS_OF_DIGITS = 1024  # up to so many inputs, a network of dense layers needs no scaling
+INPUTS = 256  # a dense layer with more inputs has them scaled down, as if it had only this many
+PIXELS_OF_DIGITS = 1024  # up to this many inputs, a network of dense layers needs no scaling
 LARGEST_GAIN = 16.0
 # For layers without normalisation that follow SiLU: SiLU reduces a variance of 1 to 0.36 (He et al. 2015 did
 # this for ReLU). With Glorot's variance, an AE of such layers soon drew all images black, and stayed there.
@@ -346,8 +346,8 @@ class Backbone:
     Attributes:
         encoder: (image_shape, latent_dim, heads, widths, num_classes) -> a `keras.Model` from `image`
             (N, H, W, C) in [0, 1] [and one-hot `label` (N, K)] to a dict {head: (N, latent_dim) float32}.
-            Each head needs a layer of its own: a layer shared by mean and log-variance harms a VAE more
-            than anything else.
+            Each head needs a layer of its own: a VAE suffers more from a layer that mean and log-variance
+            share than from anything else.
         decoder: (image_shape, latent_dim, widths, num_classes) -> a `keras.Model` from `latent` (N, D)
             [and one-hot `label`] to images (N, H, W, C) float32 in [0, 1].
         widths: (image_shape, size, hidden) -> an object of any kind, passed to encoder and decoder as

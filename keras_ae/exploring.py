@@ -27,14 +27,14 @@ from keras_ae.priors import ClassMixture, StandardNormal
 
 CODES = 2_000  # most test images on the map
 THUMBNAIL = 32  # most pixels of the longer side of a thumbnail
-PLAIN = 1024  # thumbnails are PNG up to so many values each, else JPEG
+PLAIN = 1024  # thumbnails are PNG up to this many values each, else JPEG
 TESTED = 12  # most codes and images by which the page checks itself …
 TESTED_VALUES = 100_000  # … and most values of these images (but at least 2 images)
-# Packed kernels are quantized, with so many steps per standard deviation of the kernel. The error of a pixel must
+# Packed kernels are quantized, with this many steps per standard deviation of the kernel. The error of a pixel must
 # stay below 1/255. An error of 1/100 of a latent's standard deviation is invisible, so the encoder has fewer.
 FINE = {"encoder": 256, "decoder": 1024}
 FINE_CODES = 512  # the same for codes and priors
-SMALL = 2_000  # an array of up to so many numbers is stored as float32
+SMALL = 2_000  # an array of up to this many numbers is stored as float32
 ENTRY = "main.js"
 
 

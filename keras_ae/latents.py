@@ -12,7 +12,7 @@ from keras_ae.evaluation import kl_per_latent
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
 EMBEDDINGS = ("pca", "tsne", "umap")
-NEIGHBOURHOODS = 3_000  # most codes for t-SNE and UMAP, which take seconds for so many
+NEIGHBOURHOODS = 3_000  # most codes for t-SNE and UMAP, which take seconds for this many
 
 
 def path(start, end, steps, spherical=False):

@@ -21,8 +21,8 @@ FACTORS = 1 << 24  # numbers in the Cholesky factors that `draw` gathers at a ti
 CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # numbers of components of a class to try
 SHRINKAGES = (1.0, 0.1, 4.0)  # values of nu to try, in multiples of the number of latents
 FARTHEST = 1e9  # largest entry of a code; float32 cannot hold the covariances of larger ones
-CODES_A_COMPONENT = 8  # k-means starts with at least so many codes for each component
-GUESSED = 200  # k-means sees so many codes for each component
+CODES_A_COMPONENT = 8  # k-means starts with at least this many codes for each component
+GUESSED = 200  # k-means sees this many codes for each component
 ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; it stops when an iteration gains fewer nats per code
 MOST_NUMBERS = 1 << 21  # in covariances: a larger prior is not tried; 8 MiB in the model's file
 
@@ -402,7 +402,7 @@ def fit_mixtures(by_class, components, shrinkage, seed=0):
     Args:
         by_class: {class: (n, D) float32 codes}.
         components: number of components of each class; a class with few codes gets fewer.
-        shrinkage: nu: the pooled covariance counts as much as so many codes; see `ClassMixture.fit`.
+        shrinkage: nu: the pooled covariance counts as much as nu codes; see `ClassMixture.fit`.
         seed: of the first guess, which k-means makes.
     """
     shares = {y: _first_guess(codes, components, seed) for y, codes in by_class.items()}

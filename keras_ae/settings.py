@@ -174,12 +174,12 @@ class Settings:
             `keras_ae.augmentation`.
         dtype: "float32", or "mixed_bfloat16": layers compute in bfloat16, while weights, losses and the
             checkpoint stay float32.
-        early_stopping: end the run after so many epochs without a lower validation loss. The count starts
+        early_stopping: end the run after this many epochs without a lower validation loss. The count starts
             after the warm-up of `kl_weight`: losses before that cannot be compared. None for never.
         ema: momentum, in (0, 1), of a running average of the weights. The average replaces the weights
             wherever the model is used (validation, pictures, checkpoint). None for no average.
         seed: of the weights, the order of the images and all noise.
-        limit: train on only the first so many images; None for all.
+        limit: train on only the first `limit` images; None for all.
     """
 
     model: str
