@@ -14,9 +14,11 @@ KILLS = 20
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize(
+    ("backend", "processes"), [("torch", 1), ("torch", 2), ("jax", 1), ("tensorflow", 1)]
+)
 def test_a_run_that_is_killed_at_random_moments_is_the_run_left_alone(
-    backend, mnist_dir, shared_tmp
+    backend, processes, mnist_dir, shared_tmp
 ):
     """`kills.py` compares weights, history and pictures bit for bit, and loads the model after each kill."""
     if not importlib.util.find_spec(backend):
@@ -30,6 +32,7 @@ def test_a_run_that_is_killed_at_random_moments_is_the_run_left_alone(
         "TF_NUM_INTEROP_THREADS": "1",
     }
     command = [sys.executable, SCRIPT, "--kills", str(KILLS), "--signals", "KILL,KILL,KILL,TERM"]
+    command += ["--processes", str(processes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout)
