@@ -12,7 +12,7 @@ from kae import console, options
     type=click.FloatRange(0.02, 60),
     default=0.5,
     show_default=True,
-    help="An epoch is shown so long, the last one four times.",
+    help="How long each epoch is shown; the last one is shown four times as long.",
 )
 @options.out_option([".gif"], "samples/RUN.gif")
 @options.force_option

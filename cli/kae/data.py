@@ -77,9 +77,16 @@ class Size(click.ParamType):
 @click.argument("folder", type=click.Path(path_type=Path))
 @options.data_dir_option
 @click.option(
-    "--resize", type=Size(), metavar="HEIGHTxWIDTH", help="Scale every image; 28 is 28x28."
+    "--resize",
+    type=Size(),
+    metavar="HEIGHTxWIDTH",
+    help="Scale every image to this size; 28 means 28x28.",
 )
-@click.option("--crop", is_flag=True, help="Before --resize, cut off what would be stretched.")
+@click.option(
+    "--crop",
+    is_flag=True,
+    help="Cut the longer side first, so that --resize does not stretch the image.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["grey", "rgb"]),
@@ -90,19 +97,19 @@ class Size(click.ParamType):
     type=click.Choice(["white", "black"]),
     default="white",
     show_default=True,
-    help="Behind transparent pixels.",
+    help="Colour behind transparent pixels.",
 )
 @click.option(
     "--test-fraction",
     type=float,
-    help="Share of each class to test on, where there is no test folder.  [default: 0.1]",
+    help="Share of each class to test on, if there is no test folder.  [default: 0.1]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of the split.",
+    help="Seed of the split.",
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
 @options.force_option

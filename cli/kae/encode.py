@@ -23,7 +23,7 @@ BATCH = 256  # images that are held in memory at a time
 @click.option(
     "--append",
     is_flag=True,
-    help="Add rows to the .csv of --out, which is made if it is not there.",
+    help="Add rows to the .csv file of --out; create it if needed.",
 )
 @options.force_option
 def command(model, files, out, append, force, **chosen):

@@ -67,25 +67,27 @@ TABLE |= {
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Importance samples an image for the log-likelihood; 0 leaves it out.",
+    help="Importance samples per image for the log-likelihood; 0 leaves it out.",
 )
-@click.option("--no-classifier", is_flag=True, help="Only what needs no classifier: seconds.")
+@click.option(
+    "--no-classifier", is_flag=True, help="Only the figures that need no classifier; takes seconds."
+)
 @click.option(
     "--classifier-minutes",
     type=click.FloatRange(0, min_open=True),
     default=10,
     show_default=True,
-    help="A classifier that would take longer is not trained.",
+    help="Do not train a classifier that would take longer.",
 )
 @click.option(
     "--second-classifier",
     is_flag=True,
-    help="Judge by a classifier of another seed as well: how far figures depend on it.",
+    help="Judge by a second classifier with another seed, to see how much figures depend on it.",
 )
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="An ONNX file, such as Inception or DINOv2, to compare images by as well.",
+    help="An ONNX file with a network, such as Inception or DINOv2, whose features compare images as well.",
 )
 @options.seed_option
 @options.json_option

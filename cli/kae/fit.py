@@ -124,7 +124,7 @@ def setting(name, kind, help, **kwargs):
     is_eager=True,
     expose_value=False,
     callback=read_config,
-    help="Settings from a .toml file, or from the run.json of a run; options given here win.",
+    help="Settings from a .toml file or from the run.json of a run; options on the command line win.",
 )
 @setting("dataset", str, "A TFDS dataset, by its name or its folder.")
 @options.data_dir_option
@@ -149,7 +149,9 @@ def setting(name, kind, help, **kwargs):
 @setting("kl_schedule", click.Choice(choices.KL_SCHEDULES), "Schedule of the KL weight.")
 @setting("kl_warmup", float, "Fraction of the run that the schedule of the KL weight takes.")
 @click.option(
-    "--binarize", is_flag=True, help="Draw each pixel as a coin of its grey value, every epoch."
+    "--binarize",
+    is_flag=True,
+    help="Set each pixel to 0 or 1 at random in every epoch, with the grey value as the probability of 1.",
 )
 @setting(
     "augment",
@@ -179,9 +181,9 @@ def setting(name, kind, help, **kwargs):
     "that stays as it is.",
 )
 @click.option(
-    "--tensorboard", is_flag=True, help="Write curves and pictures to RUN/tensorboard as well."
+    "--tensorboard", is_flag=True, help="Also write curves and pictures to RUN/tensorboard."
 )
-@click.option("--resume", is_flag=True, help="Go on with the unfinished run in the folder.")
+@click.option("--resume", is_flag=True, help="Continue the unfinished run in the folder.")
 @options.force_option
 @options.quiet_option
 @options.json_option

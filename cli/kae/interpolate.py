@@ -15,7 +15,7 @@ from kae import console, options
 )
 @click.option(
     "-n", "number", type=click.IntRange(1), default=5, show_default=True,
-    help="Rows between two classes, of as many codes.",
+    help="Rows between two classes, one random code per row.",
 )  # fmt: skip
 @click.option(
     "--path",

@@ -118,7 +118,7 @@ def is_out_of_memory(error):
     "modules",
     multiple=True,
     metavar="MODULE",
-    help="A Python module of your own, whose registered models, backbones and losses are then known; its "
+    help="A Python module of your own that registers models, backbones or losses; its "
     "checkpoints may hold networks of your own. Give it before the command.",
 )
 def cli(modules):

@@ -22,7 +22,7 @@ seed_option = click.option(
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of what is drawn.",
+    help="Seed of everything that is drawn at random.",
 )
 
 
@@ -48,10 +48,10 @@ _label_option = click.option(
     help="Class of the image files, for a cvae: one for all, or given once for each.",
 )
 _crop_option = click.option(
-    "--crop", is_flag=True, help="Cut image files of other proportions than the model's images."
+    "--crop", is_flag=True, help="Cut image files to the proportions of the model's images."
 )
 _invert_option = click.option(
-    "--invert", is_flag=True, help="Take black for white in image files, as of ink on paper."
+    "--invert", is_flag=True, help="Invert image files, for example dark ink on white paper."
 )
 
 

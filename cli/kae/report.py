@@ -11,7 +11,7 @@ from keras_ae.errors import need
 @options.dataset_option
 @options.data_dir_option
 @click.option(
-    "--evaluate", is_flag=True, help="With every figure of `kae evaluate`; takes some minutes."
+    "--evaluate", is_flag=True, help="Add every figure of `kae evaluate`; takes some minutes."
 )
 @options.seed_option
 @options.out_option([".html"], "samples/MODEL.html")

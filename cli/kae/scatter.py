@@ -13,7 +13,7 @@ from keras_ae.errors import need
     type=click.Choice(["pca", "tsne", "umap"]),
     default="pca",
     show_default=True,
-    help="How codes become points: principal directions, or maps of their neighbourhoods.",
+    help="How codes become points: principal components, or a map that keeps neighbours together.",
 )
 @click.option(
     "--limit", type=click.IntRange(3), default=2000, show_default=True, help="Test images."

@@ -32,7 +32,7 @@ class Weights(click.ParamType):
     "kl_weights",
     type=Weights(),
     required=True,
-    help="Final weights of the KL divergence, a run each, such as 0.02,0.1,0.5.",
+    help="Final weights of the KL divergence, one run for each, such as 0.02,0.1,0.5.",
 )
 @click.option(
     "--out",

@@ -15,7 +15,7 @@ TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
     "-n", "number", type=click.IntRange(1), default=10, show_default=True, help="Latents at most."
 )
 @click.option(
-    "--steps", type=click.IntRange(2), default=11, show_default=True, help="Images a latent."
+    "--steps", type=click.IntRange(2), default=11, show_default=True, help="Images per latent."
 )
 @options.dataset_option
 @options.data_dir_option
