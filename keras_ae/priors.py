@@ -481,6 +481,9 @@ def prior_in_weights(path, prior):
     Args:
         path: of the file.
         prior: the model's prior.
+
+    Raises:
+        ValueError: the file has a prior of the user's own class, and the model's prior is another.
     """
     import h5py
 
@@ -494,22 +497,31 @@ def prior_in_weights(path, prior):
         else:
             return None
         with file:
-            shapes = _shapes_of_prior(file)
+            kind, shapes = _prior_of_file(file)
     except (OSError, KeyError, zipfile.BadZipFile):
         return None  # Keras reports the problem when it loads the file
-    if [tuple(shape) for shape in shapes] == [np.shape(getattr(prior, x)) for x in prior.arrays]:
+    own = [np.shape(getattr(prior, name)) for name in prior.arrays]
+    if shapes == own and (not own or kind is type(prior)):
         return None
     if not shapes:
         return StandardNormal(prior.latent_dim, name="prior")
-    if len(shapes) == 3 and len(shapes[0]) == 2:
+    if kind is ClassMixture:
         return ClassMixture(prior.latent_dim, *shapes[0], name="prior")
-    return None
+    raise ValueError(
+        f"{path} has a {kind.__name__} as its prior, with arrays of {', '.join(map(str, shapes))}: give the model "
+        "one like it, set_prior(…), before its weights are loaded."
+    )
 
 
-def _shapes_of_prior(file):
-    """The shapes of the prior's arrays: no other direct layer of the model stores arrays of its own."""
-    for layer in file.get("layers", {}).values():
+def _prior_of_file(file):
+    """The class of the prior that has arrays in a file, and their shapes; (None, []) if no prior has any."""
+    kinds = [Prior]
+    for kind in kinds:  # the list grows while we go through it
+        kinds += kind.__subclasses__()
+    kinds = {kind.__name__.lower(): kind for kind in kinds}
+    for name, layer in file.get("layers", {}).items():
         arrays = layer.get("vars", {})
-        if len(arrays):
-            return [tuple(arrays[name].shape) for name in sorted(arrays)]
-    return []
+        # Keras names a layer in the file after its class: class_mixture.
+        if len(arrays) and (kind := kinds.get(name.replace("_", ""))):
+            return kind, [tuple(arrays[i].shape) for i in sorted(arrays)]
+    return None, []

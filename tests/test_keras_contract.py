@@ -1264,6 +1264,43 @@ def test_load_weights_brings_the_prior(model, suffix, digits, tmp_path):
     assert np.array_equal(other.sample(4, labels), plain.sample(4, labels))
 
 
+class ClassMeans(Prior):
+    """A prior of the user's with an array."""
+
+    arrays = ("means",)
+
+    def __init__(self, latent_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.means = np.full((2, latent_dim), 3.0, "float32")
+
+
+@keras.saving.register_keras_serializable("contract")
+class Normalised(VAE):
+    """A model with a layer of its own, whose name comes before that of a prior."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = keras.layers.BatchNormalization()
+        self.extra.build((None, self.latent_dim))
+
+
+def test_load_weights_drops_no_prior_without_a_word(digits, tmp_path):
+    path = tmp_path / "own.weights.h5"
+    model = mlp(prior=ClassMeans(LATENTS))
+    model.save_weights(path)
+    with pytest.raises(ValueError, match=r"a ClassMeans as its prior, with arrays of \(2, "):
+        mlp().load_weights(path)
+    other = mlp(prior=ClassMeans(LATENTS))
+    other.prior.means[:] = 0.0
+    other.load_weights(path)
+    assert np.array_equal(other.prior.means, model.prior.means)
+    fitted, plain = mlp(Normalised), mlp(Normalised)
+    fitted.fit_prior(digits[0][:N])
+    fitted.save_weights(path)
+    plain.load_weights(path)
+    assert np.array_equal(plain.sample(4), fitted.sample(4))
+
+
 def test_a_saturated_pixel_is_learned():
     """The gradient of bce at a logit of -20 where the image is white is -1, not 0."""
     model = AE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce")
