@@ -159,14 +159,14 @@ def _is_preparation(value):
 
 
 def _is_function(value):
-    """Whether a value is a serialized function that is registered with Keras in this process."""
-    name = isinstance(value, dict) and value.get("registered_name")
+    """Whether a value is a serialized function that is registered in this process under the name Keras looks up."""
+    name = isinstance(value, dict) and value.get("class_name") == "function" and value.get("config")
     return isinstance(name, str) and callable(keras.saving.get_registered_object(name))
 
 
 def _name(value):
     """What a value is called in an error: a function that Keras wrote, by its name."""
-    named = value.get("registered_name") if isinstance(value, dict) else None
+    named = value.get("config") if isinstance(value, dict) else None
     return str(named or value)[:60]
 
 

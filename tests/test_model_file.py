@@ -400,11 +400,29 @@ def test_a_model_of_the_registry_has_arguments_of_its_own(module, monkeypatch, t
     assert checkpoints.load_model(tmp_path / "model.keras").capacity == 3.0
 
 
+@keras.saving.register_keras_serializable("model_file")
+def error_of_users(target, reconstruction):
+    return keras.ops.sum(keras.ops.abs(target - reconstruction), axis=(1, 2, 3))
+
+
+def test_a_registered_function_is_a_reconstruction_and_no_other_is(good, tmp_path):
+    path = tmp_path / "model.keras"
+    VAE((8, 8, 1), 2, "mlp", (4,), reconstruction=error_of_users).save(path)
+    assert checkpoints.load_model(path).reconstruction is error_of_users
+    other = {**function("subprocess", "run"), "registered_name": "model_file>error_of_users"}
+    asks_for(reconstruction=other)(tmp_path / "copy.keras", good[1])
+    with pytest.raises(checkpoints.CheckpointError, match="the reconstruction 'run'"):
+        checkpoints.load_model(tmp_path / "copy.keras")
+
+
 def test_a_name_of_a_module_that_is_not_imported(good, tmp_path):
     for name, value in (
         ("backbone", "mine"),
         ("reconstruction", "mine"),
-        ("reconstruction", {"class_name": "function", "registered_name": "mine"}),
+        (
+            "reconstruction",
+            {"class_name": "function", "config": "mine", "registered_name": "function"},
+        ),
     ):
         asks_for(**{name: value})(tmp_path / "copy.keras", good[1])
         with pytest.raises(
