@@ -431,15 +431,16 @@ def forked(function, *arguments):
         return os.waitpid(process, 0)[1]
     code = 1
     try:
-        limited()
         function(*arguments)
         code = 0
     finally:
         os._exit(code)
 
 
-def try_seeds(fuzz, kind, seeds):
+def try_seeds(folder, kind, seeds):
     """The cases of some seeds, with the seed under way and the number of findings in `SHARED`."""
+    fuzz = Fuzz(folder)  # here: threads that a process has do not come along when it forks
+    limited()
     for seed in seeds:
         signal.alarm(SECONDS)
         _, found = struct.unpack("qq", SHARED[:])
@@ -451,12 +452,14 @@ def try_seeds(fuzz, kind, seeds):
                 print(text)
 
 
-def guide(fuzz, kind, seconds, corpus):
+def guide(folder, kind, seconds, corpus):
     """A run of libFuzzer over a reader, with the number of executions and of findings in `SHARED`.
 
     An input is the files of a case as JSON; they are changed as in other cases, and kept where that reached
     what nothing before had.
     """
+    fuzz = Fuzz(folder)
+    limited()
     names, seen = {name for files in fuzz.bases[kind] for name in files}, set()
 
     def unpacked(content):
@@ -507,7 +510,10 @@ def main():
     kinds = [chosen.kind] if chosen.kind else list(READERS if chosen.guided else SHARES)
     found = 0
     with tempfile.TemporaryDirectory() as folder:
-        fuzz = Fuzz(Path(folder))
+
+        def new():
+            return Path(tempfile.mkdtemp(dir=folder))
+
         for kind in kinds:
             SHARED[:] = struct.pack("qq", start := chosen.seed, 0)
             began, crashes = time.monotonic(), 0
@@ -515,13 +521,13 @@ def main():
                 SHARED[:] = bytes(16)
                 corpus = (chosen.keep or Path(folder)).absolute() / f"corpus-{kind}"
                 corpus.mkdir(parents=True, exist_ok=True)
-                crashes = forked(guide, fuzz, kind, chosen.guided // len(kinds), corpus) != 0
+                crashes = forked(guide, new(), kind, chosen.guided // len(kinds), corpus) != 0
                 done = struct.unpack("qq", SHARED[:])[0]
             else:
                 done = chosen.cases if chosen.kind else chosen.cases * SHARES[kind] // 100
                 stop = start + done
                 while start < stop:
-                    if not (status := forked(try_seeds, fuzz, kind, range(start, stop))):
+                    if not (status := forked(try_seeds, new(), kind, range(start, stop))):
                         break
                     start = struct.unpack("qq", SHARED[:])[0] + 1
                     crashes += 1
