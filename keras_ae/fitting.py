@@ -36,7 +36,7 @@ from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
-from keras_ae.settings import Settings
+from keras_ae.settings import Settings, has_kl
 
 IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
@@ -208,6 +208,8 @@ class Run:
         """Take the model that was given, load the one to start from, or build one from the settings."""
         if start is not None and model is not None:
             raise ValueError("Give a model, or a checkpoint to start from.")
+        if model is not None and "kl" not in model.terms:
+            refuse_kl_settings(self.settings, model)
         if self.resume:
             self.origin = self.record.get("from")
             check_origin(self.folder, self.origin, start)
@@ -401,6 +403,8 @@ class Run:
             self.report("fitting the prior to the codes of the training images")
             try:
                 model.fit_prior(*model.prior_inputs_of(self.train), seed=settings.seed)
+            except NotImplementedError as error:  # a prior of the user's own that cannot be fitted
+                self.report(str(error))
             except ValueError as error:
                 raise RunError(
                     f"{str(error).rstrip('.')}. The run has diverged: start over (--force) with a lower --learning-rate."
@@ -494,6 +498,20 @@ def settings_of(settings, model):
     return dataclasses.replace(settings, **decided)
 
 
+def refuse_kl_settings(settings, model):
+    """Refuse KL settings for a model of the user's whose loss has no KL divergence.
+
+    Raises:
+        ValueError: the settings weigh a KL divergence.
+    """
+    for field in dataclasses.fields(Settings):
+        if field.name.startswith("kl_") and getattr(settings, field.name) != field.default:
+            raise ValueError(
+                f"The loss of {type(model).__name__} has no term kl, which {field.name} is for: leave it out of "
+                "the settings."
+            )
+
+
 def check_start(found, model, settings, train):
     """Check that a run may start from a checkpoint: it needs the same kind of model and the same classes.
 
@@ -569,7 +587,7 @@ def settled(settings, train=None):
     found = {"learning_rate": backbone.learning_rate}
     if train is not None:
         found |= recommended(train.name, shape, len(train.images))
-    if settings.model == "ae":
+    if not has_kl(settings.model):
         found.pop("kl_weight", None)
     return filled(settings, found)
 
