@@ -7,6 +7,7 @@ import os
 import runpy
 from pathlib import Path
 
+import keras  # noqa: F401 - torch cannot be imported first by what runpy runs
 import pytest
 
 SCRIPT = runpy.run_path(Path(__file__).parents[1] / "benchmarks" / "fuzz.py")
