@@ -280,6 +280,7 @@ class TestReconstructAndInfo:
         assert facts["versions"]["keras"] == keras.__version__
 
 
+@pytest.mark.long
 class TestBadInput:
     def test_unknown_model(self, kae):
         refused(kae("fit", "gan"), 2, "'gan'")
@@ -469,6 +470,7 @@ def own(kae, once, digits):
     return once("cli-own-images", make)
 
 
+@pytest.mark.long
 class TestOwnImages:
     def test_list_verify_fit_sample_reconstruct(self, kae, own):
         where = ["--data-dir", own]

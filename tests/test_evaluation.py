@@ -490,6 +490,7 @@ def test_the_released_classifier(digits):
         assert not json.loads(archive.read("config.json"))["compile_config"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "jax", "tensorflow"])
 def test_the_released_classifier_on_another_backend(backend, digits, tmp_path):
     if not importlib.util.find_spec("jax" if backend == "numpy" else backend):

@@ -589,6 +589,7 @@ def kae(mnist_env, tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(cli, list(map(str, arguments)), prog_name="kae")
 
 
+@pytest.mark.long
 def test_the_command_writes_a_page_and_replaces_none_unasked(kae, tmp_path):
     done = kae("explore", "vae")
     assert (done.exit_code, done.stdout) == (0, "samples/vae-explore.html\n"), done.output

@@ -29,8 +29,9 @@ PACKAGES = {
 }
 # Every part in the formats that the backend of these tests writes itself. A format that it hands on to
 # another is the same code in another process, whose own run tests the parts.
+SLOW = ("saved_model", "litert")
 CASES = [
-    (format, part)
+    pytest.param(format, part, marks=[pytest.mark.long] if format in SLOW else [])
     for format in EXPORT_SUFFIXES
     for part in EXPORT_PARTS
     if part == "sampler" or export.FORMATS[format].backend == BACKEND
@@ -109,7 +110,7 @@ def metadata(path, format):
 
 
 @pytest.mark.parametrize(
-    ("format", "part"), [case for case in CASES if case[1] in ("decoder", "sampler")]
+    ("format", "part"), [case for case in CASES if case.values[1] in ("decoder", "sampler")]
 )
 def test_a_label_out_of_range_gives_no_image(cvae, digits, tmp_path, format, part):
     """NaN in the rows of such labels; a sampler may fail instead."""

@@ -32,6 +32,7 @@ def python(*arguments, **environment):
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value, on", [("0", False), ("1", True), (None, True)])
 def test_the_variable_switches_all_levers(value, on):
     module = "keras_ae.fast.executions_torch" if on else "keras_ae.fast"

@@ -137,6 +137,7 @@ def test_reconstruct_a_file(kae, photo):
     refused(kae("reconstruct", "cvae", photo, "--label", "ten"), 2, "0 to 9", "'ten'")
 
 
+@pytest.mark.long
 def test_scatter_animate_and_report(kae):
     assert size(kae, kae("scatter", "vae", "--limit", 50))[0] > 300
     done = kae("animate", "vae")

@@ -64,6 +64,7 @@ def test_100_steps_are_those_of_plain_keras(name, backbone, digits, plain_keras)
         np.testing.assert_allclose(history[key], plain_history[key], rtol=1e-4)
 
 
+@pytest.mark.long
 @torch_only
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_compiled_steps_are_those_of_the_others(digits):
