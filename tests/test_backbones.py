@@ -64,6 +64,7 @@ def test_no_first_step_explodes(shape, backbone):
         assert max(losses) < 2 * losses[0]
 
 
+@pytest.mark.long
 def test_an_ae_of_dense_layers_leaves_black_behind(digits):
     # The median digit is black, which costs 103. With Glorot's variance later epochs still did.
     keras.utils.set_random_seed(0)

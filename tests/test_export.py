@@ -192,6 +192,7 @@ def test_a_missing_package_is_named_with_what_installs_it(cvae, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_bad_arguments_are_one_line_and_exit_2(cvae, tmp_path):
     checkpoints.save_model(AE(backbone="mlp", hidden=(8,)), tmp_path / "ae.keras")
     for arguments in (
