@@ -1,5 +1,6 @@
 """The inputs of a model: checks and scales images, labels, targets and weights."""
 
+import math
 import types
 
 import keras
@@ -42,8 +43,8 @@ def one_hot(labels, num_classes):
         )
     # `ops.one_hot` is not used: on torch it reads the largest label, and so waits for the GPU.
     classes = ops.arange(num_classes, dtype="int32")
-    hits = ops.cast(ops.equal(ops.cast(labels, "int32")[..., None], classes), "float32")
-    return hits / ops.sum(hits, axis=-1, keepdims=True)
+    hits = ops.equal(ops.cast(labels, "int32")[..., None], classes)
+    return ops.where(ops.any(hits, axis=-1, keepdims=True), ops.cast(hits, "float32"), math.nan)
 
 
 def rank_of(x):

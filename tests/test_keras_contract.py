@@ -855,7 +855,7 @@ class TestObjective:
         with pytest.raises(ValueError, match="Bound has no term kl, which kl_weight is for"):
             keras_ae.fit(settings, tmp_path / "run", model=mlp(Bound), verbose=0, **images)
 
-    @pytest.mark.parametrize("steps", [1, 2])
+    @pytest.mark.parametrize("steps", [1, pytest.param(2, marks=several_steps)])
     def test_losses_of_ones_own_count(self, steps, digits):
         class Lossy(VAE):
             @property

@@ -152,7 +152,7 @@ def test_names_of_anybody_in_pictures(tmp_path):
     figure = pictures.curves({"$\\frac{$": rows, "_run": rows})
     pictures.save_plot(figure, tmp_path / "b.svg", "svg")
     shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert shown == ["$\\frac{$", "_run"]
+    assert shown == ["$\\frac{$", "_run", "training"]
 
 
 def test_a_path_that_is_no_text(saved, tmp_path):
