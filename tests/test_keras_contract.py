@@ -1068,7 +1068,7 @@ def test_any_layer_computes_what_keras_computes(name, digits):
 # One thing each
 
 
-@pytest.mark.skipif(not TORCH, reason="a trainer of torch")
+@pytest.mark.skipif(not (TORCH and fast.ON), reason="Keras' own predict calls it")
 def test_predict_calls_nothing_that_the_next_keras_lacks(digits, monkeypatch):
     gone = "_should_torch_compile"  # in 3.16
     for base in keras.Model.__mro__:
