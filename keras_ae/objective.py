@@ -151,7 +151,7 @@ class Objective(StepMixin, keras.Model):
                 )
 
     def _check_terms(self, terms, images):
-        """Refuse terms of other names or shapes, for so many images, None where a trace leaves them open."""
+        """Refuse terms of other names or shapes. `images` is the batch size; None if a trace leaves it open."""
         name = type(self).__name__
         if terms.keys() != set(self.terms):
             raise ValueError(
@@ -160,8 +160,7 @@ class Objective(StepMixin, keras.Model):
             )
         for term, values in terms.items():
             shape = tuple(values.shape)
-            other = len(shape) == 1 and None not in (shape[0], images) and shape[0] != images
-            if len(shape) != 1 or other:
+            if len(shape) != 1 or shape[0] not in (None, images):
                 raise ValueError(f"The term {term!r} must be (N,), a number an image; got {shape}.")
 
     def _check_weights(self, weights):
