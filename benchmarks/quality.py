@@ -167,7 +167,8 @@ def main():
         parser.error(f"no recipe {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     headings = ["recipe", "seed", "epochs", "kae fit", *COLUMNS]
     rows = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for name in arguments.recipes or OF_MNIST:
+    recipes = arguments.recipes or list(OF_MNIST)
+    for name in recipes:
         run = train(name, arguments.seed)
         options = ["--second-classifier"] if arguments.second_classifier else []
         figures = evaluate(name, arguments.seed, *options)
@@ -177,7 +178,7 @@ def main():
         print(*rows[2:], sep="\n", file=sys.stderr, flush=True)
         if arguments.release and name in RELEASES:
             release(name, run, figures)
-    if arguments.release and "cvae" in (arguments.recipes or OF_MNIST):
+    if arguments.release and "cvae" in recipes:
         draw()
     print("\n".join(rows))
 

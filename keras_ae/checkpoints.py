@@ -203,10 +203,10 @@ def find_checkpoint(model, root=ROOT):
         if (mine / "model.keras").is_file():
             path, origin = mine / "model.keras", "trained here"
         elif any((mine / left).is_file() for left in ("run.json", "history.csv", BACKUP[0])):
-            kind = next((kind for kind in models() if kind == model), f"MODEL --out {mine}")
+            run = model if model in models() else f"MODEL --out {mine}"
             raise CheckpointError(
                 f"{mine} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on with it "
-                f"(`kae fit {kind} --resume`), or move that folder away"
+                f"(`kae fit {run} --resume`), or move that folder away"
                 + (" for the released weights." if theirs.is_dir() else ".")
             )
         elif (theirs / "run.json").is_file():

@@ -504,12 +504,10 @@ def refuse_kl_settings(settings, model):
     Raises:
         ValueError: the settings weigh a KL divergence.
     """
-    for field in dataclasses.fields(Settings):
-        if field.name.startswith("kl_") and getattr(settings, field.name) != field.default:
-            raise ValueError(
-                f"The loss of {type(model).__name__} has no term kl, which {field.name} is for: leave it out of "
-                "the settings."
-            )
+    if given := settings.kl_settings():
+        raise ValueError(
+            f"The loss of {type(model).__name__} has no term kl, which {given[0]} is for: leave it out of the settings."
+        )
 
 
 def check_start(found, model, settings, train):

@@ -271,16 +271,16 @@ class Settings:
                 )
             names = tuple(name for name in augmentations() if name in names)
             object.__setattr__(self, "augment", names or None)
-        if not has_kl(self.model):
-            self._refuse_kl_settings()
+        if not has_kl(self.model) and (given := self.kl_settings()):
+            an = "An" if self.model[0] in "aeiou" else "A"
+            raise ValueError(
+                f"{an} {self.model} has no KL divergence: {given[0]} is for a vae or a cvae."
+            )
 
-    def _refuse_kl_settings(self):
-        for field in dataclasses.fields(self):
-            if field.name.startswith("kl_") and getattr(self, field.name) != field.default:
-                an = "An" if self.model[0] in "aeiou" else "A"
-                raise ValueError(
-                    f"{an} {self.model} has no KL divergence: {field.name} is for a vae or a cvae."
-                )
+    def kl_settings(self):
+        """The names of the KL settings that differ from their defaults."""
+        kl = [field for field in dataclasses.fields(self) if field.name.startswith("kl_")]
+        return [field.name for field in kl if getattr(self, field.name) != field.default]
 
     @property
     def warmup_epochs(self):
