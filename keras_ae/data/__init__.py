@@ -17,7 +17,6 @@ from keras_ae.data import cache, disk, reading
 from keras_ae.data.arrays import ImageData, StoredImages, select
 from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
 from keras_ae.data.preparation import Preparation
-from keras_ae.data.preparing import prepare
 
 __all__ = [
     "DataError",
@@ -52,6 +51,35 @@ GENUINE = {
 def is_prepared(name, data_dir=None) -> bool:
     """Whether the data directory holds a dataset of this name."""
     return disk.find(name, resolve_data_dir(data_dir), by_path=False) is not None
+
+
+def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
+    """Makes sure that a dataset is on disk; returns at once if it already is.
+
+    mnist comes with the package and needs no network. fashion_mnist, kmnist and emnist/* are
+    downloaded, or read from `source`. Other TFDS datasets are downloaded too, but most of their
+    builders need TensorFlow. A dataset appears in the data directory complete or not at all, even
+    if two processes prepare it at the same time.
+
+    Args:
+        name: TFDS name, such as "kmnist" or "emnist/balanced".
+        data_dir: see `disk.resolve_data_dir`.
+        source: folder with the four IDX files of mnist or fashion_mnist (plain, .gz or .xz; on
+            Debian, the package dataset-fashion-mnist puts the files of fashion_mnist into
+            /usr/share/datasets/fashion-mnist), the four original .gz files of kmnist, or the
+            original gzip.zip of emnist. The files are verified by SHA-256.
+        progress: called with one line of text when there is something to report.
+
+    Raises:
+        DataError: the dataset does not exist, the network or TensorFlow is missing, a checksum is
+            wrong, the folder cannot be written, or a damaged dataset is in its place.
+    """
+    data_dir = resolve_data_dir(data_dir)
+    if found := disk.find(name, data_dir):
+        return found
+    from keras_ae.data import preparing  # only needed if the dataset is not on disk
+
+    return preparing.prepare(name, data_dir, source, progress or (lambda line: None))
 
 
 def import_folder(name, folder, *args, **kwargs) -> Prepared:
@@ -90,7 +118,7 @@ def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
             is below 1.
     """
     _check_limit(limit)
-    prepared = _prepared(name, data_dir, progress)
+    prepared = prepare(name, data_dir, progress=progress)
     if split not in prepared.splits:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(prepared.splits)}")
     return _first(_load_whole(prepared, split, progress), limit)
@@ -112,7 +140,7 @@ def load_splits(name, data_dir=None, limit=None, progress=None) -> tuple[ImageDa
         DataError: as for `load`.
     """
     _check_limit(limit)
-    prepared = _prepared(name, data_dir, progress)
+    prepared = prepare(name, data_dir, progress=progress)
     names = list(prepared.splits)
     train_name = names[0] if len(names) == 1 else "train"
     if train_name not in names:
@@ -175,11 +203,6 @@ def verify(name, data_dir=None) -> dict:
         "path": str(prepared.path),
         "splits": splits,
     }
-
-
-def _prepared(name, data_dir, progress) -> Prepared:
-    found = disk.find(name, resolve_data_dir(data_dir))
-    return found or prepare(name, data_dir, progress=progress)
 
 
 def _load_whole(prepared, split, progress) -> ImageData:

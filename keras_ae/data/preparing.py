@@ -26,31 +26,8 @@ CONNECT_SECONDS = 4
 LEFT = 24 * 3600  # seconds after which an unfinished folder counts as abandoned
 
 
-def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
-    """Makes sure that a dataset is on disk; returns at once if it already is.
-
-    mnist comes with the package and needs no network. fashion_mnist, kmnist and emnist/* are
-    downloaded, or read from `source`. Other TFDS datasets are downloaded too, but most of their
-    builders need TensorFlow. A dataset appears in the data directory complete or not at all, even
-    if two processes prepare it at the same time.
-
-    Args:
-        name: TFDS name, such as "kmnist" or "emnist/balanced".
-        data_dir: see `disk.resolve_data_dir`.
-        source: folder with the four IDX files of mnist or fashion_mnist (plain, .gz or .xz; on
-            Debian, the package dataset-fashion-mnist puts the files of fashion_mnist into
-            /usr/share/datasets/fashion-mnist), the four original .gz files of kmnist, or the
-            original gzip.zip of emnist. The files are verified by SHA-256.
-        progress: called with one line of text when there is something to report.
-
-    Raises:
-        DataError: the dataset does not exist, the network or TensorFlow is missing, a checksum is
-            wrong, the folder cannot be written, or a damaged dataset is in its place.
-    """
-    data_dir = disk.resolve_data_dir(data_dir)
-    if found := disk.find(name, data_dir):
-        return found
-    progress = progress or (lambda line: None)
+def prepare(name, data_dir, source, progress) -> Prepared:
+    """Prepare a dataset that is not on disk: see `keras_ae.data.prepare`."""
     try:
         with quiet_tfds():
             builder = _find_builder(name, data_dir, source)
