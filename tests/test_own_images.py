@@ -106,7 +106,7 @@ def test_a_run_is_named_in_every_command(kae):
     assert '"ground":"black"' in page  # that a picture is laid over there, too
     assert "--dataset toys" in kae.refused("reconstruct", "cvae-toys")
     assert kae("reconstruct", "cvae-toys", "--dataset", "my data/toys").startswith("samples/")
-    assert "cvae-toys, a run folder" in kae.refused("sample", "cvae-toy")
+    assert "Did you mean cvae-toys?" in kae.refused("sample", "cvae-toy")
 
 
 @pytest.mark.parametrize(
