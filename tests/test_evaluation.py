@@ -740,6 +740,14 @@ def test_evaluate_refuses_what_does_not_fit(toy):
 # Anomaly scores
 
 
+def test_a_figure_of_many_latents_is_printed_as_its_range():
+    from kae.evaluate import number
+
+    assert number([0.5, None, 0.25]) == "0.500 - 0.250"
+    assert number([i / 10 for i in range(64)]) == "0.000 to 6.300, median 3.200"
+    assert number([None] * 64).count("-") == 64
+
+
 def test_scores_of_a_model_whose_density_is_known():
     model = LinearGaussian(prior=keras_ae.StandardNormal(3))
     usual, odd = model.draw(200), model.draw(50, seed=1) + 0.8

@@ -28,6 +28,7 @@ TABLE = {
     ),
 }
 SETS = {"": "samples", "_reconstructions": "reconstructions", "_test_images": "test images"}
+LISTED = 16  # a figure with more items is printed as a range; --json has all items
 DISTANCES = {"fid": "FID", "kid": "KID", "swd": "sliced Wasserstein"}
 for by, words in (
     ("patch_", "by patches"),
@@ -180,7 +181,10 @@ def table(figures, known):
 
 
 def number(value):
-    """A figure with four digits after the point, three for each item of a list."""
+    """A figure with four digits after the point, three for each item of a list; of a long list, its range."""
     if isinstance(value, list):
+        known = sorted(v for v in value if v is not None)
+        if len(value) > LISTED and known:
+            return f"{known[0]:.3f} to {known[-1]:.3f}, median {known[len(known) // 2]:.3f}"
         return " ".join("-" if v is None else f"{v:.3f}" for v in value)
     return str(value) if isinstance(value, int) else f"{value:.4f}"

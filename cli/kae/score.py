@@ -66,13 +66,13 @@ def command(
     told = bool(network.num_classes) and (
         bool(labels) if files else not classes and dataset in (None, own)
     )
-    if network.num_classes and not told and limit is None:
-        limit = FEWER
+    fewer = network.num_classes and not told and limit is None
+    known = console.load_test(network, checkpoint, own, data_dir, FEWER if fewer else limit)
+    if fewer and len(known.images) == FEWER:
         console.say(
             f"of test images the first {FEWER:,}, as each is tried under {network.num_classes} classes; "
             "--limit takes others"
         )
-    known = console.load_test(network, checkpoint, own, data_dir, limit)
     usual, odd = known, None
     if files:
         files = console.find_files(files)
@@ -84,7 +84,7 @@ def command(
     elif dataset and dataset != own:
         if classes:
             raise click.UsageError("--odd is for classes of the model's own dataset.")
-        _, scored = data.load_splits(dataset, data_dir, limit, console.say)
+        _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
         odd = np.ones(len(scored.images), bool)
     else:
         scored = known
