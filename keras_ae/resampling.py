@@ -14,7 +14,7 @@ from keras import ops
 class Down(keras.layers.Layer):
     """Halves the sides: (N, H, W, C) -> (N, ceil(H / 2), ceil(W / 2), C or 2 C).
 
-    Each channel of 2x2 pixels becomes two channels, the mean of the upper and of the lower two pixels, or
+    Each channel of 2x2 pixels becomes two channels, the mean of the left and of the right two pixels, or
     one channel, the mean of all four. An odd side is padded by a row or column of zeros.
 
     Args:
@@ -37,11 +37,11 @@ class Down(keras.layers.Layer):
         if rows % 2 or columns % 2:
             x = ops.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
         half = (-(-rows // 2), -(-columns // 2))
-        x = ops.reshape(x, (-1, half[0], 2, half[1], 2, channels))
+        # The left and the right pixel of two are neighbours in memory: no transposition is needed.
+        x = ops.mean(ops.reshape(x, (-1, half[0], 2, half[1], 2 * channels)), axis=2)
         if self.filters == channels:
-            return ops.mean(x, axis=(2, 4))
-        x = ops.transpose(ops.mean(x, axis=4), (0, 1, 3, 2, 4))
-        return ops.reshape(x, (-1, *half, self.filters))
+            x = ops.mean(ops.reshape(x, (-1, *half, 2, channels)), axis=3)
+        return x
 
     def compute_output_shape(self, shape):
         return (shape[0], math.ceil(shape[1] / 2), math.ceil(shape[2] / 2), self.filters)
@@ -54,8 +54,8 @@ class Down(keras.layers.Layer):
 class Up(keras.layers.Layer):
     """Doubles the sides: (N, H, W, C) -> (N, 2 H, 2 W, C or C / 2), the mirror image of `Down`.
 
-    A pixel becomes 2x2 pixels. With C filters, all four repeat its value. With C / 2, the upper two repeat one
-    channel and the lower two another.
+    A pixel becomes 2x2 pixels. With C filters, all four repeat its value. With C / 2, the left two repeat one
+    channel and the right two another.
 
     Args:
         filters: channels of the output.
@@ -74,11 +74,9 @@ class Up(keras.layers.Layer):
 
     def call(self, x):
         _, rows, columns, channels = x.shape
-        x = ops.reshape(x, (-1, rows, columns, channels // self.filters, self.filters))
-        x = ops.transpose(x, (0, 1, 3, 2, 4))  # (N, H, 1 or 2, W, filters)
-        x = ops.repeat(x, 2, axis=2) if channels == self.filters else x
-        x = ops.repeat(x, 2, axis=3)
-        return ops.reshape(x, (-1, 2 * rows, 2 * columns, self.filters))
+        if channels == self.filters:
+            x = ops.repeat(x, 2, axis=2)
+        return ops.repeat(ops.reshape(x, (-1, rows, 2 * columns, self.filters)), 2, axis=1)
 
     def compute_output_shape(self, shape):
         return (shape[0], 2 * shape[1], 2 * shape[2], self.filters)

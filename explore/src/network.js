@@ -195,7 +195,7 @@ const OPERATIONS = {
     };
   },
 
-  /** Half the sides: a channel is the mean of 2x2 pixels; or, in two parts, of the upper and the lower two. */
+  /** Half the sides: a channel is the mean of 2x2 pixels; or, in two parts, of the left and the right two. */
   down({ parts }, [source], target) {
     const [rows, columns, channels] = source.shape;
     const [high, wide] = target.shape;
@@ -205,7 +205,7 @@ const OPERATIONS = {
       for (let y = 0; y < Math.min(rows, 2 * high); y++) {
         for (let x = 0; x < Math.min(columns, 2 * wide); x++) {
           const from = (y * columns + x) * channels;
-          const part = parts === 1 ? 0 : y % 2;
+          const part = parts === 1 ? 0 : x % 2;
           const to = (((y >> 1) * wide + (x >> 1)) * parts + part) * channels;
           for (let c = 0; c < channels; c++) {
             target.values[to + c] += source.values[from + c] / count;
@@ -215,7 +215,7 @@ const OPERATIONS = {
     };
   },
 
-  /** Twice the sides: a pixel four times; or, of two parts, the first twice above and the second below. */
+  /** Twice the sides: a pixel four times; or, of two parts, the first twice on the left and the second on the right. */
   up({ parts }, [source], target) {
     const [, columns, channels] = source.shape;
     const [rows, broad, filters] = target.shape;
@@ -223,7 +223,7 @@ const OPERATIONS = {
       for (let y = 0, to = 0; y < rows; y++) {
         for (let x = 0; x < broad; x++, to += filters) {
           const pixel = (y >> 1) * columns + (x >> 1);
-          const from = pixel * channels + (parts === 1 ? 0 : y % 2) * filters;
+          const from = pixel * channels + (parts === 1 ? 0 : x % 2) * filters;
           for (let c = 0; c < filters; c++) target.values[to + c] = source.values[from + c];
         }
       }
