@@ -17,7 +17,7 @@ import numpy as np
 from keras import layers
 
 from keras_ae import distributed
-from keras_ae.resampling import Down, Up
+from keras_ae.resampling import Conv2DTranspose, Down, Up
 from keras_ae.settings import SIZES, Registry
 
 # How to initialize the weights of networks that are built in this context: None for Keras' own initializers,
@@ -288,7 +288,7 @@ def conv_encoder(image_shape, latent_dim, heads, widths, num_classes=0):
 
 def conv_decoder(image_shape, latent_dim, widths, num_classes=0):
     """A decoder of transposed convolutions: the mirror image of the encoder."""
-    up, sides = {"kind": layers.Conv2DTranspose}, _sides(image_shape, len(widths.filters))
+    up, sides = {"kind": Conv2DTranspose}, _sides(image_shape, len(widths.filters))
     *filters, last = widths.filters
     inputs, x = _start(latent_dim, widths.dense[::-1], num_classes)
     size = math.prod(sides[-1]) * last

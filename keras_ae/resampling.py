@@ -1,13 +1,42 @@
-"""Layers without weights that halve or double the sides of feature maps.
+"""Layers that halve or double the sides of feature maps.
 
-They are the shortcuts around convolutions of stride 2: space to depth with averaging, and depth to space with
-repetition, as in Chen et al. 2025, DC-AE, arXiv:2410.10733.
+`Down` and `Up` have no weights. They are the shortcuts around convolutions of stride 2: space to depth with averaging,
+and depth to space with repetition, as in Chen et al. 2025, DC-AE, arXiv:2410.10733.
 """
 
 import math
+from collections.abc import Callable
 
 import keras
 from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_ae")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose`.
+
+    Attributes:
+        faster: (x, kernel, strides) -> what `ops.conv_transpose` returns for "same" padding that is even. On jax,
+            `keras_ae.fast.transposition` sets it; else it is None.
+    """
+
+    faster: Callable | None = None
+
+    def call(self, inputs):
+        margins = [size - stride for size, stride in zip(self.kernel_size, self.strides)]
+        if (
+            self.faster is None
+            or self.padding != "same"
+            or self.data_format != "channels_last"
+            or self.output_padding is not None
+            or tuple(self.dilation_rate) != (1, 1)
+            or any(margin < 0 or margin % 2 for margin in margins)
+        ):
+            return super().call(inputs)
+        outputs = self.faster(inputs, ops.convert_to_tensor(self.kernel), tuple(self.strides))
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
 
 
 @keras.saving.register_keras_serializable("keras_ae")

@@ -35,6 +35,7 @@ from keras_ae import (
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.losses import bce
 from keras_ae.priors import Prior, StandardNormal
+from keras_ae.resampling import Conv2DTranspose
 
 SHAPE, LATENTS, CLASSES = (28, 28, 1), 3, 10
 WIDTHS = {"conv": (4, 8, 16), "mlp": (16, 8)}
@@ -1063,6 +1064,34 @@ def test_any_layer_computes_what_keras_computes(name, digits):
     for made, arguments in ((model, (x,)), (plain, (x, x))):
         made.fit(*arguments, batch_size=BATCH, shuffle=False, verbose=0)
     close(model.encoder.get_weights(), reference.get_weights(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 4, "strides": 2, "padding": "same", "use_bias": False},
+        {"kernel_size": (5, 3), "padding": "same", "activation": "tanh"},
+        {"kernel_size": 3, "strides": 2, "padding": "same"},
+        {"kernel_size": 4, "strides": 2},
+    ],
+    ids=["ours", "longer", "uneven", "valid"],
+)
+def test_our_transposed_convolution_learns_what_that_of_keras_learns(options):
+    x = np.random.default_rng(0).normal(size=(8, 7, 5, 2)).astype("float32")
+
+    def trained(kind):
+        keras.utils.set_random_seed(3)
+        image = keras.Input((7, 5, 2))
+        y = keras.layers.Conv2D(3, 3, padding="same")(image)
+        model = keras.Model(image, kind(4, **options)(y))
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        target = np.random.default_rng(1).normal(size=(8, *model.output_shape[1:]))
+        model.fit(x, target, 4, epochs=3, shuffle=False, verbose=0)
+        return model
+
+    ours, theirs = trained(Conv2DTranspose), trained(keras.layers.Conv2DTranspose)
+    close(ours.get_weights(), theirs.get_weights(), rtol=1e-4, atol=1e-6)
+    close([ours.predict(x, verbose=0)], [theirs.predict(x, verbose=0)], rtol=1e-4, atol=1e-5)
 
 
 # One thing each

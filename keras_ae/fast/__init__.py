@@ -10,6 +10,7 @@ means         executions_*    updates the running means of an epoch in one kerne
 Adam          adam            uses the fused kernels of torch and tensorflow
 gathering     gathering       gathers batches inside tensorflow's graph
 prediction    prediction      on jax, writes back only the variables that a forward pass changes
+transposition transposition   on jax, a faster gradient of transposed convolutions
 """
 
 import importlib
@@ -27,3 +28,5 @@ class Steps:
 _BACKEND = keras.backend.backend()
 if ON and _BACKEND in ("torch", "jax", "tensorflow"):
     Steps = importlib.import_module(f"{__name__}.executions_{_BACKEND}").Steps  # type: ignore[misc]
+if ON and _BACKEND == "jax":
+    importlib.import_module(f"{__name__}.transposition")

@@ -13,7 +13,7 @@ import keras
 
 from keras_ae import distributed, fast
 from keras_ae.backbones import BatchNormalization
-from keras_ae.resampling import Down, Up
+from keras_ae.resampling import Conv2DTranspose, Down, Up
 
 if keras.backend.backend() == "torch":
     import torch
@@ -264,6 +264,7 @@ FUNCTIONS = {
     keras.layers.Dense: _dense,
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv2DTranspose: _transposed_convolution,
+    Conv2DTranspose: _transposed_convolution,
     keras.layers.BatchNormalization: _normalisation,
     BatchNormalization: _normalisation,
     keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
