@@ -235,7 +235,7 @@ class Objective(StepMixin, keras.Model):
         """`keras.Model.compile`, without `loss` and `loss_weights`.
 
         Raises:
-            ValueError: a loss or loss weights were given.
+            ValueError: a loss or loss weights were given, or a metric has the name of a term.
         """
         if loss is not None:
             raise ValueError(
@@ -244,6 +244,12 @@ class Objective(StepMixin, keras.Model):
             )
         if loss_weights is not None:
             raise ValueError("loss_weights are not used: override term_weights to weigh the terms.")
+        for metric in keras.tree.flatten([kwargs.get("metrics"), kwargs.get("weighted_metrics")]):
+            name = getattr(metric, "name", None) or getattr(metric, "__name__", None)
+            if name in (*TAKEN, *self.terms):
+                raise ValueError(
+                    f"A metric called {name!r} would hide something else in the logs: call it otherwise."
+                )
         super().compile(optimizer, **kwargs)
 
     def compile_from_config(self, config):

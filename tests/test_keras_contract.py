@@ -506,6 +506,11 @@ class Contract:
         with pytest.raises(ValueError, match="override term_weights"):
             self.make().compile("adam", loss_weights=[1.0])
 
+    def test_a_metric_with_the_name_of_a_term_is_refused(self):
+        term = self.make().terms[-1]
+        with pytest.raises(ValueError, match=f"A metric called '{term}' would hide"):
+            self.make().compile("adam", metrics=["mae", keras.metrics.MeanSquaredError(name=term)])
+
     def test_images_of_another_shape_are_refused(self, x):
         model = self.compiled()
         images = self.images(x)
