@@ -296,8 +296,12 @@ def _make_builder(name, data_dir, version, shape, classes, splits, encoded, prep
     if classes:
         features["label"] = tfds.features.ClassLabel(names=classes)
 
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self):
+            """Does nothing: the dataset is in no bucket. TFDS would leave an empty temporary folder."""
+
     def info(self):
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description=DESCRIPTION,
             features=tfds.features.FeaturesDict(features),

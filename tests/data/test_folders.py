@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numpy as np
@@ -199,6 +200,13 @@ def test_a_failed_replacement_leaves_the_old_one(digits):
     data.import_folder("mine", folder, force=True, skip_unreadable=True)
     assert [p.name for p in data.available()[0].path.parent.iterdir()] == ["1.0.1"]
     assert sum(data.available()[0].splits.values()) == 59
+
+
+def test_an_import_leaves_nothing_in_the_temporary_folder(digits, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    data.import_folder("mine", digits[1])
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 KILLED = """
