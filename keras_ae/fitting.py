@@ -673,6 +673,9 @@ def steps_per_execution(batch_size, callbacks=()):
 
 def check_folder(folder, epochs, resume, force):
     """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
+    for name in ("backup", checkpoints.NEXT, f"{checkpoints.NEXT}/backup"):
+        if (folder / name).is_symlink():  # files of another run may lie behind it
+            raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:

@@ -427,6 +427,20 @@ class TestRules:
             "003.png",
         }
 
+    @pytest.mark.parametrize("name", ["backup", ".next", ".next/backup"])
+    def test_a_folder_that_leads_into_another_run_is_refused(self, name, finished, tmp_path):
+        other = tmp_path / "other"
+        other.mkdir()
+        for file in ("run.json", "state.npz"):
+            (other / file).write_text("of another run")
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).symlink_to(other)
+        before = contents(finished)
+        for force in (False, True):
+            with pytest.raises(RunError, match=f"{name} is a link"):
+                fit(small("ae", epochs=1), finished, force=force)
+        assert contents(finished) == before and len(contents(other)) == 2
+
     def test_what_a_kill_at_the_very_end_left_is_swept(self, finished):
         (finished / "backup").mkdir()
         (finished / "backup" / "state.npz").write_text("left")
