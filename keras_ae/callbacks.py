@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_ae import checkpoints, pictures
+from keras_ae.data.images import opened
 from keras_ae.errors import RunError, need
 from keras_ae.files import atomic
 
@@ -361,7 +362,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         import tensorflow as tf
 
-        picture = checkpoints.read_epochs(self.folder)[-1].convert("RGB")
+        with opened(self.folder / "epochs" / f"{epoch + 1:03d}.png") as image:
+            picture = image.convert("RGB")
         with self._val_writer.as_default():
             tf.summary.image("epoch", np.asarray(picture)[None], step=epoch)
 

@@ -33,10 +33,11 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
-from keras_ae.data.disk import VERSION, open_file
+from keras_ae.data.disk import VERSION, open_file, read_json, read_text
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import atomic, sweep, write_bytes
+from keras_ae.inference import check_memory
 from keras_ae.settings import Settings, checkpoint_names, models, released, unknown_name
 
 ROOT = "checkpoints"  # the folder of a user's runs
@@ -56,6 +57,7 @@ KINDS = {  # types of the entries of run.json
     "prior": dict,
     "final": dict,
 }
+DEPTH = 100  # most levels of lists and dicts in run.json
 FORMAT = 1  # of run.json and of the backup; a newer one is refused
 
 
@@ -230,7 +232,8 @@ def read_run(folder):
     """
     path = Path(folder) / "run.json"
     try:
-        run = json.loads(path.read_text())
+        run = read_json(path)
+        check_depth(run)
         version = run.get("format", 0)
         if isinstance(version, int) and version <= FORMAT:
             if unknown := unknown_name(run.get("settings", {})):
@@ -255,6 +258,22 @@ def read_run(folder):
             f"{path} is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
         )
     return run
+
+
+def check_depth(value):
+    """Check that lists and dicts are not nested so deeply that it takes all of Python's stack to show them.
+
+    Raises:
+        ValueError: they are.
+    """
+    level = [value]
+    for _ in range(DEPTH):
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        if not (level := [v for values in inner for v in values]):
+            return
+    raise ValueError("nested too deeply")
 
 
 def settings_of(run, folder):
@@ -312,8 +331,8 @@ def read_history(folder):
     """
     path = Path(folder) / "history.csv"
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        file = io.StringIO(read_text(path), newline="")
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
         rows = [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
         if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
             raise ValueError("its epochs are not 1, 2 and so on")
@@ -326,10 +345,17 @@ def read_history(folder):
 
 
 def read_epochs(folder):
-    """The pictures of a run's epochs, in order: Pillow images."""
-    frames = []
-    for path in sorted((Path(folder) / "epochs").glob("[0-9]*.png")):
+    """The pictures of a run's epochs, in order: Pillow images.
+
+    Raises:
+        DataError: a picture cannot be read.
+        UserError: together they would take more memory than may be.
+    """
+    frames, size = [], 0
+    for path in sorted(filter(_epoch_of, (Path(folder) / "epochs").glob("*.png")), key=_epoch_of):
         with opened(path) as image:
+            size += image.width * image.height * len(image.getbands())
+            check_memory(size, "the pictures of the epochs")
             image.load()
             frames.append(image)
     return frames
@@ -397,7 +423,7 @@ def read_backup(folder, model):
     """
     path = Path(folder) / "backup" / "state.npz"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         about = json.loads(str(arrays["about"]))
         if about["format"] > FORMAT:

@@ -162,8 +162,10 @@ def animation(pictures, path, seconds=0.5):
         path: of the file, or a file object.
         seconds: how long each picture is shown.
     """
-    first, *rest = [p.convert("RGB") for p in pictures]
+    first, *rest = pictures
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]
+    rest = (picture.convert("RGB") for picture in rest)  # one at a time
+    first = first.convert("RGB")
     first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_ae import AE, CVAE, VAE, Adam, checkpoints, files
 from keras_ae.checkpoints import CheckpointError, Progress
+from keras_ae.errors import UserError
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def rewritten(path, edit):
         for name, content in members.items():
             archive.writestr(name, content)
     return path
+
+
+class TestReadEpochs:
+    def test_the_thousandth_comes_after_the_others(self, tmp_path):
+        (tmp_path / "epochs").mkdir()
+        for epoch in (1, 998, 999, 1000, 1001):
+            Image.new("L", (epoch, 1)).save(tmp_path / "epochs" / f"{epoch:03d}.png")
+        Image.new("L", (7, 1)).save(tmp_path / "epochs" / "0-mine.png")
+        widths = [picture.width for picture in checkpoints.read_epochs(tmp_path)]
+        assert widths == [1, 998, 999, 1000, 1001]
+
+    def test_small_files_that_take_all_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("KAE_MEMORY", "1")
+        (tmp_path / "epochs").mkdir()
+        Image.new("L", (8192, 8192)).save(tmp_path / "epochs" / "001.png")
+        for epoch in range(2, 20):
+            os.link(tmp_path / "epochs" / "001.png", tmp_path / "epochs" / f"{epoch:03d}.png")
+        with pytest.raises(UserError, match="KAE_MEMORY=2 allows it"):
+            checkpoints.read_epochs(tmp_path)
 
 
 class TestAtomic:

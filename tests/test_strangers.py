@@ -32,7 +32,7 @@ from keras_ae import (
 from keras_ae import classifier as classifiers
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError, printable
-from keras_ae.settings import EXPORT_SUFFIXES
+from keras_ae.settings import EXPORT_SUFFIXES, Settings
 
 pytestmark = pytest.mark.long
 
@@ -703,6 +703,34 @@ def test_a_run_that_says_odd_things(text, saved, kae, mnist_env):
         FIT[:-1] + ["run", "--resume"], ["fit", "vae", "--config", "run/run.json", "--limit", "0"],
     ):  # fmt: skip
         assert kae(*command).exit_code in (0, 1, 2)
+
+
+@pytest.mark.parametrize("depth", [900, 3000])
+def test_a_run_that_is_nested_deeply(depth, saved, kae):
+    saved()
+    text = '{"settings": {"model": "vae"}, "final": {"psnr": %s}}'
+    Path("run", "run.json").write_text(text % ("[" * depth + "]" * depth))
+    for arguments in (["info", "run"], ["info", "run", "--json"], ["compare", "run", "--json"]):
+        done = kae(*arguments)
+        assert done.exit_code == 1 and "run.json is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.csv", "backup/state.npz"])
+def test_a_pipe_in_a_run(name, saved, kae, mnist_env):
+    """To read it would wait for ever."""
+    saved()
+    settings = Settings(
+        "vae", backbone="mlp", hidden=(4,), latent_dim=2, limit=50, epochs=1, batch_size=50,
+        learning_rate=0.001, kl_weight=1.0,
+    )  # fmt: skip
+    checkpoints.write_run("run", {"settings": settings.to_dict()})
+    path = Path("run", name)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    resume = ["fit", "vae", "--out", "run", "--resume"]
+    done = run(*(["compare", "run"] if "/" not in name else resume))
+    assert done.returncode == 1 and "damaged" in done.err
 
 
 def test_a_data_directory_of_many(tmp_path, kae):
