@@ -132,7 +132,7 @@ def _names_across(names, width, columns, mode, size=10):
     for i, name in enumerate(map(short, names)):
         fits = min(1.0, (column - 2) / max(1.0, ImageFont.load_default(size).getlength(name)))
         place = ((i + 0.5) * column, strip.height / 2)
-        font = ImageFont.load_default(size * fits)
+        font = ImageFont.load_default(max(1, size * fits))  # FreeType refuses less
         draw.text(place, name, _grey(mode, INK), font, anchor="mm")
     return strip
 

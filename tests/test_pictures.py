@@ -75,6 +75,12 @@ def test_pairs_put_each_row_over_its_reconstructions():
     assert centres.tolist() == [[1, 2], [101, 102], [3, GREY], [103, GREY]]
 
 
+def test_a_long_name_above_thin_images():
+    images = constant_images(1, 2, shape=(60, 1, 1))
+    assert pictures.pairs(images, images, names=["a" * 60, "b"]).height > 2 * 60
+    assert pictures.with_title(pictures.grid(images), "a" * 60).height > 60
+
+
 def test_pairs_of_fewer_images_than_columns_are_one_row():
     picture = pictures.pairs(np.zeros((3, 28, 28, 1)), np.ones((3, 28, 28, 1)))
     assert picture.size == (2 * (3 * 29 + 1), 2 * (2 * 29 + 1))
