@@ -23,6 +23,7 @@ KINDS = {
     "augment": "a list of words",
     "binarize": "true or false",
 }  # of settings that are no words or numbers
+WHOLE = [field.name for field in dataclasses.fields(Settings) if field.type in (int, int | None)]
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
@@ -99,10 +100,13 @@ def read_config(context, parameter, path):
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
         endless = isinstance(value, float) and not math.isfinite(value)
-        kind = KINDS.get(name, "a word or a number")
-        allowed = bool | None if name == "binarize" else str | int | float | None
+        kind = KINDS.get(name, "a whole number" if name in WHOLE else "a word or a number")
+        allowed = str | int | None if name in WHOLE else str | int | float | None
         listed = name in ("hidden", "augment") and isinstance(value, list)
-        if not (isinstance(value, allowed) or listed) or endless:
+        fits = isinstance(value, allowed) and not isinstance(value, bool) or listed
+        if name == "binarize":
+            fits = isinstance(value, bool | None)
+        if not fits or endless:
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
 
