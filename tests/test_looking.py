@@ -111,6 +111,16 @@ def test_manifold(kae):
     refused(kae("manifold", "vae", 5), 2, "no classes")
 
 
+def test_numbers_that_are_none(kae):
+    endless = "9" * 5000
+    refused(kae("interpolate", "vae", 0, endless), 2, "0 to 9999")
+    refused(kae("interpolate", "cvae", 0, f"test:{endless}"), 2, "0 to 9999")
+    refused(kae("sample", "cvae", endless, "--out", "a.png"), 2, "0 to 9")
+    refused(kae("score", "vae", "--odd", endless), 2, "0, 1, 2")
+    refused(kae("animate", "vae", "--seconds", "nan"), 2, "nan")
+    refused(kae("evaluate", "vae", "--classifier-minutes", "nan"), 2, "nan")
+
+
 def test_traverse(kae, photo):
     assert size(kae, kae("traverse", "vae", "-n", 2))[1] == 2 * (2 * 29 + 1)
     done = kae("traverse", "cvae", photo, "--label", 0, "--out", "moved.npy", "--steps", 4)

@@ -9,7 +9,7 @@ from kae import console, options
 @click.argument("model", metavar="RUN", shell_complete=options.complete_model)
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.02, 60),
+    type=options.Number(0.02, 60),
     default=0.5,
     show_default=True,
     help="How long each epoch is shown; the last one is shown four times as long.",

@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import json
+import math
 import os
 import shlex
 import sys
@@ -271,6 +272,15 @@ def stdout_to_stderr(function):
     return wrapped
 
 
+def whole_number(text):
+    """The number that a text of decimal digits says; infinity for any other text, and for more digits than
+    Python reads."""
+    try:
+        return int(text) if text.isdecimal() else math.inf
+    except ValueError:
+        return math.inf
+
+
 def class_index(network, label):
     """The index of the class that a label gives by number or by name."""
     for asked, names in (
@@ -279,8 +289,8 @@ def class_index(network, label):
     ):
         if asked in names:
             return names.index(asked)
-    if label.isdecimal() and int(label) < network.num_classes:
-        return int(label)
+    if (number := whole_number(label)) < network.num_classes:
+        return number
     numbers = [str(y) for y in range(network.num_classes)]
     named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
     raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")

@@ -75,7 +75,7 @@ TABLE |= {
 )
 @click.option(
     "--classifier-minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=options.Number(0, min_open=True),
     default=10,
     show_default=True,
     help="Do not train a classifier that would take longer.",

@@ -134,7 +134,7 @@ def kind_of(network, end):
 
 def index_of(end, test):
     """The index of the test image that an end names; UsageError if there is no such image."""
-    index = int(end.removeprefix("test:"))
+    index = console.whole_number(end.removeprefix("test:"))
     if index >= len(test.images):
         raise click.UsageError(
             f"{test.name} has test images 0 to {len(test.images) - 1}; got {end!r}."

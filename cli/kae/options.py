@@ -7,6 +7,16 @@ from click.shell_completion import CompletionItem
 
 from keras_ae import settings
 
+
+class Number(click.FloatRange):
+    """A number in a range, which NaN is not."""
+
+    def convert(self, value, param, context):
+        if (number := super().convert(value, param, context)) != number:
+            self.fail(f"{value} is no number", param, context)
+        return number
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=True, path_type=Path),

@@ -153,7 +153,7 @@ def _classes(images, names):
         raise click.UsageError(f"{images.name} has no classes for --odd.")
     listed = list(images.class_names)
     for name in names:
-        if name not in listed and not (name.isdecimal() and int(name) < len(listed)):
+        if name not in listed and not console.whole_number(name) < len(listed):
             raise click.UsageError(
                 f"--odd must be a class of {images.name} ({', '.join(listed)}); got {name!r}."
             )
