@@ -193,6 +193,27 @@ def test_compare_of_unlike_losses(kae):
     assert "(l1, mse, bce)" in note and "psnr" in note
 
 
+@pytest.mark.parametrize("option", [["--label", "3"], ["--crop"], ["--invert"]])
+@pytest.mark.parametrize(
+    "command",
+    [["reconstruct", "cvae"], ["encode", "cvae"], ["score", "cvae"], ["traverse", "cvae"], ["interpolate", "vae", 0, 1]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_options_of_files_without_files(kae, command, option):
+    refused(kae(*command, *option), 2, option[0], "files")
+
+
+def test_a_picture_of_scores_is_not_replaced(kae):
+    picture = kae.folder / "samples" / "ae-odd.png"
+    for _ in range(2):
+        assert kae("score", "ae", "--limit", 5).exit_code == 0
+        picture.write_text("mine") if picture.read_bytes() != b"mine" else None
+    assert picture.read_bytes() == b"mine"
+    assert (kae.folder / "samples" / "ae-odd-2.png").is_file()
+    assert kae("score", "ae", "--limit", 5, "--force").exit_code == 0
+    assert Image.open(picture).format == "PNG"
+
+
 @pytest.mark.parametrize("name", ["ae", "vae", "cvae"])
 def test_score_test_images(kae, name):
     done = kae("score", name, "--limit", 30, "--out", f"{name}.csv")

@@ -313,6 +313,13 @@ def find_files(files):
     return found
 
 
+def check_file_options(labels, crop, invert):
+    """Refuse the options of image files where there are none, instead of leaving them without effect."""
+    for option, given in (("--label", labels), ("--crop", crop), ("--invert", invert)):
+        if given:
+            raise click.UsageError(f"{option} is for image files, and none is given.")
+
+
 def classes_of(network, files, labels):
     """The class index of each image file for a CVAE; None for other models.
 

@@ -89,6 +89,7 @@ def command(model, files, out, append, force, **chosen):
 def source_of(network, checkpoint, files, dataset, data_dir, limit, labels, crop, invert):
     """The images to encode: a name for each, and a function that makes an `ImageData` of a slice of them."""
     if not files:
+        console.check_file_options(labels, crop, invert)
         images = console.load_test(network, checkpoint, dataset, data_dir, limit)
 
         def of_dataset(rows):

@@ -106,8 +106,8 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
     if files:
         images = console.load_files(network, files, labels, crop, invert)
         given = iter(range(len(files)))
-    elif labels:
-        raise click.UsageError("--label is the class of image files, and none is among the ends.")
+    else:
+        console.check_file_options(labels, crop, invert)
     test = console.load_test(network, checkpoint, dataset, data_dir) if "test" in kinds else None
     places = []
     for end, kind in zip(ends, kinds):

@@ -41,6 +41,7 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
         files = console.find_files(files)[:number]
         images = console.load_files(network, files, labels, crop, invert)
     else:
+        console.check_file_options(labels, crop, invert)
         images = console.load_test(network, checkpoint, dataset, data_dir, number or IMAGES)
     rebuilt = network.reconstruct(network.inputs_of(images))
     picture = pictures.pairs(images.images, rebuilt, names=console.names_of(images))

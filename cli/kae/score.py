@@ -55,6 +55,8 @@ def command(
         console.check_free(picture, force)
     if files and (dataset or classes):
         raise click.UsageError("Give files, or --dataset and --odd.")
+    if not files:
+        console.check_file_options(labels, crop, invert)
     network, checkpoint = console.load(model)
 
     import numpy as np
