@@ -49,7 +49,7 @@ def command(
     error) are drawn above their reconstructions. Without a class, a cvae's score is the lowest of all classes.
     """
     target = console.target_of(out, "", (".csv",), force) if out else None
-    picture = Path("samples") / f"{console.stem_of(model)}-odd.png"
+    picture = console.target_of(None, f"samples/{console.stem_of(model)}-odd.png", (), force)
     if target:
         picture = target.with_suffix(".png")
         console.check_free(picture, force)
