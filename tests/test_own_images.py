@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from PIL import Image, ImageDraw
 
-from keras_ae import checkpoints, data
+from keras_ae import checkpoints, data, evaluation
 from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
@@ -107,6 +107,21 @@ def test_a_run_is_named_in_every_command(kae):
     assert "--dataset toys" in kae.refused("reconstruct", "cvae-toys")
     assert kae("reconstruct", "cvae-toys", "--dataset", "my data/toys").startswith("samples/")
     assert "Did you mean cvae-toys?" in kae.refused("sample", "cvae-toy")
+
+
+def test_a_report_measures_by_the_training_images_of_the_dataset_that_was_asked_for(
+    kae, monkeypatch
+):
+    taken = []
+
+    def evaluate(network, train, test, **more):
+        taken.append((train, test))
+        return {"n": len(test.images)}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    kae("report", "ae-toys", "--dataset", "my data/toys", "--evaluate")
+    train, test = taken[0]
+    assert (train.name, train.split, test.split) == ("toys", "train", "test")
 
 
 @pytest.mark.parametrize(

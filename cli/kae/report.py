@@ -29,10 +29,11 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
 
     from keras_ae import data, evaluation, report
 
-    test = console.load_test(network, checkpoint, dataset, data_dir)
+    dataset = dataset or console.dataset_of(checkpoint, data_dir)
+    train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
+    network.check_data(test)
     figures = None
     if evaluate:
-        train = data.load(test.name, "train", data_dir, progress=console.say)
         figures = console.stdout_to_stderr(evaluation.evaluate)(
             network,
             train,
