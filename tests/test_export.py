@@ -174,6 +174,14 @@ def test_nothing_is_overwritten_without_force(cvae, tmp_path):
     assert path.read_text() == "mine" and not list(folder.iterdir())
 
 
+def test_force_keeps_what_lies_in_a_saved_model_of_others(cvae, tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(export.ExportError, match="notes.txt"):
+        export.export(cvae, tmp_path, "saved_model", force=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_force_replaces_a_saved_model(tmp_path):
     target, new = tmp_path / "model", tmp_path / "t" / "new" / "model"
     for folder, content in ((target, "old"), (new, "new")):
