@@ -213,6 +213,17 @@ def test_bad_arguments_are_one_line_and_exit_2(cvae, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
+def test_the_name_of_a_run_with_a_point_is_whole(tmp_path):
+    (tmp_path / "kl_weight-0.02").mkdir()
+    checkpoints.save_model(AE(backbone="mlp", hidden=(8,)), tmp_path / "kl_weight-0.02/model.keras")
+    for where in ("kl_weight-0.02", "kl_weight-0.02/model.keras"):
+        done = kae("export", where, "--format", "torch", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "exports").iterdir()}
+    assert names == {"kl_weight-0.02-decoder.pt2", "model-decoder.pt2"}
+
+
 def test_the_program_in_the_documentation_draws_the_picture_of_the_seed(cvae, tmp_path):
     needs(*PACKAGES["onnx"], "PIL")
     text = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text()

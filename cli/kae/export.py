@@ -36,7 +36,7 @@ def command(model, file_format, part, out, force, as_json):
     Images are float32 in [0, 1] and labels are int64, in batches of any size. If the current backend
     cannot write the format, a process with a backend that can does it.
     """
-    path = out or Path("exports") / f"{Path(model).stem}-{part}{EXPORT_SUFFIXES[file_format]}"
+    path = out or Path("exports") / f"{console.stem_of(model)}-{part}{EXPORT_SUFFIXES[file_format]}"
     console.check_clock()
     console.start_backend()
     from keras_ae import export
