@@ -17,10 +17,13 @@ UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path, replace=True):
     """A context with a temporary path to write to; at the end this file replaces `path` in one step.
 
     So at any moment, even after a kill or a power cut, `path` is the whole old file or the whole new one.
+
+    Raises:
+        FileExistsError: there is such a file, and it is not to be replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +32,8 @@ def atomic(path):
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if not replace:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:

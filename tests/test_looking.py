@@ -14,7 +14,7 @@ from kae.main import cli
 from PIL import Image
 
 import keras_ae
-from keras_ae import checkpoints
+from keras_ae import checkpoints, files
 from keras_ae.settings import Settings
 
 TITLE = 22  # pixels of the line with the name of a class
@@ -318,6 +318,33 @@ def test_a_default_name_that_is_taken_is_left_alone(kae):
     assert kae(*command, 2, "--force").stdout == "samples/cvae-4.png\n"
     second = (kae.folder / "samples/cvae-4-2.png").read_bytes()
     assert (kae.folder / "samples/cvae-4.png").read_bytes() == second != first
+
+
+def test_what_another_command_writes_meanwhile_is_left_alone(kae, monkeypatch):
+    monkeypatch.chdir(kae.folder)
+    grid = keras_ae.pictures.grid
+
+    def slow(*arguments):
+        for name in ("samples/vae-manifold.png", "meanwhile.png"):
+            (kae.folder / name).write_text("theirs")
+        return grid(*arguments)
+
+    monkeypatch.setattr(keras_ae.pictures, "grid", slow)
+    done = kae("manifold", "vae", "-n", 2, "--out", "meanwhile.png")
+    assert done.stdout == "meanwhile-2.png\n" and "wrote meanwhile-2.png" in done.stderr
+    (kae.folder / "samples/vae-manifold.png").unlink()
+    done = kae("manifold", "vae", "-n", 2)
+    assert done.stdout == "samples/vae-manifold-2.png\n"
+    assert (kae.folder / "samples/vae-manifold.png").read_text() == "theirs"
+    assert Image.open(kae.folder / "samples/vae-manifold-2.png").format == "PNG"
+
+
+def test_what_a_killed_command_left_is_swept(kae):
+    half = kae.folder / "killed" / f"{files.UNFINISHED}a-0123.csv"
+    half.parent.mkdir()
+    half.write_text("half")
+    assert kae("encode", "vae", "--limit", 5, "--out", "killed/a.csv").exit_code == 0
+    assert [path.name for path in half.parent.iterdir()] == ["a.csv"]
 
 
 def test_which_weights_are_used_is_said_where_there_are_two(kae):

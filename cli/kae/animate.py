@@ -29,5 +29,5 @@ def command(model, seconds, out, force):
     frames = checkpoints.read_epochs(checkpoints.find_checkpoint(model).path.parent)
     if not frames:
         raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
-    console.write(target, lambda path: pictures.animation(frames, path, seconds))
+    target = console.write(target, lambda path: pictures.animation(frames, path, seconds), force)
     console.echo(target)

@@ -36,7 +36,7 @@ def command(runs, everything, out, force, as_json):
     if out:
         figure = pictures.curves(histories)
         console.write(
-            out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]), echoed=False
+            out, lambda path: pictures.save_plot(figure, path, out.suffix[1:]), force, echoed=False
         )
     figures = {run: figures_of(place, histories[run]) for run, place in found.items()}
     if as_json:

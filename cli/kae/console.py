@@ -197,33 +197,44 @@ def stem_of(model):
     return path.stem if path.suffix == ".keras" else path.name
 
 
-def save_images(target, images, picture):
-    """Write images: .npy as uint8 (N, H, W, C), any other file as the picture that `picture` makes."""
+def save_images(target, images, picture, force):
+    """Write images: .npy as uint8 (N, H, W, C), any other file as the picture that `picture` makes.
+
+    Returns the path, see `write`.
+    """
     import numpy as np
 
     from keras_ae.pictures import to_uint8
 
     if target.suffix == ".npy":
-        write(target, lambda path: np.save(path, to_uint8(images)))
-    else:
-        write(target, picture().save)
+        return write(target, lambda path: np.save(path, to_uint8(images)), force)
+    return write(target, picture().save, force)
 
 
-def write(path, save, echoed=True):
+def write(path, save, force, echoed=True):
     """Write a file completely, or explain why that fails. `save` writes to a temporary path.
+
+    Returns the path. Without `force` it is a free name if another command has taken this one by now.
 
     If the command later prints the path on stdout (`echoed`) and that is a terminal, no message is
     printed here.
     """
-    from keras_ae.files import atomic
+    from keras_ae.files import atomic, sweep
 
     try:
-        with atomic(path) as temporary:
-            save(temporary)
+        sweep(path.parent)
+        try:
+            with atomic(path, force) as temporary:
+                save(temporary)
+        except FileExistsError:
+            if not path.is_file():
+                raise
+            return write(free_name(path), save, force, echoed)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
     if not (echoed and sys.stdout.isatty()):
         say(f"wrote {path}")
+    return path
 
 
 def print_json(value):

@@ -74,7 +74,7 @@ def command(model, files, out, append, force, **chosen):
                 console.echo(text, nl=False)
             return None
     if target.suffix == ".npy":
-        console.write(target, functools.partial(save_array, network, names, blocks))
+        target = console.write(target, functools.partial(save_array, network, names, blocks), force)
     else:
 
         def save(path):
@@ -82,7 +82,7 @@ def command(model, files, out, append, force, **chosen):
                 file.write(",".join(columns) + "\n")
                 write_rows(file, blocks())
 
-        console.write(target, save)
+        target = console.write(target, save, force)
     return console.echo(target)
 
 

@@ -34,7 +34,7 @@ def command(model, dataset, data_dir, seed, out, force, as_json):
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 
-    console.write(target, save)
+    target = console.write(target, save, force)
     if as_json:
         size = target.stat().st_size
         console.print_json(

@@ -86,7 +86,7 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
             )
         return pictures.grid(np.concatenate([c for c, _, _ in sheets]), sheets[0][1])
 
-    console.save_images(target, np.concatenate(images), picture)
+    target = console.save_images(target, np.concatenate(images), picture, force)
     console.echo(target)
 
 

@@ -43,8 +43,8 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         ]
         images = np.concatenate(rows)
         labels = np.arange(network.num_classes).repeat(side)
-        console.save_images(
-            target, images, lambda: pictures.class_rows(images, labels, network.names)
+        target = console.save_images(
+            target, images, lambda: pictures.class_rows(images, labels, network.names), force
         )
         return console.echo(target)
     codes = None
@@ -58,5 +58,5 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
         sheet = pictures.grid(images, side)
         return sheet if y is None else pictures.with_title(sheet, network.names[y])
 
-    console.save_images(target, images, picture)
+    target = console.save_images(target, images, picture, force)
     return console.echo(target)

@@ -45,5 +45,5 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
         images = console.load_test(network, checkpoint, dataset, data_dir, number or IMAGES)
     rebuilt = network.reconstruct(network.inputs_of(images))
     picture = pictures.pairs(images.images, rebuilt, names=console.names_of(images))
-    console.write(target, picture.save)
+    target = console.write(target, picture.save, force)
     console.echo(target)

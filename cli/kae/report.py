@@ -57,5 +57,5 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 
-    console.write(target, save)
+    target = console.write(target, save, force)
     console.echo(target)

@@ -66,7 +66,7 @@ def command(model, label, number, seed, prior, out, force, as_json):
             return class_rows(images, labels, network.names)
         return with_title(grid(images), network.names[labels[0]])
 
-    console.save_images(target, images, picture)
+    target = console.save_images(target, images, picture, force)
     if as_json:
         console.print_json(
             {

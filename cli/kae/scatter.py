@@ -38,5 +38,6 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     codes = network.encode(network.inputs_of(test))
     points, axes = latents.embed(codes, method, seed)
     figure = pictures.scatter(points, test.labels, test.class_names, axes=axes)
-    console.write(target, lambda path: pictures.save_plot(figure, path, target.suffix[1:]))
+    suffix = target.suffix[1:]
+    target = console.write(target, lambda path: pictures.save_plot(figure, path, suffix), force)
     console.echo(target)

@@ -132,11 +132,13 @@ def command(
     rebuilt = _rebuilt(network, shown, told)
     sheet = pictures.pairs(shown.images, rebuilt, names=[f"{scores[by][i]:.4g}" for i in highest])
     picture.parent.mkdir(parents=True, exist_ok=True)
-    console.write(picture, sheet.save, echoed=False)
+    picture = console.write(picture, sheet.save, force, echoed=False)
     for name, value in (area or {}).items():
         console.say(f"AUROC by {name.replace('_', ' ')}: {value:.4f}")
     if target:
-        console.write(target, lambda path: Path(path).write_text(_csv(rows), "utf-8"))
+        target = console.write(
+            target, lambda path: Path(path).write_text(_csv(rows), "utf-8"), force
+        )
     if as_json:
         return console.print_json(
             {

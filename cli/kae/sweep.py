@@ -85,7 +85,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     if not missing:
         plot = folder / "rate-distortion.png"
         figure = pictures.rate_distortion(results, settings.reconstruction)
-        console.write(plot, lambda path: pictures.save_plot(figure, path), echoed=False)
+        console.write(plot, lambda path: pictures.save_plot(figure, path), True, echoed=False)
     if as_json:
         return console.print_json(
             {"sweep": str(folder), "runs": results, "plot": None if plot is None else str(plot)}

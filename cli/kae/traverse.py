@@ -53,5 +53,5 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
         sheet = pictures.class_rows(images, rows, names)
         return sheet if label is None else pictures.with_title(sheet, network.names[label])
 
-    console.save_images(target, images, picture)
+    target = console.save_images(target, images, picture, force)
     console.echo(target)
