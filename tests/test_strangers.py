@@ -572,6 +572,13 @@ def test_a_closed_stream_is_no_error(closed, tmp_path, mnist_env):
             image.load()
 
 
+def test_a_screen_that_has_not_every_letter(saved, tmp_path):
+    """Such as that of a Latin-1 locale."""
+    saved(model=CVAE((28, 28, 1), 2, "mlp", (4,), num_classes=2, class_names=["é", "字"]))
+    done = run("info", "run", cwd=tmp_path, env={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0 and b"\xe9, \\u5b57" in done.stdout
+
+
 def test_warnings_as_errors(tmp_path, mnist_env):
     done = run(*FIT, cwd=tmp_path, env={"PYTHONWARNINGS": "error"})
     assert done.returncode == 0, done.err

@@ -158,6 +158,8 @@ def open_streams():
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - stays open until the end
+    if sys.stdout.errors == "strict":  # not every encoding has every letter of names and messages
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quiet_tensorflow():
