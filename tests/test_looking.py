@@ -281,6 +281,15 @@ def test_sweep(kae):
     refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")
 
 
+def test_a_sweep_replaces_no_picture_of_another(kae):
+    mine = kae.folder / "pictures" / "rate-distortion.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--kl-weight", "1", "--out", "pictures"]
+    plot = json.loads(kae(*command, "--json").stdout)["plot"]
+    assert plot == "pictures/rate-distortion-2.png" and mine.read_text() == "mine"
+
+
 def test_a_sweep_over_runs_that_say_odd_things(kae):
     place = kae.folder / "odd" / "kl_weight-0.5"
     place.mkdir(parents=True)

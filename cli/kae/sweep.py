@@ -70,6 +70,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     if folder is None:
         place = checkpoints.default_folder(settings)
         folder = place.with_name(f"sweep-{place.name}")
+    begun = any(folder.glob("kl_weight-*/run.json"))  # else a plot there is not of this sweep
     with fit.explained(folder, "the same command"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
@@ -85,7 +86,9 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     if not missing:
         plot = folder / "rate-distortion.png"
         figure = pictures.rate_distortion(results, settings.reconstruction)
-        console.write(plot, lambda path: pictures.save_plot(figure, path), True, echoed=False)
+        plot = console.write(
+            plot, lambda path: pictures.save_plot(figure, path), force or begun, echoed=False
+        )
     if as_json:
         return console.print_json(
             {"sweep": str(folder), "runs": results, "plot": None if plot is None else str(plot)}
