@@ -424,6 +424,9 @@ def read_backup(folder, model):
     path = Path(folder) / "backup" / "state.npz"
     try:
         with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+            members = archive.zip.infolist()
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise ValueError("it is compressed, and may unpack to any size")
             arrays = dict(archive)
         about = json.loads(str(arrays["about"]))
         if about["format"] > FORMAT:

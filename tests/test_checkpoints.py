@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -57,6 +58,21 @@ class TestReadEpochs:
             os.link(tmp_path / "epochs" / "001.png", tmp_path / "epochs" / f"{epoch:03d}.png")
         with pytest.raises(UserError, match="KAE_MEMORY=2 allows it"):
             checkpoints.read_epochs(tmp_path)
+
+
+def test_a_small_backup_that_takes_all_memory(vae, tmp_path):
+    vae.compile(Adam())
+    checkpoints.write_backup(tmp_path, vae, Progress([]))
+    path = tmp_path / "backup" / "state.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(path, bomb=np.zeros(1 << 28, "uint8"), **arrays)
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.read_backup(tmp_path, vae)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
 
 
 class TestAtomic:
