@@ -33,10 +33,10 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
-from keras_ae.data.disk import VERSION, open_file, read_json, read_text
+from keras_ae.data.disk import VERSION
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
-from keras_ae.files import atomic, sweep, write_bytes
+from keras_ae.files import atomic, open_file, read_json, read_text, sweep, write_bytes
 from keras_ae.inference import check_memory
 from keras_ae.settings import Settings, checkpoint_names, models, released, unknown_name
 

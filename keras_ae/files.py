@@ -1,9 +1,11 @@
-"""Writing files whole or not at all."""
+"""Writes files whole or not at all, and reads files that somebody else may have made."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 try:
@@ -13,6 +15,7 @@ except ImportError:  # Windows
 
 from keras_ae.errors import UserError
 
+BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
 UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
 
 
@@ -145,3 +148,39 @@ def sweep(folder):
                     part.unlink(missing_ok=True)
             finally:
                 os.close(handle)
+
+
+def open_file(path):
+    """Opens a regular file for reading bytes. Anything else, such as a pipe, raises OSError: reading
+    it could wait for ever."""
+    binary = getattr(os, "O_BINARY", 0)
+    handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no file")
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path) -> str:
+    """Reads the text of a metadata file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not text, or it is too long.
+    """
+    with open_file(path) as file:
+        content = file.read(BYTES + 1)
+    if len(content) > BYTES:
+        raise ValueError(f"{Path(path).name} has more than {BYTES:,} bytes")
+    return content.decode()
+
+
+def read_json(path) -> dict:
+    """Reads the object in a JSON file. Raises the same errors as `read_text`."""
+    try:
+        value = json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value

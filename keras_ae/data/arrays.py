@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ae.data.disk import DataError, open_file
+from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
+from keras_ae.files import open_file
 
 
 def memory_bound() -> int:

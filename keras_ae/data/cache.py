@@ -25,8 +25,9 @@ except ImportError:  # Windows
 import numpy as np
 
 from keras_ae.data.arrays import ImageData, StoredImages, memory_bound
-from keras_ae.data.disk import DataError, Prepared, expanded, read_json
+from keras_ae.data.disk import DataError, Prepared, expanded
 from keras_ae.data.reading import CHUNK
+from keras_ae.files import read_json
 
 LAYOUT = 2  # increase it when the meaning of an entry changes
 UNFINISHED = ".unfinished-"  # prefix of a file's name while the file is being written

@@ -8,16 +8,14 @@ A dataset's folder may come from anybody. So its files are read only as data, an
 checked.
 """
 
-import json
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from keras_ae.errors import UserError
+from keras_ae.files import read_json
 
-BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -57,42 +55,6 @@ def expanded(path, variable) -> Path:
         raise DataError(
             f"{path} is nowhere: this user has no home directory; set {variable} to a folder"
         ) from error
-
-
-def open_file(path):
-    """Opens a regular file for reading bytes. Anything else, such as a pipe, raises OSError: reading
-    it could wait for ever."""
-    binary = getattr(os, "O_BINARY", 0)
-    handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(f"{path} is no file")
-    return os.fdopen(handle, "rb")
-
-
-def read_text(path) -> str:
-    """Reads the text of a metadata file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not text, or it is too long.
-    """
-    with open_file(path) as file:
-        content = file.read(BYTES + 1)
-    if len(content) > BYTES:
-        raise ValueError(f"{Path(path).name} has more than {BYTES:,} bytes")
-    return content.decode()
-
-
-def read_json(path) -> dict:
-    """Reads the object in a JSON file. Raises the same errors as `read_text`."""
-    try:
-        value = json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("it is no object")
-    return value
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None] | None:

@@ -18,6 +18,7 @@ from keras_ae.data import disk
 from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared
 from keras_ae.data.preparation import Preparation
+from keras_ae.files import open_file, read_json, read_text
 
 PIXELS = 1 << 26  # most pixels of an image: a small file can unpack to any size
 BATCH = 1024  # most records that are held in memory at a time
@@ -147,7 +148,7 @@ def read_features(prepared) -> Features:
     The image is that of the supervised keys, else "image", else the only image. The label is that of
     the supervised keys, else "label".
     """
-    root = disk.read_json(prepared.path / "features.json")
+    root = read_json(prepared.path / "features.json")
     old = "type" in root  # until TFDS 4.3
     kind, parts = (root["type"], root["content"]) if old else _part(root, "featuresDict")
     if not old:
@@ -160,7 +161,7 @@ def read_features(prepared) -> Features:
         if name in found and "/" not in key:
             content = value["content"] if old else value["image" if name == IMAGE else "classLabel"]
             found[name][key] = content
-    info = disk.read_json(prepared.path / "dataset_info.json")
+    info = read_json(prepared.path / "dataset_info.json")
     supervised = _supervised(info.get("supervisedKeys"))
     images, labels = found[IMAGE], found[LABEL]
     image = next((k for k in (supervised[0], "image") if k in images), None)
@@ -185,7 +186,7 @@ def read_preparation(prepared) -> Preparation | None:
         with explained(prepared, "metadata.json"):
             if not path.exists():
                 return None
-            found = disk.read_json(path).get(PREPARATION)
+            found = read_json(path).get(PREPARATION)
             return None if found is None else Preparation.from_dict(found)
     except OSError as error:
         raise disk.unreadable(prepared.path, prepared.name, error) from error
@@ -226,7 +227,7 @@ def _class_names(folder, key, label):
     names = []
     path = folder / f"{key}.labels.txt"
     if path.exists():
-        names = [name.strip() for name in disk.read_text(path).split("\n") if name.strip()]
+        names = [name.strip() for name in read_text(path).split("\n") if name.strip()]
     if not names:
         return tuple(str(i) for i in range(count))
     if count not in (None, len(names)):
@@ -297,7 +298,7 @@ def _array_records(shards):
     from array_record.python.array_record_module import ArrayRecordReader
 
     def count(path):
-        with disk.open_file(path):  # raises a clear error, which the reader below would not
+        with open_file(path):  # raises a clear error, which the reader below would not
             pass
         reader = ArrayRecordReader(os.fspath(path))
         try:
@@ -331,7 +332,7 @@ def _tf_records(shards):
 
 
 def _tf_record_batches(path):
-    with disk.open_file(path) as file:
+    with open_file(path) as file:
         left = os.fstat(file.fileno()).st_size
         records, checksums, held = [], [], 0
         while left > 0:
