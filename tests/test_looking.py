@@ -203,6 +203,15 @@ def test_options_of_files_without_files(kae, command, option):
     refused(kae(*command, *option), 2, option[0], "files")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["interpolate", "vae", "photo.jpg", "photo.jpg"], ["interpolate", "cvae", 3, 8], ["manifold", "vae"], ["manifold", "cvae"], ["manifold", "cvae", 3]],
+    ids=lambda command: "-".join(map(str, command)),
+)  # fmt: skip
+def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
+    refused(kae(*command, "--dataset", "fashion_mnist"), 2, "--dataset is for", "leave it out")
+
+
 def test_a_picture_of_scores_is_not_replaced(kae):
     picture = kae.folder / "samples" / "ae-odd.png"
     for _ in range(2):

@@ -46,7 +46,10 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     default = f"samples/{console.stem_of(model)}-interpolation.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
     network, checkpoint = console.load(model)
-    if any(kind_of(network, end) == "class" for end in ends):
+    kinds = [kind_of(network, end) for end in ends]
+    if chosen["dataset"] and "test" not in kinds:
+        raise click.UsageError("--dataset is for test images, and no end is one: leave it out.")
+    if "class" in kinds:
         console.tell_prior(network, checkpoint)
 
     import numpy as np

@@ -37,6 +37,8 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
 
     if label is not None and not network.num_classes:
         raise click.UsageError("This model has no classes: leave the label out.")
+    if dataset and hasattr(network, "prior"):
+        raise click.UsageError("--dataset is for an ae, which has no prior: leave it out.")
     if network.num_classes and label is None:
         rows = [
             latents.manifold(network, 1, side, y, seed=seed) for y in range(network.num_classes)

@@ -75,11 +75,17 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
             wrong, the folder cannot be written, or a damaged dataset is in its place.
     """
     data_dir = resolve_data_dir(data_dir)
+    progress = progress or (lambda line: None)
     if found := disk.find(name, data_dir):
+        if source is not None:
+            progress(
+                f"{name} is in {found.path} already, so {source} was not used: remove that folder to "
+                "prepare it anew"
+            )
         return found
     from keras_ae.data import preparing  # only needed if the dataset is not on disk
 
-    return preparing.prepare(name, data_dir, source, progress or (lambda line: None))
+    return preparing.prepare(name, data_dir, source, progress)
 
 
 def import_folder(name, folder, *args, **kwargs) -> Prepared:

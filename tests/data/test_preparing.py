@@ -427,6 +427,18 @@ def test_preparing_twice_does_nothing(idx, tmp_path, monkeypatch):
     assert data.prepare("mnist:3.0.1") == first
 
 
+def test_files_for_what_is_there_already(idx):
+    """They are not used, and a line says so."""
+    source, said = idx[0](), []
+    first = data.prepare("mnist", source=source, progress=said.append)
+    said.clear()
+    assert data.prepare("mnist", progress=said.append) == first and not said
+    assert data.prepare("mnist", source="nowhere", progress=said.append) == first
+    (line,) = said
+    assert f"mnist is in {first.path} already" in line and "nowhere was not used" in line
+    assert "remove that folder" in line
+
+
 # Processes
 
 MEET = """
