@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.data.arrays import memory_bound
+from keras_ae.data.arrays import chosen_bound, memory_bound
 from keras_ae.errors import UserError
 from keras_ae.fast.networks import call_network
 
@@ -96,8 +96,9 @@ def check_memory(size, what):
     """Check, before memory is allocated, that it is not more than allowed.
 
     Raises:
-        UserError: it would be more.
+        UserError: it would be more, or KAE_MEMORY is no number.
     """
+    chosen_bound()  # a KAE_MEMORY that is no number is refused however little is needed
     if size > LEAST and size > (bound := _bound()):
         raise UserError(
             f"The memory of {what} would be about {size / 2**30:,.1f} GiB, and may be {bound / 2**30:,.1f}: "

@@ -212,6 +212,20 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
     refused(kae(*command, "--dataset", "fashion_mnist"), 2, "--dataset is for", "leave it out")
 
 
+@pytest.mark.parametrize("value", ["abc", "nan", "-1"])
+@pytest.mark.parametrize(
+    "command",
+    [["sample", "vae", "-n", 1], ["scatter", "vae", "--limit", 9], ["animate", "vae"], ["fit", "ae", "--force"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_memory_that_is_no_number(kae, monkeypatch, command, value):
+    """It is refused however little is needed, before anything else is said."""
+    monkeypatch.setenv("KAE_MEMORY", value)
+    done = kae(*command)
+    refused(done, 1, f"KAE_MEMORY is a number of GiB, such as 4; got '{value}'")
+    assert "reading" not in done.stderr
+
+
 def test_a_picture_of_scores_is_not_replaced(kae):
     picture = kae.folder / "samples" / "ae-odd.png"
     for _ in range(2):

@@ -21,17 +21,30 @@ def memory_bound() -> int:
     Raises:
         DataError: KAE_MEMORY is not a number of GiB.
     """
-    if chosen := os.environ.get("KAE_MEMORY"):
-        try:
-            return int(float(chosen) * 2**30)
-        except (ValueError, OverflowError):
-            raise DataError(f"KAE_MEMORY is a number of GiB, such as 4; got {chosen!r}") from None
+    if (chosen := chosen_bound()) is not None:
+        return chosen
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         container = int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no such file, or "max"
         container = machine
     return min(machine, container) // 4
+
+
+def chosen_bound() -> int | None:
+    """Bytes that KAE_MEMORY allows; None if it is not set.
+
+    Raises:
+        DataError: it is not a number of GiB.
+    """
+    if not (chosen := os.environ.get("KAE_MEMORY")):
+        return None
+    try:
+        if (size := int(float(chosen) * 2**30)) >= 0:
+            return size
+    except (ValueError, OverflowError):  # no number, NaN or infinity
+        pass
+    raise DataError(f"KAE_MEMORY is a number of GiB, such as 4; got {chosen!r}")
 
 
 class StoredImages:

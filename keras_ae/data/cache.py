@@ -63,7 +63,11 @@ def load(prepared: Prepared, split: str) -> ImageData | None:
 
     Images above `memory_bound` are `StoredImages`. Only the size of their file is checked: a
     checksum would take as long as reading all images for an epoch.
+
+    Raises:
+        DataError: see `memory_bound`.
     """
+    bound = memory_bound()
     try:
         key, stem = _entry(prepared, split)
         entry = read_json(stem.with_suffix(".json"))
@@ -73,7 +77,7 @@ def load(prepared: Prepared, split: str) -> ImageData | None:
         kind = stored.dtype.str, len(stored.shape), len(stored)
         if kind != ("|u1", 4, prepared.splits[split]):
             raise ValueError("it holds other images")
-        large = stored.nbytes > memory_bound()
+        large = stored.nbytes > bound
         images = stored if large else _checked(stored, entry["images_crc32"])
         labels, names = None, entry["class_names"]
         if names is not None:

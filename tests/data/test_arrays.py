@@ -48,9 +48,10 @@ def test_the_bound(monkeypatch):
     assert 2**26 < arrays.memory_bound() < 2**45
     monkeypatch.setenv("KAE_MEMORY", "0.5")
     assert arrays.memory_bound() == 2**29
-    monkeypatch.setenv("KAE_MEMORY", "lots")
-    with pytest.raises(data.DataError, match="a number of GiB, such as 4; got 'lots'"):
-        arrays.memory_bound()
+    for value in ("lots", "nan", "inf", "-1"):
+        monkeypatch.setenv("KAE_MEMORY", value)
+        with pytest.raises(data.DataError, match=f"a number of GiB, such as 4; got '{value}'"):
+            arrays.memory_bound()
 
 
 @pytest.fixture
