@@ -100,6 +100,7 @@ def check_memory(size, what):
     """
     chosen_bound()  # a KAE_MEMORY that is no number is refused however little is needed
     if size > LEAST and size > (bound := _bound()):
+        size = min(size, 2**90)  # more than any float holds can be asked for
         raise UserError(
             f"The memory of {what} would be about {size / 2**30:,.1f} GiB, and may be {bound / 2**30:,.1f}: "
             f"KAE_MEMORY={math.ceil(size / 2**30)} allows it."

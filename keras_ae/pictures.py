@@ -57,7 +57,7 @@ def grid(images, columns=None, gap=1, zoom=None):
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    zoom = zoom or max(1, math.ceil(56 / height))
+    zoom = zoom or _zoom(height)
     canvas = np.full(
         (rows * (height + gap) + gap, columns * (width + gap) + gap, channels),
         BACKGROUND,
@@ -68,6 +68,17 @@ def grid(images, columns=None, gap=1, zoom=None):
         canvas[top : top + height, left : left + width] = image
     canvas = canvas.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def _zoom(height):
+    """The smallest factor that makes an image 56 pixels high or more."""
+    return max(1, math.ceil(56 / height))
+
+
+def memory_of_grid(n, shape):
+    """An estimate of the bytes that `grid` takes for n images (H, W, C): pixels and the picture of them."""
+    height, width, channels = shape
+    return 2 * n * (height + 1) * (width + 1) * channels * _zoom(height) ** 2
 
 
 def pairs(originals, reconstructions, columns=10, names=None):

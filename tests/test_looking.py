@@ -14,7 +14,7 @@ from kae.main import cli
 from PIL import Image
 
 import keras_ae
-from keras_ae import checkpoints, files
+from keras_ae import checkpoints, files, inference
 from keras_ae.settings import Settings
 
 TITLE = 22  # pixels of the line with the name of a class
@@ -224,6 +224,42 @@ def test_a_memory_that_is_no_number(kae, monkeypatch, command, value):
     done = kae(*command)
     refused(done, 1, f"KAE_MEMORY is a number of GiB, such as 4; got '{value}'")
     assert "reading" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "images"),
+    [
+        (["manifold", "ae", "-n", 20_000], "400,000,000"),
+        (["manifold", "vae", "-n", 20_000], "400,000,000"),
+        (["manifold", "cvae", 3, "-n", 20_000], "400,000,000"),
+        (["manifold", "cvae", "-n", 10**8], "1,000,000,000"),
+        (["sample", "vae", "-n", 10**9], "1,000,000,000"),
+        (["sample", "cvae", "-n", 10**9], "1,000,000,000"),
+        (["sample", "cvae", 3, "-n", 10**9, "--out", "much.npy"], "1,000,000,000"),
+        (["sample", "vae", "-n", 10**400], "000,000"),
+        (["traverse", "vae", "--steps", 10**8], "300,000,000"),
+        (["interpolate", "vae", 0, 1, "--steps", 10**9], "1,000,000,000"),
+        (["interpolate", "cvae", 3, 8, 5, "-n", 10**8], "2,000,000,000"),
+    ],
+    ids=str,
+)
+def test_more_images_than_memory_holds(kae, monkeypatch, command, images):
+    """They are refused before any is made."""
+    from keras_ae import VAE, latents
+
+    monkeypatch.setattr(VAE, "decode", None)
+    for name in ("plane", "path", "traversals"):
+        monkeypatch.setattr(latents, name, None)
+    before = set(kae.folder.rglob("*"))
+    refused(kae(*command), 1, f"{images} images would be about", "KAE_MEMORY=")
+    assert set(kae.folder.rglob("*")) == before
+
+
+def test_images_alone_take_less_than_a_picture(kae, monkeypatch):
+    monkeypatch.setattr(inference, "LEAST", 1)
+    monkeypatch.setenv("KAE_MEMORY", str(400_000 / 2**30))
+    refused(kae("sample", "vae", "-n", 64), 1, "64 images would be about")
+    assert kae("sample", "vae", "-n", 64, "--out", "alone.npy").exit_code == 0
 
 
 def test_a_picture_of_scores_is_not_replaced(kae):

@@ -253,9 +253,12 @@ def test_a_network_that_asks_for_more_memory_than_there_may_be(
 
 def test_images_that_ask_for_more_memory_than_there_may_be(saved, kae, monkeypatch):
     monkeypatch.setenv("KAE_MEMORY", "1")
-    saved(model=VAE((8192, 8192, 1), 1, "conv", (1,) * 14))
+    model = VAE((8192, 8192, 1), 1, "conv", (1,) * 14)
+    saved(model=model)
     done = kae("sample", "run")
-    assert done.exit_code == 1 and "64 outputs would be about 16.0 GiB" in done.stderr
+    assert done.exit_code == 1 and "64 images would be about 24.0 GiB" in done.stderr
+    with pytest.raises(UserError, match="64 outputs would be about 16.0 GiB"):
+        model.sample(64)
 
 
 def test_batches_are_as_large_as_memory_allows(monkeypatch):

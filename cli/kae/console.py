@@ -197,6 +197,16 @@ def stem_of(model):
     return path.stem if path.suffix == ".keras" else path.name
 
 
+def check_number(network, n, target):
+    """Refuse more images than memory holds, before any is made; an .npy file needs no picture of them."""
+    from keras_ae.inference import check_memory
+    from keras_ae.pictures import memory_of_grid
+
+    images = 4 * n * (math.prod(network.image_shape) + network.latent_dim)
+    picture = 0 if target.suffix == ".npy" else memory_of_grid(n, network.image_shape)
+    check_memory(images + picture, f"{n:,} images")
+
+
 def save_images(target, images, picture, force):
     """Write images: .npy as uint8 (N, H, W, C), any other file as the picture that `picture` makes.
 

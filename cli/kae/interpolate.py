@@ -49,6 +49,8 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     kinds = [kind_of(network, end) for end in ends]
     if chosen["dataset"] and "test" not in kinds:
         raise click.UsageError("--dataset is for test images, and no end is one: leave it out.")
+    rows = number if "class" in kinds else 1
+    console.check_number(network, (len(ends) - 1) * rows * steps, target)
     if "class" in kinds:
         console.tell_prior(network, checkpoint)
 
@@ -58,7 +60,6 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
 
     # One item per end: codes (rows, D), the class or None, and the image or None.
     places = places_of(network, checkpoint, ends, number, seed, **chosen)
-    rows = max(len(codes) for codes, _, _ in places)
     spherical = None if path is None else path == "arc"
     images, sheets = [], []
     blank = np.full((1, *network.image_shape), pictures.BACKGROUND, np.uint8)

@@ -40,6 +40,7 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
     if dataset and hasattr(network, "prior"):
         raise click.UsageError("--dataset is for an ae, which has no prior: leave it out.")
     if network.num_classes and label is None:
+        console.check_number(network, network.num_classes * side, target)
         rows = [
             latents.manifold(network, 1, side, y, seed=seed) for y in range(network.num_classes)
         ]
@@ -49,6 +50,7 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
             target, images, lambda: pictures.class_rows(images, labels, network.names), force
         )
         return console.echo(target)
+    console.check_number(network, side * side, target)
     codes = None
     if not hasattr(network, "prior"):
         test = console.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)

@@ -45,19 +45,19 @@ def command(model, label, number, seed, prior, out, force, as_json):
 
     if not hasattr(network, "sample"):
         raise click.UsageError("An ae has no prior to sample from: use a vae or a cvae.")
+    number = number or (10 * network.num_classes if network.num_classes and label is None else 64)
+    console.check_number(network, number, target)
     labels = None
     if network.num_classes:
         if label is not None:
-            number = number or 64
             labels = np.full(number, console.class_index(network, label))
         else:
-            number = number or 10 * network.num_classes
             labels = np.sort(np.arange(number) % network.num_classes)
     elif label is not None:
         raise click.UsageError("This model has no classes: sample it without a label.")
     if prior == "fitted":
         console.tell_prior(network, checkpoint)
-    images = to_uint8(network.sample(number or 64, labels, seed, prior))
+    images = to_uint8(network.sample(number, labels, seed, prior))
 
     def picture():
         if labels is None:

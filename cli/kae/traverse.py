@@ -37,6 +37,7 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
 
     from keras_ae import latents, pictures
 
+    console.check_number(network, min(number, network.latent_dim) * steps, target)
     place = places_of(
         network, checkpoint, [start], 1, seed, dataset=dataset, data_dir=data_dir, **chosen
     )
