@@ -1,6 +1,7 @@
 """Grids, animations and plots: makes pictures of arrays. This module imports no framework."""
 
 import math
+import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -311,7 +312,10 @@ def _legend(plot, handles, names, **kwargs):
 def save_plot(figure, path, file_format="png"):
     """Write a plot as "png" or "svg"; the same numbers give the same bytes."""
     plain = {"Date": None} if file_format == "svg" else {"Software": None}
-    with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}):
+    with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}), warnings.catch_warnings():
+        # Names may have letters that no font has, such as emoji: a box is drawn for each.
+        missing = "Glyph .* missing from|Matplotlib currently does not support"
+        warnings.filterwarnings("ignore", missing, UserWarning)
         figure.savefig(path, format=file_format, dpi=110, metadata=plain)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -158,6 +159,17 @@ def test_plots_are_the_same_bytes_again(tmp_path):
             figure = pictures.scatter(points, np.arange(50) % 3, ("x", "y", "z"))
             pictures.save_plot(figure, tmp_path / name, form)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_letters_that_no_font_has_are_drawn_without_a_warning(form, tmp_path):
+    names = ("👨‍👩‍👧", "हिन्दी", "漢字")
+    figure = pictures.scatter(np.eye(3, 2), np.arange(3), names)
+    curves = pictures.curves({name: [{"epoch": 1, "loss": 3.0}] for name in names})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.save_plot(figure, tmp_path / "scatter", form)
+        pictures.save_plot(curves, tmp_path / "curves", form)
 
 
 def test_a_scatter_has_a_colour_and_a_name_for_each_class():
