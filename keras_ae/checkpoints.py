@@ -170,6 +170,13 @@ class Checkpoint:
         """The settings of the run, or {} if they are not known."""
         return self.run.get("settings", {})
 
+    @property
+    def name(self):
+        """The name of the run's folder, or else that of the file; for pages that users send to others."""
+        if self.run and self.path.name == "model.keras":
+            return self.path.parent.resolve().name
+        return self.path.name
+
 
 def default_folder(settings, root=ROOT):
     """The default folder of a run: ROOT/vae for mnist, and for another dataset, such as emoji, ROOT/vae-emoji."""

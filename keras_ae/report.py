@@ -148,7 +148,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{_text('/'.join(checkpoint.path.parts[-2:]))}{whence}, seed {seed}. {play}</p>\n"
+        f"<p>{_text(checkpoint.name)}{whence}, seed {seed}. {play}</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 

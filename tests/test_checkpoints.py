@@ -60,6 +60,23 @@ class TestReadEpochs:
             checkpoints.read_epochs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "run", "name"),
+    [
+        ("alice/vae/model.keras", {"format": 1}, "vae"),
+        ("alice/model.keras", {}, "model.keras"),
+        ("alice/vae/mine.keras", {"format": 1}, "mine.keras"),
+        ("../model.keras", {"format": 1}, "here"),
+        ("model.keras", {"format": 1}, "inner"),
+    ],
+)
+def test_the_name_of_a_checkpoint(file, run, name, tmp_path, monkeypatch):
+    """That of the run's folder, or else of the file; no folder above."""
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "inner")
+    assert checkpoints.Checkpoint(Path(file), run, "path").name == name
+
+
 def test_a_small_backup_that_takes_all_memory(vae, tmp_path):
     vae.compile(Adam())
     checkpoints.write_backup(tmp_path, vae, Progress([]))

@@ -95,6 +95,7 @@ def test_its_pictures_are_whole(page):
 
 def test_it_has_no_path_of_the_machine_that_made_it(page, tmp_path_factory):
     _, text = page
+    assert re.search(r"<p>run\d+, seed 0\.", text)  # the folder's own name, and none above it
     plots = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", text)
     drawn = "".join(base64.b64decode(plot).decode() for plot in plots)
     for path in (tmp_path_factory.getbasetemp().parent, Path.home(), Path.cwd()):
