@@ -72,7 +72,8 @@ def import_folder(
     Raises:
         DataError: with one line of text: the name is taken, there are no images, a class has no
             images, there are fewer than two images, a file cannot be read, an image has more pixels
-            than Pillow's limit, or images have several sizes and `resize` is None.
+            than Pillow's limit, images have several sizes and `resize` is None, or another import of
+            this name finished meanwhile.
     """
     progress = progress or (lambda line: None)
     folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
@@ -98,7 +99,11 @@ def import_folder(
     if unreadable:
         progress(f"left out, as it cannot be read: {unreadable[0]}, first of {len(unreadable):,}")
 
+    written = False  # else another process made the dataset that is there at the end
+
     def encoded(path):
+        nonlocal written
+        written = True
         return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))
 
     try:
@@ -109,15 +114,25 @@ def import_folder(
     except DataError:
         raise
     except Exception as error:  # on a full disk, TFDS and array_record raise various errors
+        if (found := disk.find(name, data_dir)) not in (None, old):
+            raise _too_late(found) from error
         raise DataError(f"{name} cannot be written to {data_dir}: {reason(error)}") from error
     prepared = disk.find(name, data_dir)
     assert prepared is not None
+    if not written or prepared.version != version:
+        raise _too_late(prepared)
     if old is not None:
         # Renamed first: if the process is killed during the removal, no partial version is left.
         aside = old.path.with_name(f"incomplete.replaced_{old.version}")
         old.path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
     return prepared
+
+
+def _too_late(prepared) -> DataError:
+    return DataError(
+        f"another import of {prepared.name} finished first, in {prepared.path}; --force replaces it"
+    )
 
 
 def _check_name(name, data_dir, force) -> Prepared | None:

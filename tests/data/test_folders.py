@@ -550,3 +550,30 @@ def test_what_is_written_is_png(digits):
     """Records hold what `encode_png` or Pillow made, and Pillow reads it back."""
     buffer = io.BytesIO(folders._encode(Image.new("RGB", (3, 2), "red")))
     assert np.array_equal(np.asarray(Image.open(buffer)), np.full((2, 3, 3), (255, 0, 0)))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("where", [(folders, "_survey"), (preparing, "building"), (folders, "_encode")], ids=lambda where: where[1])  # fmt: skip
+def test_another_import_of_the_name_meanwhile(where, force, folder, tmp_path, monkeypatch):
+    """It finishes after this one has looked at the name, at its dataset's folder, or has begun to write."""
+    for value, part in enumerate(("mine", "theirs", "before")):
+        for i in range(2):
+            put(tmp_path / part / "a" / f"{i}.png", np.full((4, 4), value, np.uint8))
+    if force:
+        data.import_folder("mine", tmp_path / "before")
+    function = getattr(*where)
+
+    def late(*args):
+        monkeypatch.setattr(*where, function)
+        data.import_folder("mine", tmp_path / "theirs", force=force)
+        return function(*args)
+
+    monkeypatch.setattr(*where, late)
+    with pytest.raises(data.DataError, match="another import of mine .*; --force replaces it") as e:
+        data.import_folder("mine", tmp_path / "mine", force=force)
+    assert "\n" not in str(e.value)
+    assert (pixels_of("train") == 1).all()
+    (left,) = (tmp_path / "data" / "mine").iterdir()
+    assert left.name == ("1.0.1" if force else "1.0.0")
+    data.import_folder("mine", tmp_path / "mine", force=True)
+    assert (pixels_of("train") == 0).all()
