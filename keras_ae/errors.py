@@ -1,7 +1,9 @@
-"""The errors that are shown to a user: one line that says what to do."""
+"""Errors that are shown to a user, one line that says what to do, and what they ask of a machine first."""
 
 import importlib.util
+import os
 import sys
+from pathlib import Path
 
 # Modules whose package is installed under another name.
 PACKAGES = {
@@ -60,3 +62,38 @@ def installed(module):
 
 class RunError(UserError):
     """A run cannot start or continue."""
+
+
+def memory_bound() -> int:
+    """Bytes of memory that the decoded images of a split may take. Larger splits stay on disk.
+
+    This is KAE_MEMORY in GiB, else a quarter of the memory of the machine, or of the container if
+    that has less.
+
+    Raises:
+        UserError: KAE_MEMORY is not a number of GiB.
+    """
+    if (chosen := chosen_bound()) is not None:
+        return chosen
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        container = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        container = machine
+    return min(machine, container) // 4
+
+
+def chosen_bound() -> int | None:
+    """Bytes that KAE_MEMORY allows; None if it is not set.
+
+    Raises:
+        UserError: it is not a number of GiB.
+    """
+    if not (chosen := os.environ.get("KAE_MEMORY")):
+        return None
+    try:
+        if (size := int(float(chosen) * 2**30)) >= 0:
+            return size
+    except (ValueError, OverflowError):  # no number, NaN or infinity
+        pass
+    raise UserError(f"KAE_MEMORY is a number of GiB, such as 4; got {chosen!r}")

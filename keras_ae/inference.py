@@ -6,8 +6,7 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.data.arrays import chosen_bound, memory_bound
-from keras_ae.errors import UserError
+from keras_ae.errors import UserError, chosen_bound, memory_bound
 from keras_ae.fast.networks import call_network
 
 BACKEND = keras.backend.backend()
@@ -38,7 +37,7 @@ class View(keras.Model):
 def in_batches(network, inputs, batch_size):
     """The outputs of a network for a list of arrays, as arrays.
 
-    Batches are made smaller if one would take more memory than `keras_ae.data.arrays.memory_bound`.
+    Batches are made smaller if one would take more memory than `keras_ae.errors.memory_bound`.
 
     Raises:
         UserError: a single image, or all outputs together, would take more.

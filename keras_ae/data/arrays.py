@@ -9,42 +9,8 @@ import numpy as np
 
 from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
+from keras_ae.errors import memory_bound
 from keras_ae.files import open_file
-
-
-def memory_bound() -> int:
-    """Bytes of memory that the decoded images of a split may take. Larger splits stay on disk.
-
-    This is KAE_MEMORY in GiB, else a quarter of the memory of the machine, or of the container if
-    that has less.
-
-    Raises:
-        DataError: KAE_MEMORY is not a number of GiB.
-    """
-    if (chosen := chosen_bound()) is not None:
-        return chosen
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        container = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        container = machine
-    return min(machine, container) // 4
-
-
-def chosen_bound() -> int | None:
-    """Bytes that KAE_MEMORY allows; None if it is not set.
-
-    Raises:
-        DataError: it is not a number of GiB.
-    """
-    if not (chosen := os.environ.get("KAE_MEMORY")):
-        return None
-    try:
-        if (size := int(float(chosen) * 2**30)) >= 0:
-            return size
-    except (ValueError, OverflowError):  # no number, NaN or infinity
-        pass
-    raise DataError(f"KAE_MEMORY is a number of GiB, such as 4; got {chosen!r}")
 
 
 class StoredImages:

@@ -24,9 +24,10 @@ except ImportError:  # Windows
 
 import numpy as np
 
-from keras_ae.data.arrays import ImageData, StoredImages, memory_bound
+from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared, expanded
 from keras_ae.data.reading import CHUNK
+from keras_ae.errors import memory_bound
 from keras_ae.files import read_json
 
 LAYOUT = 2  # increase it when the meaning of an entry changes
@@ -65,7 +66,7 @@ def load(prepared: Prepared, split: str) -> ImageData | None:
     checksum would take as long as reading all images for an epoch.
 
     Raises:
-        DataError: see `memory_bound`.
+        UserError: see `memory_bound`.
     """
     bound = memory_bound()
     try:

@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
-from keras_ae.data.arrays import StoredImages, memory_bound, select, splits_of_arrays
-from keras_ae.errors import UserError
+from keras_ae.data.arrays import StoredImages, select, splits_of_arrays
+from keras_ae.errors import UserError, memory_bound
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
     NEIGHBOURS,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_ae import data
+from keras_ae import data, errors
 from keras_ae.data import arrays
 
 X = np.random.default_rng(0).integers(0, 256, (2500, 6, 4, 1), np.uint8)
@@ -45,13 +45,13 @@ def test_beyond_the_end(images):
 
 def test_the_bound(monkeypatch):
     monkeypatch.delenv("KAE_MEMORY", raising=False)
-    assert 2**26 < arrays.memory_bound() < 2**45
+    assert 2**26 < errors.memory_bound() < 2**45
     monkeypatch.setenv("KAE_MEMORY", "0.5")
-    assert arrays.memory_bound() == 2**29
+    assert errors.memory_bound() == 2**29
     for value in ("lots", "nan", "inf", "-1"):
         monkeypatch.setenv("KAE_MEMORY", value)
-        with pytest.raises(data.DataError, match=f"a number of GiB, such as 4; got '{value}'"):
-            arrays.memory_bound()
+        with pytest.raises(errors.UserError, match=f"a number of GiB, such as 4; got '{value}'"):
+            errors.memory_bound()
 
 
 @pytest.fixture
