@@ -24,7 +24,7 @@ FARTHEST = 1e9  # largest entry of a code; float32 cannot hold the covariances o
 CODES_A_COMPONENT = 8  # k-means starts with at least this many codes for each component
 GUESSED = 200  # k-means sees this many codes for each component
 ITERATIONS, TOLERANCE = 10, 2e-2  # of a fit; it stops when an iteration gains fewer nats per code
-MOST_NUMBERS = 1 << 21  # in covariances: a larger prior is not tried; 8 MiB in the model's file
+MOST_NUMBERS = 4_000_000  # in covariances: a larger prior is not tried; 16 MB in the model's file
 
 
 class Prior(keras.layers.Layer):

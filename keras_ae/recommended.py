@@ -8,7 +8,7 @@ import math
 RECOMMENDED = ("latent_dim", "kl_weight", "batch_size", "epochs")
 SMALL = 48  # pixels of the shorter side; smaller images usually show a single object
 MANY_IMAGES = 20_000  # with so many images, batches of 128 give enough steps
-STEPS = {128: 6000, 32: 12_000}  # of a run, by batch size, for images of up to 64 pixels a side
+STEPS = {128: 6000, 32: 16_000}  # of a run, by batch size, for images of up to 64 pixels a side
 MOST_EPOCHS, FEWEST_EPOCHS = 200, 3
 # Values measured to be better than the rule for one dataset. Digits are simple: 16 latents are enough, and the
 # larger weight of the KL term leaves fewer codes between the digits.
@@ -31,7 +31,7 @@ def recommended(dataset, image_shape, num_images):
     steps = STEPS[batch_size] * min(1.0, 64 / shorter) ** 1.5
     epochs = round(steps / math.ceil(num_images / batch_size))
     return {
-        "latent_dim": 64 if shorter < SMALL else 128,
+        "latent_dim": 64 if shorter < SMALL else 192,
         "kl_weight": "auto",
         "batch_size": batch_size,
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),

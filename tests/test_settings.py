@@ -146,11 +146,11 @@ def test_arrays_are_no_name_and_are_not_printed():
     [
         ("mnist", (28, 28, 1), 60_000, (16, 0.5, 128, 15)),
         ("fashion_mnist", (28, 28, 1), 60_000, (64, "auto", 128, 13)),
-        ("photographs", (32, 32, 3), 5_000, (64, "auto", 32, 76)),
-        ("emoji", (64, 64, 3), 6_805, (128, "auto", 32, 56)),
-        ("large", (256, 256, 3), 300, (128, "auto", 32, 150)),
-        ("few", (64, 48, 3), 100, (128, "auto", 32, 200)),
-        ("many", (64, 64, 3), 10**7, (128, "auto", 128, 3)),
+        ("photographs", (32, 32, 3), 5_000, (64, "auto", 32, 102)),
+        ("emoji", (64, 64, 3), 6_805, (192, "auto", 32, 75)),
+        ("large", (256, 256, 3), 300, (192, "auto", 32, 200)),
+        ("few", (64, 48, 3), 100, (192, "auto", 32, 200)),
+        ("many", (64, 64, 3), 10**7, (192, "auto", 128, 3)),
     ],
 )
 def test_what_nobody_gives_follows_from_the_images(dataset, shape, images, expected):
