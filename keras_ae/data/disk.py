@@ -86,8 +86,8 @@ def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
                 config = _default_config(root)
             if config is not None:
                 root = root / config
-            if versions := [v for v in _versions(root) if version in (None, v)]:
-                return _read_info(root / versions[-1])
+            if found := _newest(root, version):
+                return found
         if "/" not in name or not by_path:
             return None
         root = expanded(name, "HOME")
@@ -96,8 +96,7 @@ def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
         root = root.absolute()
         if (root / "dataset_info.json").exists():
             return _read_info(root)
-        versions = _versions(root)
-        return _read_info(root / versions[-1]) if versions else None
+        return _newest(root)
     except OSError as error:
         raise DataError(
             f"{root} cannot be read ({error.strerror}): name another data directory (--data-dir or "
@@ -105,6 +104,19 @@ def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
         ) from error
     except ValueError:  # not a valid path: it contains a NUL character
         return None
+
+
+def _newest(root: Path, version=None) -> Prepared | None:
+    """The newest version in a folder, or the given one; None if there is none."""
+    while versions := [v for v in _versions(root) if version in (None, v)]:
+        path = root / versions[-1]
+        try:
+            return _read_info(path)
+        except DataError:
+            if path.exists():
+                raise
+            # Else an import replaced it meanwhile: a newer version is there.
+    return None
 
 
 def lasting_name(name: str, data_dir=None) -> str:

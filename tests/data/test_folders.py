@@ -263,6 +263,19 @@ def test_a_reader_never_finds_none(digits):
     assert not failed and seen >= {"1.0.0", "1.0.3"}
 
 
+def test_a_version_that_is_replaced_while_it_is_read_is_looked_for_again(digits, monkeypatch):
+    data.import_folder("mine", digits[1])
+    read, replaced = disk._read_info, []
+
+    def late(path):
+        if not replaced:
+            replaced.append(path.rename(path.with_name("1.0.1")))
+        return read(path)
+
+    monkeypatch.setattr(disk, "_read_info", late)
+    assert disk.find("mine", data.resolve_data_dir()).path == replaced[0]
+
+
 def test_what_another_import_is_writing_is_left_alone(tmp_path):
     part = tmp_path / "incomplete.ABC_1.0.0"
     part.mkdir()
