@@ -1081,7 +1081,7 @@ def test_any_layer_computes_what_keras_computes(name, digits):
     ],
     ids=["ours", "longer", "uneven", "valid"],
 )
-def test_our_transposed_convolution_learns_what_that_of_keras_learns(options):
+def test_our_transposing_layer_learns_what_that_of_keras_learns(options):
     x = np.random.default_rng(0).normal(size=(8, 7, 5, 2)).astype("float32")
 
     def trained(kind):
