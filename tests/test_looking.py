@@ -454,3 +454,11 @@ def test_what_is_missing_is_said_before_the_work(kae, monkeypatch, command, modu
     done = kae(*command)
     refused(done, 1, f"needs {module}: pip install {package}")
     assert "using" not in done.stderr, "nothing is loaded before"
+
+
+def test_a_module_that_ends_the_program_is_no_module(kae, tmp_path, monkeypatch):
+    (tmp_path / "ends_here.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    refused(
+        kae("--import", "ends_here", "info", "vae"), 2, "ends_here cannot be imported (SystemExit"
+    )

@@ -143,7 +143,7 @@ def import_modules(modules):
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise click.BadParameter(
                 f"{module} cannot be imported ({why})", param_hint="--import"

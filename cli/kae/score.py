@@ -137,7 +137,9 @@ def command(
         console.say(f"AUROC by {name.replace('_', ' ')}: {value:.4f}")
     if target:
         target = console.write(
-            target, lambda path: Path(path).write_text(_csv(rows), "utf-8"), force
+            target,
+            lambda path: Path(path).write_text(_csv(rows), "utf-8", "backslashreplace"),
+            force,
         )
     if as_json:
         return console.print_json(

@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -23,6 +24,7 @@ from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
 
 CONNECT_SECONDS = 4
+UNFINISHED = re.compile(r"incomplete\.\w+_\d+\.\d+\.\d+")  # folders of an interrupted preparation
 LEFT = 24 * 3600  # seconds after which an unfinished folder counts as abandoned
 
 
@@ -94,7 +96,8 @@ def building(folder, ours):
     try:
         with contextlib.suppress(OSError):  # another process holds the lock, or there are no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for part in folder.glob("incomplete.*"):
+            # Only names that TFDS and `import_folder` give: a folder of the user's may be called so, too.
+            for part in filter(lambda p: UNFINISHED.fullmatch(p.name), folder.iterdir()):
                 if ours or part.stat().st_mtime < time.time() - LEFT:
                     shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -276,6 +276,13 @@ def test_a_version_that_is_replaced_while_it_is_read_is_looked_for_again(digits,
     assert disk.find("mine", data.resolve_data_dir()).path == replaced[0]
 
 
+def test_a_folder_of_pictures_that_is_called_incomplete_stays(tmp_path):
+    (tmp_path / "incomplete.drafts").mkdir()
+    (tmp_path / "incomplete.replaced_1.0.0").mkdir()
+    with preparing.building(tmp_path, True):
+        assert [path.name for path in tmp_path.iterdir()] == ["incomplete.drafts"]
+
+
 def test_what_another_import_is_writing_is_left_alone(tmp_path):
     part = tmp_path / "incomplete.ABC_1.0.0"
     part.mkdir()
