@@ -14,6 +14,7 @@ from PIL import Image
 
 from keras_ae import AE, CVAE, VAE, checkpoints, pictures, report
 from keras_ae.data import ImageData
+from keras_ae.errors import UserError
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 SECTIONS = ["Figures", "Settings", "Training", "Epochs", "Reconstructions", "Samples",
@@ -104,6 +105,14 @@ def test_it_has_no_path_of_the_machine_that_made_it(page, tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_too_few_test_images_are_told(digits, tmp_path):
+    model = AE((28, 28, 1), latent_dim=3, backbone="mlp", hidden=(8,))
+    images = ImageData("one", "1.0.0", "test", digits[0][:1], None, None)
+    found = checkpoints.Checkpoint(tmp_path / "model.keras", {}, "path")
+    with pytest.raises(UserError, match="3 test images or more; one has 1"):
+        report.report(found, model, images)
+
+
 def test_a_browser_shows_it(page, tmp_path):
     _, text = page
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
