@@ -12,6 +12,7 @@ from keras_ae.evaluation import kl_per_latent
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
 EMBEDDINGS = ("pca", "tsne", "umap")
+FEWEST = 3  # codes that can be plotted
 NEIGHBOURHOODS = 3_000  # most codes for t-SNE and UMAP, which take seconds for this many
 
 
@@ -178,8 +179,8 @@ def embed(codes, method="pca", seed=0):
     codes = np.asarray(codes, "float64")
     if method not in EMBEDDINGS:
         raise ValueError(f"method must be one of {', '.join(EMBEDDINGS)}; got {method!r}.")
-    if len(codes) < 3:
-        raise UserError(f"{len(codes)} codes are too few to plot: 3 or more are needed.")
+    if len(codes) < FEWEST:
+        raise UserError(f"{len(codes)} codes are too few to plot: {FEWEST} or more are needed.")
     if method == "pca":
         if codes.shape[1] == 1:
             return np.hstack([codes, np.zeros_like(codes)]), ("latent 0", "")

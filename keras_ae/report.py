@@ -12,7 +12,6 @@ from keras_ae.errors import UserError, printable
 from keras_ae.priors import StandardNormal
 
 SHOWN = 20  # test images shown with their reconstructions
-FEWEST = 3  # test images that can be plotted
 PLOTTED = 2_000  # most codes in a plot of codes
 MEASURED = 10_000  # most test images used to compute the figures
 
@@ -45,9 +44,9 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     Raises:
         UserError: matplotlib is not installed, or the test images are too few to plot.
     """
-    if len(test.images) < FEWEST:
+    if len(test.images) < (fewest := latents.FEWEST):
         raise UserError(
-            f"A report needs {FEWEST} test images or more; {test.name} has {len(test.images)}."
+            f"A report needs {fewest} test images or more; {test.name} has {len(test.images)}."
         )
     folder = checkpoint.path.parent
     kind = type(model).__name__

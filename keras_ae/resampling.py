@@ -11,6 +11,24 @@ import keras
 from keras import ops
 
 
+def even_margins(layer):
+    """By how much the kernel of a `Conv2DTranspose` is longer than its stride, (rows, columns).
+
+    None if that is no even number, so that "same" padding is not the same on both sides, or if the layer has other
+    options than stride and "same" padding.
+    """
+    margins = [size - stride for size, stride in zip(layer.kernel_size, layer.strides)]
+    if (
+        layer.padding != "same"
+        or layer.data_format != "channels_last"
+        or layer.output_padding is not None
+        or tuple(layer.dilation_rate) != (1, 1)
+        or any(margin < 0 or margin % 2 for margin in margins)
+    ):
+        return None
+    return margins
+
+
 @keras.saving.register_keras_serializable("keras_ae")
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose`.
@@ -23,15 +41,7 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
     faster: Callable | None = None
 
     def call(self, inputs):
-        margins = [size - stride for size, stride in zip(self.kernel_size, self.strides)]
-        if (
-            self.faster is None
-            or self.padding != "same"
-            or self.data_format != "channels_last"
-            or self.output_padding is not None
-            or tuple(self.dilation_rate) != (1, 1)
-            or any(margin < 0 or margin % 2 for margin in margins)
-        ):
+        if self.faster is None or even_margins(self) is None:
             return super().call(inputs)
         outputs = self.faster(inputs, ops.convert_to_tensor(self.kernel), tuple(self.strides))
         if self.use_bias:

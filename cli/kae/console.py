@@ -401,11 +401,16 @@ def dataset_of(checkpoint, data_dir):
     return name
 
 
-def load_test(network, checkpoint, dataset, data_dir, limit=None):
-    """Load the test images of a dataset, by default the model's own, as an `ImageData`."""
+def load_splits(network, checkpoint, dataset, data_dir, limit=None):
+    """Load the training and test images of a dataset, by default the model's own: two `ImageData`."""
     from keras_ae import data
 
     dataset = dataset or dataset_of(checkpoint, data_dir)
-    _, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
+    train, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
     network.check_data(test)
-    return test
+    return train, test
+
+
+def load_test(*args, **kwargs):
+    """The test images alone: see `load_splits`."""
+    return load_splits(*args, **kwargs)[1]

@@ -107,12 +107,9 @@ def command(
     need("kae evaluate", "sklearn")
     network, checkpoint = console.load(model)
 
-    from keras_ae import data
     from keras_ae.evaluation import evaluate
 
-    dataset = dataset or console.dataset_of(checkpoint, data_dir)
-    train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
-    network.check_data(test)
+    train, test = console.load_splits(network, checkpoint, dataset, data_dir)
     known, stdout = {}, sys.stdout
 
     def found(figures):

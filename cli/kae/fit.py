@@ -103,9 +103,10 @@ def read_config(context, parameter, path):
         kind = KINDS.get(name, "a whole number" if name in WHOLE else "a word or a number")
         allowed = str | int | None if name in WHOLE else str | int | float | None
         listed = name in ("hidden", "augment") and isinstance(value, list)
-        fits = isinstance(value, allowed) and not isinstance(value, bool) or listed
         if name == "binarize":
             fits = isinstance(value, bool | None)
+        else:  # to Python, true is a number
+            fits = listed or isinstance(value, allowed) and not isinstance(value, bool)
         if not fits or endless:
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}

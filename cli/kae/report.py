@@ -27,11 +27,9 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
     network, checkpoint = console.load(model)
     console.tell_prior(network, checkpoint)
 
-    from keras_ae import data, evaluation, report
+    from keras_ae import evaluation, report
 
-    dataset = dataset or console.dataset_of(checkpoint, data_dir)
-    train, test = data.load_splits(dataset, data_dir=data_dir, progress=console.say)
-    network.check_data(test)
+    train, test = console.load_splits(network, checkpoint, dataset, data_dir)
     figures = None
     if evaluate:
         figures = console.stdout_to_stderr(evaluation.evaluate)(

@@ -13,7 +13,7 @@ import keras
 
 from keras_ae import distributed, fast
 from keras_ae.backbones import BatchNormalization
-from keras_ae.resampling import Conv2DTranspose, Down, Up
+from keras_ae.resampling import Conv2DTranspose, Down, Up, even_margins
 
 if keras.backend.backend() == "torch":
     import torch
@@ -206,16 +206,10 @@ def _convolution(layer, training):
 
 
 def _transposed_convolution(layer, training):
-    crops = [size - stride for size, stride in zip(layer.kernel_size, layer.strides)]
-    if (
-        layer.padding != "same"
-        or layer.data_format != "channels_last"
-        or layer.output_padding is not None
-        or tuple(layer.dilation_rate) != (1, 1)
-        or any(crop < 0 or crop % 2 for crop in crops)
-    ):
+    margins = even_margins(layer)
+    if margins is None:
         return None
-    kernel, padding = layer.kernel.value.permute(3, 2, 0, 1), [crop // 2 for crop in crops]
+    kernel, padding = layer.kernel.value.permute(3, 2, 0, 1), [margin // 2 for margin in margins]
     bias = layer.bias.value if layer.use_bias else None
 
     def convolution(x):
