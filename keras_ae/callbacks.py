@@ -347,6 +347,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     Raises:
         UserError: tensorflow or tensorboard is not installed.
+        OSError: a file cannot be written.
     """
 
     def __init__(self, folder):
@@ -355,17 +356,33 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
 
     def on_train_begin(self, logs=None):
-        self.set_model(self.model)  # opens the files again, which the end of a `fit` closes
-        super().on_train_begin(logs)
+        with self._writing():
+            self.set_model(self.model)  # opens the files again, which the end of a `fit` closes
+            super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
         import tensorflow as tf
 
         with opened(self.folder / "epochs" / f"{epoch + 1:03d}.png") as image:
             picture = image.convert("RGB")
-        with self._val_writer.as_default():
-            tf.summary.image("epoch", np.asarray(picture)[None], step=epoch)
+        with self._writing():
+            super().on_epoch_end(epoch, logs)
+            with self._val_writer.as_default():
+                tf.summary.image("epoch", np.asarray(picture)[None], step=epoch)
+
+    def on_train_end(self, logs=None):
+        with self._writing():
+            super().on_train_end(logs)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns the errors of tensorflow's writers, which are no OSErrors, into OSErrors."""
+        import tensorflow as tf
+
+        try:
+            yield
+        except tf.errors.OpError as error:
+            raise OSError(f"TensorBoard's files cannot be written: {error.message}") from error
 
 
 class WriteRun(keras.callbacks.Callback):

@@ -257,7 +257,9 @@ def read_run(folder):
                 raise ValueError("its versions are no dict")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is damaged: {reason}") from error
     if not isinstance(version, int) or version > FORMAT:
@@ -346,7 +348,9 @@ def read_history(folder):
         return rows
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path} is damaged: {why}") from error
 

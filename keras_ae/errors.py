@@ -60,6 +60,10 @@ def installed(module):
         return False
 
 
+class NotFinite(UserError, ValueError):
+    """What a model gave is NaN or infinite."""
+
+
 class RunError(UserError):
     """A run cannot start or continue."""
 

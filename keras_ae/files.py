@@ -1,6 +1,7 @@
 """Writes files whole or not at all, and reads files that somebody else may have made."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -157,7 +158,7 @@ def open_file(path):
     handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(f"{path} is no file")
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
     return os.fdopen(handle, "rb")
 
 

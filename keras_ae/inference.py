@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.errors import UserError, chosen_bound, memory_bound
+from keras_ae.errors import NotFinite, UserError, chosen_bound, memory_bound
 from keras_ae.fast.networks import call_network
 
 BACKEND = keras.backend.backend()
@@ -41,6 +41,7 @@ def in_batches(network, inputs, batch_size):
 
     Raises:
         UserError: a single image, or all outputs together, would take more.
+        NotFinite: some outputs are NaN or infinite.
     """
     n = len(inputs[0])
     if not n:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
@@ -60,7 +61,12 @@ def in_batches(network, inputs, batch_size):
         if i == 0:  # now the size of the outputs is known for every network
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
-    return keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
+    whole = keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
+    if not all(np.isfinite(output).all() for output in keras.tree.flatten(whole)):
+        raise NotFinite(
+            "The codes or images that the model computes are no finite numbers: its weights or its prior are broken"
+        )
+    return whole
 
 
 def _forward_pass(network):

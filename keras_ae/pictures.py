@@ -1,12 +1,13 @@
 """Grids, animations and plots: makes pictures of arrays. This module imports no framework."""
 
+import contextlib
 import math
 import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_ae.errors import UserError, installed, need, printable
+from keras_ae.errors import NotFinite, UserError, installed, need, printable
 
 INK = 230  # grey level of the names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
@@ -18,15 +19,13 @@ def to_uint8(images):
     """Convert images (..., H, W, C), float in [0, 1] or uint8, to uint8 in 0..255.
 
     Raises:
-        UserError: some pixels are NaN or infinite; NaN would become black.
+        NotFinite: some pixels are NaN or infinite; NaN would become black.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
     if not np.isfinite(images).all():
-        raise UserError(
-            "The images have pixels that are no number: the weights or the prior of the model are broken"
-        )
+        raise NotFinite("The images have pixels that are no finite numbers")
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -184,6 +183,28 @@ def animation(pictures, path, seconds=0.5):
 # Plots: matplotlib figures, written by `save_plot`
 
 
+def _matplotlib():
+    need("A plot", "matplotlib")
+    try:
+        import matplotlib
+    except ValueError as error:
+        raise UserError(
+            f"matplotlib cannot read the matplotlibrc that it found: {error}"
+        ) from error
+    return matplotlib
+
+
+@contextlib.contextmanager
+def _default_style():
+    """Draws as matplotlib does by default: a `matplotlibrc` in the working folder may ask for LaTeX, which
+    is a program, and would make other bytes of the same numbers."""
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@_default_style()
 def scatter(points, labels=None, names=None, title="", axes=("", "")):
     """A scatter plot of points (N, 2), with one colour per class.
 
@@ -218,6 +239,7 @@ def dot_area(points):
     return min(40.0, max(1.0, 10_000 / max(1, points)))
 
 
+@_default_style()
 def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     """Plot figures of one or more runs over the epochs, with one panel for each figure.
 
@@ -265,6 +287,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     return figure
 
 
+@_default_style()
 def bars(values, names, axes=("", "")):
     """A bar chart of values in the given order, with a name below each bar."""
     figure, plot = _plot(6.4, 2.6)
@@ -273,6 +296,7 @@ def bars(values, names, axes=("", "")):
     return figure
 
 
+@_default_style()
 def rate_distortion(results, distortion=""):
     """Plot distortion over rate, with one point for each KL weight.
 
@@ -309,21 +333,16 @@ def _legend(plot, handles, names, **kwargs):
         text.set_text(short(name))
 
 
+@_default_style()
 def save_plot(figure, path, file_format="png"):
     """Write a plot as "png" or "svg"; the same numbers give the same bytes."""
     plain = {"Date": None} if file_format == "svg" else {"Software": None}
-    with _matplotlib().rc_context({"svg.hashsalt": "keras_ae"}), warnings.catch_warnings():
+    _matplotlib().rcParams["svg.hashsalt"] = "keras_ae"
+    with warnings.catch_warnings():
         # Names may have letters that no font has, such as emoji: a box is drawn for each.
         missing = "Glyph .* missing from|Matplotlib currently does not support"
         warnings.filterwarnings("ignore", missing, UserWarning)
         figure.savefig(path, format=file_format, dpi=110, metadata=plain)
-
-
-def _matplotlib():
-    need("A plot", "matplotlib")
-    import matplotlib
-
-    return matplotlib
 
 
 def _plot(width, height, title="", columns=None):

@@ -917,6 +917,12 @@ class TestKerasCallbacks:
         ):
             assert steps[split, tag] == [0, 1, 2], tag
 
+    def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
+        (tmp_path / "tensorboard").write_text("in the way")
+        with pytest.raises(OSError, match="TensorBoard's files cannot be written"):
+            fit(small("vae"), tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)])
+        assert (tmp_path / "tensorboard").read_text() == "in the way"
+
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(errors, "installed", lambda name: False)
         with pytest.raises(errors.UserError, match="pip install .*tensorboard"):

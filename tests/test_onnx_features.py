@@ -1,5 +1,7 @@
 """The features of an ONNX file that is made here: what it is fed and what comes back."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -56,7 +58,54 @@ def test_bytes_grey_to_colour_a_fixed_batch_and_another_size(tmp_path):
     assert features.shape == (5, 3 * 8 * 8) and (features == 51).all()
 
 
+def network(path, shape, nodes, *constants, rank=2):
+    """An ONNX file of some nodes from `pixels` to `features`."""
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", *shape])]
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N"] * rank)]
+    graph = helper.make_graph(nodes, "features", inputs, outputs, initializer=list(constants))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_network_that_does_not_run_is_found_at_once(tmp_path):
+    node, number = helper.make_node, helper.make_tensor
+    flat = node("Flatten", ["pixels"], ["flat"], axis=1)
+    three = number("three", TensorProto.FLOAT, [3], [1, 2, 3])
+    path = network(
+        tmp_path / "sum.onnx",
+        [3, 4, 6],
+        [flat, node("Add", ["flat", "three"], ["features"])],
+        three,
+    )
+    with pytest.raises(UserError, match="no ONNX file that can be run"):
+        OnnxFeatures(path, (4, 6, 3))
+
+    undefined = [flat, node("Div", ["flat", "flat"], ["features"])]
+    with pytest.raises(UserError, match="no finite numbers"):
+        OnnxFeatures(network(tmp_path / "nan.onnx", [3, 4, 6], undefined), (4, 6, 3))
+
+    one_row = [flat, node("ReduceSum", ["flat", "axis"], ["features"], keepdims=1)]
+    axis = number("axis", TensorProto.INT64, [1], [0])
+    path = network(tmp_path / "row.onnx", [3, 4, 6], one_row, axis)
+    assert OnnxFeatures(path, (4, 6, 3)) is not None  # one image is one row
+    with pytest.raises(UserError, match=r"output of \(1, 72\) for 5 images"):
+        OnnxFeatures(path, (4, 6, 3))(np.zeros((5, 4, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize("sides", [[60_000, 60_000], [0, 8]])
+def test_images_of_no_size_or_of_too_much(sides, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    with pytest.raises(UserError, match="KAE_MEMORY|without pixels"):
+        OnnxFeatures(write(tmp_path / "f.onnx", [3, *sides]), (4, 6, 3))
+
+
 def test_what_is_no_network_of_features(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        OnnxFeatures(tmp_path / "none.onnx", (4, 6, 3))
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(OSError, match="no regular file"):
+        OnnxFeatures(tmp_path / "pipe.onnx", (4, 6, 3))
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(UserError, match="no ONNX file"):
         OnnxFeatures(tmp_path / "text.onnx", (4, 6, 3))

@@ -1,8 +1,10 @@
 """Grids: where each pixel of each image goes."""
 
+import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +161,36 @@ def test_plots_are_the_same_bytes_again(tmp_path):
             figure = pictures.scatter(points, np.arange(50) % 3, ("x", "y", "z"))
             pictures.save_plot(figure, tmp_path / name, form)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings", [b"text.usetex: True\nfont.size: 40\n", b"font.family: \xff\n"]
+)
+def test_the_settings_of_a_working_folder_change_no_plot(settings, tmp_path):
+    """LaTeX would be asked for by the first; the second is no text, which matplotlib itself refuses."""
+    draw = (
+        "import sys; from keras_ae import pictures; from keras_ae.errors import UserError\n"
+        "try: pictures.save_plot(pictures.bars([1, 2], ['$a', 'b_c']), sys.argv[1])\n"
+        "except UserError as error: sys.exit(str(error))"
+    )
+    (tmp_path / "matplotlibrc").write_bytes(settings)
+    here = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parents[1])}
+
+    def run(folder):
+        command = [sys.executable, "-c", draw, tmp_path / "plot.png"]
+        return subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True)
+
+    done = run(tmp_path)
+    if done.returncode:
+        assert (
+            settings.endswith(b"\xff\n")
+            and "matplotlib cannot read" in done.stderr.splitlines()[-1]
+        )
+        return
+    first = (tmp_path / "plot.png").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    assert run(tmp_path / "elsewhere").returncode == 0
+    assert (tmp_path / "plot.png").read_bytes() == first
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])

@@ -1,5 +1,6 @@
 """What others made, or what lies about: files, names, streams and settings that nothing may trip over."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kae.main import cli
+from PIL import Image
 
 from keras_ae import (
     CVAE,
@@ -24,6 +26,7 @@ from keras_ae import (
     checkpoints,
     data,
     export,
+    files,
     inference,
     models,
     pictures,
@@ -190,7 +193,7 @@ def test_pixels_that_are_no_numbers_are_no_picture(value):
     images = np.zeros((2, 4, 4, 1), "float32")
     images[1, 0, 0, 0] = value
     for make in (pictures.to_uint8, pictures.grid, lambda x: pictures.pairs(x, x)):
-        with pytest.raises(UserError, match="no number"):
+        with pytest.raises(UserError, match="no finite number"):
             make(images)
 
 
@@ -233,6 +236,40 @@ def test_weights_that_are_no_numbers_are_refused(value, saved, kae):
         and "cannot be loaded: its " in done.stderr
         and "no finite number" in done.stderr
     )
+
+
+OF_A_MODEL = [
+    ["encode", "run", "digit.png"],
+    ["reconstruct", "run"],
+    ["sample", "run"],
+    ["score", "run", "--limit", "50"],
+    ["evaluate", "run", "--limit", "50", "--samples", "50", "--no-classifier", "--iw", "2"],
+    ["scatter", "run", "--limit", "50"],
+    ["scatter", "run", "--limit", "50", "--method", "tsne"],
+    ["traverse", "run"],
+    ["interpolate", "run", "digit.png", "digit.png"],
+    ["manifold", "run"],
+    ["explore", "run"],
+    ["report", "run"],
+    ["fit", "vae", "--from", "run", "--epochs", "1", "--limit", "50"],
+]
+
+
+@pytest.mark.parametrize("factor", [1e12, 1e25, 3e38])
+@pytest.mark.parametrize("command", OF_A_MODEL, ids=lambda c: "-".join(c[:1] + c[4:]))
+def test_weights_whose_codes_are_beyond_all_bounds(command, factor, saved, kae, mnist_env):
+    """The weights are finite numbers, the codes, their squares or the images perhaps not."""
+    model = VAE((28, 28, 1), 2, "mlp", (4,))
+    for variable in model.encoder.trainable_variables:
+        if "mean" in variable.path:
+            variable.assign(np.full(variable.shape, factor, "float32"))
+    saved(model=model)
+    Image.new("L", (28, 28), 200).save("digit.png")
+    done = kae(*command)
+    if done.exit_code:
+        assert done.exit_code == 1 and re.search("finite|became|no numbers", done.stderr), done.stderr
+    elif command[0] == "encode":
+        assert "inf" not in done.stdout and "nan" not in done.stdout
 
 
 # Small files that ask for much
@@ -740,7 +777,48 @@ def test_a_pipe_in_a_run(name, saved, kae, mnist_env):
     os.mkfifo(path)
     resume = ["fit", "vae", "--out", "run", "--resume"]
     done = run(*(["compare", "run"] if "/" not in name else resume))
-    assert done.returncode == 1 and "damaged" in done.err
+    assert done.returncode == 1 and re.search("cannot be read|damaged", done.err)
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.csv"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(name, saved, kae, monkeypatch):
+    saved()
+    (Path("run") / name).touch()
+
+    def denied(path):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opening(path)
+
+    opening = files.open_file
+    monkeypatch.setattr(files, "open_file", denied)
+    done = kae("compare", "run")
+    assert done.exit_code == 1 and f"{name} cannot be read: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["--version"]])
+def test_a_full_device_in_place_of_the_screen(arguments):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "kae", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert re.match("Error: .*No space left", done.stderr)
+
+
+def test_a_working_folder_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = 'rmdir ../gone; "$0" -m kae sample cvae'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable], cwd=tmp_path / "gone", capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: The working folder is gone: cd to another\n"
+
+
+def test_more_importance_samples_than_memory_holds(saved, kae, mnist_env):
+    saved()
+    done = kae("evaluate", "run", "--iw", "9" * 20, "--limit", "20", "--samples", "0")
+    assert done.exit_code == 1 and "importance samples would be about" in done.stderr
 
 
 def test_a_data_directory_of_many(tmp_path, kae):

@@ -9,6 +9,7 @@ Its metadata holds the names of the classes. The stock `tfds` reads it without t
 """
 
 import io
+import os
 import re
 import shutil
 import unicodedata
@@ -81,6 +82,10 @@ def import_folder(
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
+    if folder.resolve().is_relative_to((data_dir / name).resolve()):
+        raise DataError(
+            f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
+        )
     # The new version is written beside the old one. Readers take the newest complete version.
     version = "1.0.0" if old is None else disk.next_version(old.version)
     try:
@@ -328,7 +333,8 @@ def _make_builder(name, data_dir, version, shape, classes, splits, encoded, prep
         for path, label in listed:
             # TFDS shuffles the records by this key, so the key determines their order.
             labels = {"label": label} if classes else {}
-            yield f"{path.parent.name}/{path.name}", {"image": encoded(path), **labels}
+            key = os.fsencode(f"{path.parent.name}/{path.name}")  # a name may be in no encoding
+            yield key, {"image": encoded(path), **labels}
 
     members = {
         "__doc__": DESCRIPTION,

@@ -5,6 +5,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
+from keras_ae.inference import check_memory
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import StandardNormal
@@ -63,10 +64,14 @@ def importance_weighted_log_likelihood(
     Returns:
         (N,) float64 in nats per image, under the likelihood that `elbo` names.
 
+    Raises:
+        UserError: so many importance samples of one image would take too much memory.
+
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
     images, labels = images_and_labels(model, inputs)
+    check_memory(8 * k * (images[0].size + model.latent_dim), f"{k:,} importance samples")
     density = model.prior if prior == "fitted" else StandardNormal(model.latent_dim)
     mean, log_var = (a.astype("float64") for a in model.posterior(inputs, batch_size=BATCH))
     random = np.random.default_rng(seed)

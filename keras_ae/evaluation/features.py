@@ -1,18 +1,23 @@
 """Features to compare sets of images: patches of the images, or features of the user's own network."""
 
+import contextlib
 import math
 
 import numpy as np
 from scipy.ndimage import convolve1d
 
-from keras_ae.errors import UserError, need
+from keras_ae.errors import NotFinite, UserError, need
 from keras_ae.evaluation.arrays import chunks
+from keras_ae.files import open_file
+from keras_ae.inference import check_memory, images_at_a_time
 from keras_ae.pictures import to_float
 
 SIDE = 7  # pixels of a patch's side
 COARSEST = 14  # fewest pixels of the shorter side of the last level
 PATCHES = 16  # patches per image and level
 SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
+BATCH = 64  # images at a time in an ONNX file that takes any number
+COPIES = 4  # of the images in memory while they are scaled and fed
 SPANS = {  # Image.NominalPixelRange of ONNX: values of black and white
     "nominalrange_0_255": (0, 255),
     "normalized_0_1": (0, 1),
@@ -117,8 +122,9 @@ class OnnxFeatures:
         image_shape: (H, W, C) of the images. They are scaled to the size that the file asks for.
 
     Raises:
-        UserError: onnxruntime is not installed, the file cannot be read, or its inputs or outputs do
-            not fit.
+        UserError: onnxruntime is not installed, the file cannot be read or run, its inputs or outputs do
+            not fit, or its images would take too much memory.
+        OSError: there is no such file.
     """
 
     def __init__(self, path, image_shape):
@@ -128,13 +134,11 @@ class OnnxFeatures:
         self.path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        try:
+        open_file(path).close()  # onnxruntime would wait for a pipe
+        with self._explained():
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has its own exceptions for an invalid file
-            why = str(error).partition("\n")[0]
-            raise UserError(f"{path} is no ONNX file that can be run: {why}") from error
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise UserError(f"{path} must take one array of images (N, C, H, W) or (N, H, W, C).")
@@ -148,7 +152,12 @@ class OnnxFeatures:
         self.size = tuple(
             side if isinstance(side, int) else own for side, own in zip(sides, image_shape)
         )
-        self.batch = shape[0] if isinstance(shape[0], int) else 64
+        if min(self.size) < 1:
+            raise UserError(f"{path} takes images without pixels.")
+        one = math.prod(self.size) * self.channels * 4 * COPIES
+        self.fixed = isinstance(shape[0], int)
+        self.batch = shape[0] if self.fixed else min(BATCH, images_at_a_time(one))
+        check_memory(self.batch * one, f"{self.batch:,} images as {path} takes them")
         kinds = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(float16)": "float16"}
         if inputs[0].type not in kinds:
             raise UserError(f"{path} takes {inputs[0].type}, and no floats or bytes.")
@@ -166,6 +175,9 @@ class OnnxFeatures:
         if not flat:
             raise UserError(f"{path} has no output (N, F) to be features.")
         self.output = flat[0]
+        self(
+            np.zeros((1, *image_shape), "uint8")
+        )  # a network that does not run is found before the work
 
     def describe(self):
         """Describes the network's input and output in one line."""
@@ -180,16 +192,38 @@ class OnnxFeatures:
         )
 
     def __call__(self, images):
-        """Computes features (N, F) float32 of images (N, H, W, C), uint8 or float in [0, 1]."""
+        """Computes features (N, F) float32 of images (N, H, W, C), uint8 or float in [0, 1].
+
+        Raises:
+            UserError: the network does not run, or does not give a row of features for each image.
+            NotFinite: some features are NaN or infinite.
+        """
         parts = []
         for start in range(0, len(images), self.batch):
             part = to_float(images[start : start + self.batch])
             n = len(part)
-            if self.batch > n and isinstance(self.session.get_inputs()[0].shape[0], int):
+            if self.batch > n and self.fixed:
                 part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
             feed = {self.input: self._prepared(part)}
-            parts.append(np.asarray(self.session.run([self.output], feed)[0], "float32")[:n])
+            with self._explained():
+                features = np.asarray(self.session.run([self.output], feed)[0], "float32")
+            if features.ndim != 2 or len(features) != len(part) or not features.size:
+                raise UserError(
+                    f"{self.path} gave an output of {features.shape} for {len(part)} images, and no features."
+                )
+            if not np.isfinite(features).all():
+                raise NotFinite(f"{self.path} gave features that are no finite numbers.")
+            parts.append(features[:n])
         return np.concatenate(parts)
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Says in one line what onnxruntime, which has exceptions of its own, reports of the file."""
+        try:
+            yield
+        except Exception as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(f"{self.path} is no ONNX file that can be run: {why}") from error
 
     def _prepared(self, images):
         images = images[..., :3]

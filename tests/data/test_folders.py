@@ -188,6 +188,24 @@ def test_names_that_are_taken(digits):
         data.import_folder("mine", digits[1])
 
 
+def test_a_file_whose_name_is_in_no_encoding(folder):
+    for i in range(4):
+        put(folder / "a" / f"{i}.png", np.full((4, 4), i, np.uint8))
+    os.rename(folder / "a" / "3.png", os.fsencode(folder / "a") + b"/\xff.png")
+    data.import_folder("mine", folder)
+    found = [pixels_of(split)[:, 0, 0, 0] for split in ("train", "test")]
+    assert sorted(np.concatenate(found)) == [0, 1, 2, 3]
+
+
+def test_a_folder_in_the_place_of_the_dataset_is_left_alone(digits, tmp_path):
+    _, folder = digits
+    inside = data.resolve_data_dir() / "mine" / "pictures"
+    inside.parent.mkdir(parents=True)
+    folder.rename(inside)
+    refused("lies in .*mine, where the dataset is written", inside)
+    assert len(list(inside.rglob("*.png"))) == 60
+
+
 def test_a_failed_replacement_leaves_the_old_one(digits):
     _, folder = digits
     data.import_folder("mine", folder)
