@@ -267,7 +267,9 @@ def test_weights_whose_codes_are_beyond_all_bounds(command, factor, saved, kae, 
     Image.new("L", (28, 28), 200).save("digit.png")
     done = kae(*command)
     if done.exit_code:
-        assert done.exit_code == 1 and re.search("finite|became|no numbers", done.stderr), done.stderr
+        assert done.exit_code == 1 and re.search("finite|became|no numbers", done.stderr), (
+            done.stderr
+        )
     elif command[0] == "encode":
         assert "inf" not in done.stdout and "nan" not in done.stdout
 
