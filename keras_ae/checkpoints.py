@@ -50,6 +50,7 @@ BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of an unfinished
 KINDS = {  # types of the entries of run.json
     "finished": bool,
     "settings": dict,
+    "own": dict,
     "data": dict,
     "environment": dict,
     "earlier_environments": list,
@@ -169,6 +170,11 @@ class Checkpoint:
     def settings(self):
         """The settings of the run, or {} if they are not known."""
         return self.run.get("settings", {})
+
+    @property
+    def described(self):
+        """The settings for people to read: with the user's own model and reconstruction by their names."""
+        return {**self.settings, **self.run.get("own", {})}
 
     @property
     def name(self):

@@ -322,6 +322,7 @@ class Run:
         self.record = {
             "finished": finished,
             "settings": self.settings.to_dict(),
+            **({"own": own} if (own := own_parts(self.model, self.settings)) else {}),
             "data": self.facts,
             "environment": environment,
             **({} if self.origin is None else {"from": self.origin}),
@@ -496,6 +497,18 @@ def settings_of(settings, model):
             )
         decided["kl_weight"] = weight if asked is None else asked
     return dataclasses.replace(settings, **decided)
+
+
+def own_parts(model, settings):
+    """What of a model the settings, which hold names of registries, cannot say: {setting: name} of the user's parts."""
+    own = {}
+    if type(model) is not MODELS[settings.model]:
+        own["model"] = type(model).__name__
+    if not isinstance(
+        model.get_config()["reconstruction"], str
+    ):  # a function that is in no registry
+        own["reconstruction"] = model.reconstruction.__name__
+    return own
 
 
 def refuse_kl_settings(settings, model):

@@ -61,7 +61,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
         sections.append((title, "\n".join(parts)))
 
     progress("measuring …")
-    settings = checkpoint.settings or {"latent_dim": model.latent_dim, "backbone": model.backbone}
+    settings = checkpoint.described or {"latent_dim": model.latent_dim, "backbone": model.backbone}
     environment = checkpoint.run.get("environment", {})
     # Show the dataset's name, not its path, because users send the page to others.
     settings = {**settings, "dataset": test.name} if "dataset" in settings else settings

@@ -88,14 +88,14 @@ def augmentations():
     return _names("augmentation", "AUGMENTATIONS")
 
 
+# Settings that name an entry of a registry: {setting: a function that returns the names}.
+REGISTERED = {"model": models, "backbone": backbones, "reconstruction": reconstructions}
+
+
 def unknown_name(values):
     """What in a dict of settings names no entry of a registry here: (field, name); None where all are known."""
-    for field, names in (
-        ("model", models()),
-        ("backbone", backbones()),
-        ("reconstruction", reconstructions()),
-    ):
-        if isinstance(name := values.get(field), str) and name not in names:
+    for field, names in REGISTERED.items():
+        if isinstance(name := values.get(field), str) and name not in names():
             return field, name
     return None
 
@@ -206,16 +206,14 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self):
-        for field, names in (
-            ("model", models()),
-            ("backbone", backbones()),
-            ("size", SIZES),
-            ("optimizer", OPTIMIZERS),
-            ("lr_schedule", LR_SCHEDULES),
-            ("reconstruction", reconstructions()),
-            ("kl_schedule", KL_SCHEDULES),
-            ("dtype", DTYPES),
-        ):
+        for field, names in {
+            **{field: names() for field, names in REGISTERED.items()},
+            "size": SIZES,
+            "optimizer": OPTIMIZERS,
+            "lr_schedule": LR_SCHEDULES,
+            "kl_schedule": KL_SCHEDULES,
+            "dtype": DTYPES,
+        }.items():
             if getattr(self, field) not in names:
                 raise ValueError(
                     f"{field} must be one of {', '.join(names)}; got {getattr(self, field)!r}."

@@ -1216,6 +1216,27 @@ class Shell(Prior):
         return {**super().get_config(), "latent_dim": self.latent_dim, "radius": self.radius}
 
 
+def test_a_run_says_what_model_and_reconstruction_of_ones_own_it_trained(digits, tmp_path):
+    """Where the settings, which hold names of registries, say "vae" and "l1"."""
+    settings = Settings("vae", epochs=1, batch_size=32)
+    for folder, model in (
+        ("own", TCVAE((28, 28, 1), LATENTS, "mlp", (8,), reconstruction=huber)),
+        ("plain", mlp()),
+    ):
+        keras_ae.fit(
+            settings,
+            tmp_path / folder,
+            model=model,
+            train=digits[0][:64],
+            test=digits[0][64:80],
+            verbose=0,
+        )
+    found = checkpoints.find_checkpoint(tmp_path / "own")
+    assert found.run["own"] == {"model": "TCVAE", "reconstruction": "huber"}
+    assert found.described["reconstruction"] == "huber" and found.settings["reconstruction"] == "l1"
+    assert "own" not in checkpoints.read_run(tmp_path / "plain")
+
+
 def test_a_prior_of_ones_own_is_called_by_its_name(digits, tmp_path):
     model = mlp(prior=Shell(LATENTS, 3.0))
     train, test = splits_of_arrays(digits[0][:N], digits[0][:N], "digits")

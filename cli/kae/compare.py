@@ -43,13 +43,13 @@ def command(runs, everything, out, force, as_json):
         return console.print_json(
             {
                 "runs": [
-                    {"run": run, "finished": place.run.get("finished"), "settings": place.settings,
+                    {"run": run, "finished": place.run.get("finished"), "settings": place.described,
                      "final": figures[run]}
                     for run, place in found.items()
                 ]
             }
         )  # fmt: skip
-    for line in table({run: place.settings for run, place in found.items()}, figures, everything):
+    for line in table({run: place.described for run, place in found.items()}, figures, everything):
         console.echo(line)
     return None
 
