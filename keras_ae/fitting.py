@@ -504,9 +504,8 @@ def own_parts(model, settings):
     own = {}
     if type(model) is not MODELS[settings.model]:
         own["model"] = type(model).__name__
-    if not isinstance(
-        model.get_config()["reconstruction"], str
-    ):  # a function that is in no registry
+    named = model.get_config()["reconstruction"]
+    if not isinstance(named, str):  # a function that is in no registry
         own["reconstruction"] = model.reconstruction.__name__
     return own
 

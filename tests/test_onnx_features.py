@@ -93,11 +93,11 @@ def test_a_network_that_does_not_run_is_found_at_once(tmp_path):
         OnnxFeatures(path, (4, 6, 3))(np.zeros((5, 4, 6, 3), np.uint8))
 
 
-@pytest.mark.parametrize("sides", [[60_000, 60_000], [0, 8]])
-def test_images_of_no_size_or_of_too_much(sides, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch, sides", [("N", [60_000, 60_000]), ("N", [0, 8]), (0, [8, 8])])
+def test_images_of_no_size_or_of_too_much(batch, sides, tmp_path, monkeypatch):
     monkeypatch.setenv("KAE_MEMORY", "1")
     with pytest.raises(UserError, match="KAE_MEMORY|without pixels"):
-        OnnxFeatures(write(tmp_path / "f.onnx", [3, *sides]), (4, 6, 3))
+        OnnxFeatures(write(tmp_path / "f.onnx", [3, *sides], batch=batch), (4, 6, 3))
 
 
 def test_what_is_no_network_of_features(tmp_path):

@@ -236,16 +236,13 @@ def main():
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")  # warnings of other packages must not end the program
     try:
-        os.getcwd()  # where that folder was removed, libraries end the process without a word
+        os.getcwd()
+    except FileNotFoundError:  # libraries would end the process with odd words
+        sys.exit("Error: The working folder is gone: cd to another")
+    try:
         cli(prog_name="kae")
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:
-        what = (
-            "The working folder is gone: cd to another"
-            if isinstance(error, FileNotFoundError)
-            else error
-        )
-        click.echo(f"Error: {what}", err=True)
-        sys.exit(1)
+    except OSError as error:  # a help text on a full disk
+        sys.exit(f"Error: {error}")

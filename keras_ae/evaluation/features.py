@@ -152,8 +152,8 @@ class OnnxFeatures:
         self.size = tuple(
             side if isinstance(side, int) else own for side, own in zip(sides, image_shape)
         )
-        if min(self.size) < 1:
-            raise UserError(f"{path} takes images without pixels.")
+        if min(*self.size, shape[0] if isinstance(shape[0], int) else 1) < 1:
+            raise UserError(f"{path} takes no images, or images without pixels.")
         one = math.prod(self.size) * self.channels * 4 * COPIES
         self.fixed = isinstance(shape[0], int)
         self.batch = shape[0] if self.fixed else min(BATCH, images_at_a_time(one))
@@ -175,9 +175,8 @@ class OnnxFeatures:
         if not flat:
             raise UserError(f"{path} has no output (N, F) to be features.")
         self.output = flat[0]
-        self(
-            np.zeros((1, *image_shape), "uint8")
-        )  # a network that does not run is found before the work
+        # A network that does not run is found before the work. (Noise, as some divide by the contrast.)
+        self(np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8"))
 
     def describe(self):
         """Describes the network's input and output in one line."""
