@@ -91,11 +91,21 @@ def dense(units, gain=1.0, **kwargs):
     return layers.Dense(units, **_initializers("kernel", "bias", gain=gain), **kwargs)
 
 
+LAST = "channels_last"  # whatever keras.json says
+
+
 def convolution(filters, size, kind=layers.Conv2D, use_bias=False, strides=2, **kwargs):
     """A convolution. With stride 2 it halves the sides, or doubles them if kind is Conv2DTranspose."""
     weights = _initializers("kernel", *(["bias"] if use_bias else []))
     return kind(
-        filters, size, strides=strides, padding="same", use_bias=use_bias, **weights, **kwargs
+        filters,
+        size,
+        strides=strides,
+        padding="same",
+        use_bias=use_bias,
+        data_format=LAST,
+        **weights,
+        **kwargs,
     )
 
 
@@ -166,7 +176,7 @@ def _flattened(x, scaled, most=INPUTS):
     the initial weights. So a sum over n inputs moves by up to n times as much: with 64x64 pixels, a few
     steps bring means and log-variances to hundreds, and the KL term to millions.
     """
-    x = layers.Flatten(name="flatten")(x)
+    x = layers.Flatten(LAST, name="flatten")(x)
     n = x.shape[-1]
     if not scaled or n <= most:
         return x, 1.0
@@ -315,7 +325,7 @@ def _cropped(x, sides, name):
     over = [have - wanted for have, wanted in zip(x.shape[1:3], sides)]
     if not any(over):
         return x
-    return layers.Cropping2D([(e // 2, e - e // 2) for e in over], name=name)(x)
+    return layers.Cropping2D([(e // 2, e - e // 2) for e in over], LAST, name=name)(x)
 
 
 def _conv_weights(image_shape, latent_dim, heads, widths, num_classes):

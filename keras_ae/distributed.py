@@ -28,15 +28,24 @@ class LostWorker(UserError):
 
 
 def launched_by_torchrun():
-    """Whether this process is one of several that `torchrun` started."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    """Whether this process is one of several that `torchrun` started.
+
+    Raises:
+        UserError: WORLD_SIZE is no number.
+    """
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal():
+        raise UserError(
+            f"WORLD_SIZE is the number of processes that torchrun started; got {given!r}."
+        )
+    return int(given) > 1
 
 
 def start():
     """Connect to the other processes of `torchrun`: by gloo between CPUs, by NCCL between GPUs.
 
     Raises:
-        UserError: on a backend other than torch.
+        UserError: on a backend other than torch; or the variables that torchrun sets are missing or odd.
     """
     if torch is None:
         raise UserError(
@@ -46,8 +55,15 @@ def start():
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    with _watched():
-        torch.distributed.init_process_group(backend)
+    try:
+        with _watched():
+            torch.distributed.init_process_group(backend)
+    except ValueError as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(
+            f"WORLD_SIZE says that torchrun started this process, but not with all it sets ({why}): start it by "
+            "torchrun, or unset WORLD_SIZE."
+        ) from error
 
 
 def stop():

@@ -102,10 +102,11 @@ def epoch_order(n, row_bytes, seed):
 
 
 def binarized(images, seed, n=None, rows=slice(None)):
-    """Binarize uint8 images at random: a pixel becomes 255 with probability grey / 255, else 0.
+    """Binarize images at random: a pixel becomes 255 with the probability of its grey value, else 0.
 
-    With `n` and `rows`, random numbers are drawn for n images, and `images` are the given rows of these.
+    Images are whole numbers in 0..255 or floats in [0, 1]; the result is uint8. With `n` and `rows`, random numbers are drawn for n images, and `images` are the given rows of these.
     """
     shape = (n or len(images), *images.shape[1:])
     coins = np.random.default_rng(seed).random(shape, dtype="float32")[rows]
-    return np.where(coins * 255.0 < images, np.uint8(255), np.uint8(0))
+    white = 255.0 if images.dtype.kind in "iu" else 1.0
+    return np.where(coins * white < images, np.uint8(255), np.uint8(0))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,6 +19,9 @@ from keras_ae.errors import UserError
 
 BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
 UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
+HALF = re.compile(
+    r"\.unfinished-.*-[0-9a-f]{16}(\..*)?", re.DOTALL
+)  # the names that `atomic` gives
 
 
 @contextlib.contextmanager
@@ -134,14 +138,14 @@ def append_lines(path, header, lines):
             shutil.copyfileobj(lines, file)
             file.flush()
             os.fsync(file.fileno())
-        except OSError:
+        except BaseException:  # Ctrl-C as well
             os.ftruncate(file.fileno(), size)
             raise
 
 
 def sweep(folder):
     """Remove unfinished files that a kill during `atomic` left in a folder; files being written now are kept."""
-    for part in Path(folder).glob(f"{UNFINISHED}*"):
+    for part in filter(lambda p: HALF.fullmatch(p.name), Path(folder).glob(f"{UNFINISHED}*")):
         with contextlib.suppress(OSError):
             handle = os.open(part, os.O_RDWR)
             try:

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import statistics
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -33,6 +34,7 @@ from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
+from keras_ae.inference import memory_of_training
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
@@ -246,6 +248,7 @@ class Run:
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
             self.model.check_data(images)
+        check_trainable(self.model, min(self.settings.batch_size, len(self.train.images)))
 
     def prepare_folder(self):
         """Make the folder, once the run has everything it needs. A run that is replaced stays for now."""
@@ -640,6 +643,24 @@ def build_model(settings, train):
         return model(**arguments, name=settings.model)
 
 
+def check_trainable(model, images):
+    """Check that a model can make a training step of so many images.
+
+    Raises:
+        RunError: all its weights are frozen, or the step would take more memory than the machine has.
+    """
+    if not model.trainable_variables:
+        raise RunError(
+            "The model has nothing to train: all its weights are frozen (trainable=False)."
+        )
+    needed = memory_of_training([model.encoder, model.decoder], images)
+    if needed > (memory := total_memory()):
+        raise RunError(
+            f"A step of {images:,} images takes {needed / 2**30:,.0f} GiB of memory; there are "
+            f"{memory / 2**30:,.0f}. Try a smaller --batch-size or --hidden."
+        )
+
+
 def total_memory():
     """Bytes of memory of this machine; infinity if it is unknown."""
     try:
@@ -726,8 +747,7 @@ def make_folder(folder):
     """Make a run folder, and check that it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_bytes(folder / ".writable", b"")
-        (folder / ".writable").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
 

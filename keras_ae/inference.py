@@ -91,6 +91,11 @@ def memory_of_one(network):
     return 4 * COPIES_OF_LARGEST * max(map(_numbers, network._flatten_layers()), default=0)
 
 
+def memory_of_training(networks, images):
+    """An estimate of the bytes of a training step: outputs of all layers, and the gradients of these."""
+    return 8 * images * sum(_numbers(x) for network in networks for x in network._flatten_layers())
+
+
 def images_at_a_time(one):
     """How many images of `one` bytes each fit in memory at once."""
     check_memory(one, "one image in this network")

@@ -181,6 +181,8 @@ def embed(codes, method="pca", seed=0):
         raise ValueError(f"method must be one of {', '.join(EMBEDDINGS)}; got {method!r}.")
     if len(codes) < FEWEST:
         raise UserError(f"{len(codes)} codes are too few to plot: {FEWEST} or more are needed.")
+    if not (spread := codes.std(0).max()):  # all codes are one point, which no method can scale
+        return np.zeros((len(codes), 2)), ("all codes are equal", "")
     if method == "pca":
         if codes.shape[1] == 1:
             return np.hstack([codes, np.zeros_like(codes)]), ("latent 0", "")
@@ -196,6 +198,9 @@ def embed(codes, method="pca", seed=0):
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(codes) - 1) / 3)
+        codes = (codes - codes.mean(0)) / spread  # the map is the same at every scale
+        if codes.shape[1] == 1:  # its first guess needs two axes
+            codes = np.hstack([codes, np.zeros_like(codes)])
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(codes), (
             "t-SNE",
             "",

@@ -11,6 +11,7 @@ import inspect
 import io
 import json
 import os
+import re
 import zipfile
 
 import keras
@@ -174,7 +175,8 @@ def _dtype(value):
     """The name of a dtype policy, from its name or its serialized form; None for anything else."""
     if isinstance(value, dict) and value.get("class_name") == "DTypePolicy":
         value = (value.get("config") or {}).get("name")
-    return value if isinstance(value, str) else None
+    known = isinstance(value, str) and re.fullmatch(r"[a-z0-9_]*float(16|32|64)", value)
+    return value if known else None
 
 
 def _class_of(described, known, base):

@@ -16,14 +16,14 @@ LETTERS = 60  # longer names are cut
 
 
 def to_uint8(images):
-    """Convert images (..., H, W, C), float in [0, 1] or uint8, to uint8 in 0..255.
+    """Convert images (..., H, W, C), float in [0, 1] or whole numbers in 0..255, to uint8 in 0..255.
 
     Raises:
         NotFinite: some pixels are NaN or infinite; NaN would become black.
     """
     images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images
+    if images.dtype.kind in "iu":
+        return images if images.dtype == np.uint8 else images.clip(0, 255).astype(np.uint8)
     if not np.isfinite(images).all():
         raise NotFinite("The images have pixels that are no finite numbers")
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
@@ -36,9 +36,11 @@ def short(name):
 
 
 def to_float(images):
-    """Convert images (..., H, W, C), uint8 or float in [0, 1], to float32 in [0, 1]."""
+    """Convert images (..., H, W, C), whole numbers in 0..255 or float in [0, 1], to float32 in [0, 1]."""
     images = np.asarray(images)
-    return images / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
+    if images.dtype.kind in "iu":
+        return np.divide(images, np.float32(255), dtype="float32")
+    return images.astype("float32")
 
 
 def grid(images, columns=None, gap=1, zoom=None):
@@ -57,7 +59,7 @@ def grid(images, columns=None, gap=1, zoom=None):
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    zoom = zoom or _zoom(height)
+    zoom = zoom or _zoom(height, width)
     canvas = np.full(
         (rows * (height + gap) + gap, columns * (width + gap) + gap, channels),
         BACKGROUND,
@@ -70,15 +72,15 @@ def grid(images, columns=None, gap=1, zoom=None):
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def _zoom(height):
-    """The smallest factor that makes an image 56 pixels high or more."""
-    return max(1, math.ceil(56 / height))
+def _zoom(height, width):
+    """The smallest factor that makes an image 56 pixels high or more, as long as it is not wider than 512."""
+    return max(1, min(math.ceil(56 / height), 512 // width))
 
 
 def memory_of_grid(n, shape):
     """An estimate of the bytes that `grid` takes for n images (H, W, C): pixels and the picture of them."""
     height, width, channels = shape
-    return 2 * n * (height + 1) * (width + 1) * channels * _zoom(height) ** 2
+    return 2 * n * (height + 1) * (width + 1) * channels * _zoom(height, width) ** 2
 
 
 def pairs(originals, reconstructions, columns=10, names=None):
@@ -261,7 +263,12 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
             validation = f"val_{name}" if name != "kl_weight" else name
             validated = any(validation in row for row in history)
             for key, style, what in ((name, "--", "training"), (validation, "-", "validation")):
-                points = [(row["epoch"], row[key]) for row in history if key in row]
+                # A history may come from anybody: infinity and what no axis can show are left out.
+                points = [
+                    (row["epoch"], row[key])
+                    for row in history
+                    if abs(row.get(key, math.inf)) < 1e150
+                ]
                 label = run if style == "-" or not validated else None
                 label = what if len(histories) == 1 else label
                 if points:

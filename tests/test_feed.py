@@ -84,6 +84,14 @@ class TestFeed:
         assert (first[0][0] != again[0][0]).mean() > 0.4
 
 
+def test_floats_and_other_whole_numbers_are_binarized_alike():
+    grey = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), np.uint8)
+    expected = binarized(grey, seed=0)
+    for images in (grey / np.float32(255), grey.astype("int64")):
+        same = binarized(images, seed=0)
+        assert same.dtype == np.uint8 and (same == expected).mean() > 0.999  # rounding
+
+
 def test_binarized_pixels_are_coins_of_their_grey_value():
     """`image < uniform` would draw the negative."""
     grey = np.array([0, 26, 128, 230, 255], "uint8")

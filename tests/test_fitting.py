@@ -917,6 +917,17 @@ class TestKerasCallbacks:
         ):
             assert steps[split, tag] == [0, 1, 2], tag
 
+    def test_frozen_weights_are_nothing_to_train(self, tmp_path):
+        model = models.VAE((28, 28, 1), 2, "mlp", (4,))
+        model.trainable = False
+        with pytest.raises(errors.RunError, match="all its weights are frozen"):
+            fit(Settings("vae", epochs=1), tmp_path, model=model)
+
+    def test_a_step_that_takes_more_memory_than_there_is(self, tmp_path):
+        settings = small("vae", backbone="conv", hidden=(2,) * 30 + (4,), batch_size=8)
+        with pytest.raises(errors.RunError, match="A step of 8 images takes .* GiB"):
+            fit(settings, tmp_path)
+
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
         (tmp_path / "tensorboard").write_text("in the way")
         with pytest.raises(OSError, match="TensorBoard's files cannot be written"):

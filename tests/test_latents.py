@@ -124,6 +124,19 @@ class TestEmbed:
             np.subtract(*middles)
         )
 
+    @pytest.mark.parametrize("method", ["pca", "tsne"])
+    @pytest.mark.parametrize(
+        "shape, scale",
+        [((30, 3), 0.0), ((5, 1), 1.0), ((3, 1), 1.0), ((30, 3), 1e-30), ((30, 3), 1e25)],
+    )
+    def test_codes_without_spread_of_one_latent_or_of_any_scale(self, method, shape, scale):
+        codes = 7 * scale + scale * np.random.default_rng(0).standard_normal(shape)
+        points, axes = latents.embed(codes, method)
+        assert (
+            points.shape == (shape[0], 2) and np.isfinite(points).all() and "nan" not in str(axes)
+        )
+        assert scale == 0 or len(np.unique(points, axis=0)) == shape[0]
+
     def test_what_cannot_be(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "umap", None)
         with pytest.raises(UserError, match="pip install umap-learn"):

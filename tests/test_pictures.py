@@ -25,6 +25,27 @@ def test_to_uint8_rounds_and_clips():
     assert pictures.to_uint8(floats).tolist() == [0, 0, 0, 1, 128, 255, 255]
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint16", "int32"])
+def test_whole_numbers_of_any_kind_are_0_to_255(kind):
+    images = np.arange(256, dtype="uint8").reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(pictures.to_uint8(images.astype(kind)), images)
+    same = pictures.to_float(images.astype(kind))
+    assert same.dtype == np.float32
+    np.testing.assert_array_equal(same, pictures.to_float(images))
+
+
+def test_wide_images_are_not_enlarged_beyond_reason():
+    assert pictures.grid(np.zeros((20, 1, 4096, 1), np.uint8), 10).size == (10 * 4097 + 1, 5)
+    assert pictures.grid(np.zeros((1, 1, 64, 1), np.uint8)).size == (66 * 8, 3 * 8)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e308, -1e308])
+@pytest.mark.parametrize("epochs", [3, 60])
+def test_values_that_no_axis_can_show_are_left_out(value, epochs, tmp_path):
+    rows = [{"epoch": i + 1, "loss": value if i % 2 else 3.0} for i in range(epochs)]
+    pictures.save_plot(pictures.curves({"run": rows}), tmp_path / "curves.png")
+
+
 def test_to_uint8_keeps_uint8_and_undoes_division_by_255():
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(pictures.to_uint8(every), every)

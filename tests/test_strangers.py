@@ -817,6 +817,136 @@ def test_a_working_folder_that_is_gone(tmp_path):
     assert done.stderr == "Error: The working folder is gone: cd to another\n"
 
 
+@pytest.mark.parametrize(
+    "variables, says",
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is the number"),
+        ({"WORLD_SIZE": "2"}, "unset WORLD_SIZE"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"},
+            "unset WORLD_SIZE",
+        ),
+    ],
+)
+@pytest.mark.skipif(BACKEND != "torch", reason="torchrun is for torch")
+def test_variables_of_torchrun_without_torchrun(variables, says, tmp_path, mnist_env):
+    done = run(*FIT, cwd=tmp_path, env=variables)
+    assert done.returncode == 1 and says in done.err and len(done.err.splitlines()) < 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"image_data_format": "channels_first"}',
+        '{"floatx": "float64"}',
+        '{"floatx": "int8"}',
+        "[]",
+    ],
+)
+def test_what_keras_json_says_is_not_asked(settings, tmp_path, mnist_env):
+    (tmp_path / "keras.json").write_text(settings)
+    words = ["--backbone", "conv", "--hidden", "2,4"]
+    fit = ["fit", "cvae", *words, *FIT[6:]]
+    done = run(*fit, cwd=tmp_path, env={"KERAS_HOME": str(tmp_path)})
+    if "int8" in settings or settings == "[]":
+        assert done.returncode == 1 and "keras.json" in done.err
+        return
+    assert done.returncode == 0, done.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert checkpoints.load_model("fitted").dtype_policy.name == "float32"
+
+
+def test_huge_numbers_on_the_command_line(kae, saved, mnist_env):
+    saved()
+    huge = "9" * 400
+    for command in (
+        ["fit", "vae", "--latent-dim", huge], ["fit", "vae", "--hidden", f"4,{huge}"], ["fit", "vae", "--epochs", huge],
+        ["fit", "vae", "--kl-weight", "1e308"], ["evaluate", "run", "--samples", huge], ["manifold", "run", "-n", huge],
+        ["traverse", "run", "--steps", huge], ["sample", "run", "-n", "9" * 4400],
+    ):  # fmt: skip
+        done = kae(*command)
+        assert done.exit_code == 2 and len(done.stderr) < 1500, command
+
+
+def test_a_file_of_the_users_that_is_called_as_our_halves_are(kae, saved):
+    saved()
+    Path("samples").mkdir()
+    kept = [Path("samples/.unfinished-diary.txt"), Path("samples/.unfinished-a-0123.png")]
+    for path in kept:
+        path.write_text("mine")
+    (left := Path("samples/.unfinished-run-0123456789abcdef.png")).touch()
+    assert kae("sample", "run").exit_code == 0
+    assert all(path.read_text() == "mine" for path in kept) and not left.exists()
+
+
+def test_pipes_for_settings_and_rows(tmp_path, saved):
+    saved()
+    Image.new("L", (28, 28), 200).save(tmp_path / "digit.png")
+    for name in ("pipe.toml", "pipe.csv"):
+        os.mkfifo(tmp_path / name)
+    done = run("fit", "vae", "--config", "pipe.toml", cwd=tmp_path)
+    assert done.returncode == 2 and "cannot be read" in done.err
+    done = run("encode", "run", "digit.png", "--append", "--out", "pipe.csv", cwd=tmp_path)
+    assert done.returncode == 1 and "no regular file" in done.err
+
+
+@pytest.mark.parametrize("figure", ['"x"', "{}", "1" + "0" * 400, "[1]"])
+def test_figures_of_a_run_that_are_none(figure, saved, kae):
+    saved()
+    text = '{"settings": {"model": "vae", "psnr": 1.5}, "final": {"psnr": %s}}'
+    Path("run", "run.json").write_text(text % figure)
+    assert kae("compare", "run", "--all").exit_code in (0, 1)
+
+
+def test_epochs_beyond_any_number(saved, kae):
+    saved()
+    text = '{"settings": {"model": "vae", "early_stopping": 3, "epochs": %s}}'
+    Path("run", "run.json").write_text(text % ("9" * 400))
+    for command in (["info", "run"], ["compare", "run"]):
+        done = kae(*command)
+        assert done.exit_code == 1 and "run.json is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int8", "string"])
+def test_a_precision_that_is_none(dtype, saved, kae):
+    path = saved() / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["dtype"] = dtype
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    done = kae("sample", "run")
+    assert done.exit_code == 1 and "dtype" in done.stderr
+
+
+def test_a_class_name_that_is_no_text_is_written_as_an_escape(saved, kae):
+    saved(model=CVAE((28, 28, 1), 2, "mlp", (4,), num_classes=2, class_names=["a", "\ud800"]))
+    Image.new("L", (28, 28), 200).save("digit.png")
+    done = kae("encode", "run", "digit.png", "--label", "1")
+    assert done.exit_code == 0 and "\\ud800" in done.stdout
+
+
+def test_the_next_command_names_the_run_and_nothing_else(kae, mnist_env):
+    for out in ("vae", "-run"):
+        done = kae(*FIT[:-2], f"--out={out}")
+        assert done.exit_code == 0 and f"next: kae sample ./{out}\n" in done.stderr
+        assert kae("sample", f"./{out}").exit_code == 0
+
+
+def test_a_report_links_to_the_page_beside_it(saved, kae, mnist_env):
+    saved("javascript:alert(1);a#b")
+    Path("samples").mkdir()
+    Path("samples/javascript:alert(1);a#b-explore.html").touch()
+    done = kae("report", "javascript:alert(1);a#b")
+    assert done.exit_code == 0, done.stderr
+    page = Path(done.stdout.strip()).read_text()
+    assert 'href="./javascript%3Aalert%281%29%3Ba%23b-explore.html"' in page
+
+
 def test_more_importance_samples_than_memory_holds(saved, kae, mnist_env):
     saved()
     done = kae("evaluate", "run", "--iw", "9" * 20, "--limit", "20", "--samples", "0")

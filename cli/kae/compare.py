@@ -106,7 +106,8 @@ def reached(value, planned, places):
     """A cell's text: a figure, and the planned value if that is different."""
     if planned is None or value is None or value == planned:
         return number(value, places)
-    near = isinstance(planned, float) and abs(value - planned) < 1e-6 * abs(planned)
+    floats = isinstance(planned, float) and isinstance(value, float)
+    near = floats and abs(value - planned) < 1e-6 * abs(planned)
     return number(value, places) if near else f"{number(value, places)} of {printable(planned)}"
 
 

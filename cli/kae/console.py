@@ -60,9 +60,21 @@ def start_backend(training=False):
         enabled = gc.isenabled()
         gc.disable()
         try:
-            import keras  # noqa: F401
+            import keras
 
+            # keras.json is not asked: Keras writes it by itself, and models are made for these two.
+            keras.config.set_floatx("float32")
+            keras.config.set_image_data_format("channels_last")
+            keras.ops.zeros(1)  # on the device that the environment asks for
             gc.freeze()
+        except ImportError:
+            raise
+        except Exception as error:  # a broken keras.json, or a device that is not there
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise click.ClickException(
+                f"Keras cannot start on {name} ({why}): look at its settings in ~/.keras/keras.json and at the "
+                "variables of the environment that choose a device."
+            ) from error
         finally:
             if enabled:
                 gc.enable()
@@ -169,6 +181,8 @@ def check_free(path, force):
     path = Path(path)
     if path.is_dir():
         raise click.ClickException(f"{path} is a folder; give a file.")
+    if path.exists() and not path.is_file():
+        raise click.ClickException(f"{path} is no regular file; give another.")
     if path.exists() and not force:
         raise click.ClickException(f"{path} exists; --force replaces it.")
 

@@ -17,7 +17,7 @@ BATCH = 256  # images that are held in memory at a time
 @options.files_argument
 @options.dataset_option
 @options.data_dir_option
-@click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
+@click.option("--limit", type=options.Count(1), help="Use the first so many test images only.")
 @options.file_options
 @options.out_option([".csv", ".npy"], "csv on stdout")
 @click.option(
@@ -61,7 +61,7 @@ def command(model, files, out, append, force, **chosen):
             check_header(target, header)  # first, before work is done that would be lost
         # Rows go to a temporary file: output is complete or absent, and memory stays small.
         with tempfile.TemporaryFile(
-            "w+", encoding="utf-8", errors="surrogateescape", newline=""
+            "w+", encoding="utf-8", errors="surrogatepass", newline=""
         ) as rows:
             write_rows(rows, blocks())
             rows.seek(0)

@@ -55,17 +55,17 @@ TABLE |= {
 @options.model_argument
 @click.option("--dataset", help="A TFDS dataset.  [default: what the model was trained on]")
 @options.data_dir_option
-@click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
+@click.option("--limit", type=options.Count(1), help="Use the first so many test images only.")
 @click.option(
     "--samples",
-    type=click.IntRange(0),
+    type=options.Count(0),
     default=10_000,
     show_default=True,
     help="Images to draw and judge.",
 )
 @click.option(
     "--iw",
-    type=click.IntRange(0),
+    type=options.Count(0),
     default=0,
     show_default=True,
     help="Importance samples per image for the log-likelihood; 0 leaves it out.",

@@ -15,6 +15,7 @@ import click
 
 from kae import console, main, options
 from keras_ae import settings as choices
+from keras_ae.files import read_text
 from keras_ae.settings import Settings
 
 FOLLOWS = "[default: follows from the images]"
@@ -85,7 +86,7 @@ def read_config(context, parameter, path):
     if path is None:
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         values = values.get("settings", values)
         values = {name.replace("-", "_"): value for name, value in values.items()}
@@ -135,12 +136,12 @@ def setting(name, kind, help, **kwargs):
 @options.data_dir_option
 @setting("backbone", Name(choices.backbones), "Convolutions, or dense layers only.")
 @setting("size", click.Choice(choices.SIZES), "How wide the networks are.")
-@setting("latent_dim", click.IntRange(1), f"Number of latents.  {FOLLOWS}")
-@setting("epochs", click.IntRange(1), f"Passes over the training images.  {FOLLOWS}")
+@setting("latent_dim", options.Count(1), f"Number of latents.  {FOLLOWS}")
+@setting("epochs", options.Count(1), f"Passes over the training images.  {FOLLOWS}")
 @setting(
     "hidden", Widths(), "conv: filters of each convolution, then a dense width; mlp: dense widths."
 )
-@setting("batch_size", click.IntRange(1), f"Images a step.  {FOLLOWS}")
+@setting("batch_size", options.Count(1), f"Images a step.  {FOLLOWS}")
 @setting("optimizer", click.Choice(choices.OPTIMIZERS), "Optimizer.")
 @setting("learning_rate", float, "Peak of the learning rate.  [default: the backbone's own]")
 @setting("lr_schedule", click.Choice(choices.LR_SCHEDULES), "Schedule of the learning rate.")
@@ -166,12 +167,12 @@ def setting(name, kind, help, **kwargs):
 @setting("dtype", click.Choice(choices.DTYPES), "Precision of the layers; a checkpoint is float32.")
 @setting(
     "early_stopping",
-    click.IntRange(1),
+    options.Count(1),
     "Stop after so many epochs without a lower validation loss, from the end of the KL warm-up on.",
 )
 @setting("ema", float, "Use a running average of the weights, of this momentum, such as 0.999.")
 @setting("seed", click.IntRange(0, 2**32 - 1), "Of weights, order and noise.")
-@setting("limit", click.IntRange(1), "Take only the first so many images.")
+@setting("limit", options.Count(1), "Take only the first so many images.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -260,6 +261,8 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
     )
     name = out or folder.name
+    if out and (str(out) in choices.models() or str(out).startswith("-")):
+        name = os.path.join(".", out)  # by itself it would name another model, or an option
     if not choices.has_kl(settings.model):  # and so no prior
         # A dataset that is given by its folder is only read if --dataset names the folder.
         where = ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []

@@ -11,10 +11,10 @@ from kae import console, options
 @options.model_argument
 @click.argument("ends", nargs=-1, required=True, metavar="FROM TO…")
 @click.option(
-    "--steps", type=click.IntRange(2), default=10, show_default=True, help="Images from end to end."
+    "--steps", type=options.Count(2), default=10, show_default=True, help="Images from end to end."
 )
 @click.option(
-    "-n", "number", type=click.IntRange(1), default=5, show_default=True,
+    "-n", "number", type=options.Count(1), default=5, show_default=True,
     help="Rows between two classes, one random code per row.",
 )  # fmt: skip
 @click.option(

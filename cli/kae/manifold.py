@@ -11,7 +11,7 @@ TEST_IMAGES = 2000  # test images whose codes the grid of an ae spans
 @options.model_argument
 @click.argument("label", required=False)
 @click.option(
-    "-n", "side", type=click.IntRange(1), default=15, show_default=True, help="Images per side."
+    "-n", "side", type=options.Count(1), default=15, show_default=True, help="Images per side."
 )
 @options.dataset_option
 @options.data_dir_option

@@ -17,6 +17,17 @@ class Number(click.FloatRange):
         return number
 
 
+class Count(click.IntRange):
+    """A whole number from some number on, of what is counted: images, epochs or latents."""
+
+    def convert(self, value, param, context):
+        if isinstance(value, str) and len(value) > 20:
+            self.fail(f"a number of {len(value)} digits is too large", param, context)
+        if (number := super().convert(value, param, context)) >= 2**31:
+            self.fail(f"{2**31 - 1:,} is the most", param, context)
+        return number
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=True, path_type=Path),

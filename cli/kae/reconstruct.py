@@ -15,7 +15,7 @@ IMAGES = 20  # number of images without -n
 @click.option(
     "-n",
     "number",
-    type=click.IntRange(1),
+    type=options.Count(1),
     help="Images at most.  [default: 20 test images, or of a folder; all files]",
 )
 @options.file_options

@@ -1,5 +1,8 @@
 """kae report: one page that shows everything about a model."""
 
+import os
+from urllib.parse import quote
+
 import click
 
 from kae import console, options
@@ -48,7 +51,7 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
         seed,
         figures,
         console.say,
-        explore=beside.name if beside.is_file() else None,
+        explore=f"./{quote(os.fsencode(beside.name))}" if beside.is_file() else None,
     )
 
     def save(path):

@@ -11,7 +11,7 @@ from kae import console, options
 @options.model_argument
 @click.argument("label", required=False)
 @click.option(
-    "-n", "number", type=click.IntRange(1), help="Images.  [default: 64, or 10 of each class]"
+    "-n", "number", type=options.Count(1), help="Images.  [default: 64, or 10 of each class]"
 )
 @options.seed_option
 @click.option(

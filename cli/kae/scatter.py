@@ -16,7 +16,7 @@ from keras_ae.errors import need
     help="How codes become points: principal components, or a map that keeps neighbours together.",
 )
 @click.option(
-    "--limit", type=click.IntRange(3), default=2000, show_default=True, help="Test images."
+    "--limit", type=options.Count(3), default=2000, show_default=True, help="Test images."
 )
 @options.dataset_option
 @options.data_dir_option

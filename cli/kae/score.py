@@ -27,7 +27,7 @@ FEWER = 1_000  # test images of a cvae, each of which is scored under every clas
     multiple=True,
     help="A class of the dataset that is odd, by name or number; may be given more than once.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Use the first so many test images only.")
+@click.option("--limit", type=options.Count(1), help="Use the first so many test images only.")
 @options.file_options
 @options.seed_option
 @options.out_option([".csv"], "csv on stdout")

@@ -12,10 +12,10 @@ TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
 @options.model_argument
 @click.argument("start", default="test:0", metavar="[FROM]")
 @click.option(
-    "-n", "number", type=click.IntRange(1), default=10, show_default=True, help="Latents at most."
+    "-n", "number", type=options.Count(1), default=10, show_default=True, help="Latents at most."
 )
 @click.option(
-    "--steps", type=click.IntRange(2), default=11, show_default=True, help="Images per latent."
+    "--steps", type=options.Count(2), default=11, show_default=True, help="Images per latent."
 )
 @options.dataset_option
 @options.data_dir_option

@@ -34,6 +34,12 @@ def opened(path, advice="mend or remove it"):
                         f"{path} has 32 bits a pixel, and nothing says which value is white: "
                         "convert it to 8 or 16 bits first"
                     )
+                raw = image.format == "TIFF" and image.info.get("compression") == "raw"
+                if raw and _lies(image):
+                    raise DataError(
+                        f"{path} is an uncompressed TIFF that lies on its side, whose pixels Pillow mixes up: "
+                        "save it upright or compressed"
+                    )
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
@@ -52,8 +58,13 @@ def opened(path, advice="mend or remove it"):
 
 def upright_size(image):
     """(width, height) of a Pillow image after it is turned as its EXIF data says."""
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return image.size[::-1] if turned else image.size
+    # Of a TIFF, Pillow itself turns the size when it opens the file.
+    return image.size[::-1] if _lies(image) and image.format != "TIFF" else image.size
+
+
+def _lies(image):
+    """Whether EXIF data says that an image lies on its side."""
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def read_image(path, resize, crop, mode, background, advice="mend or remove it"):

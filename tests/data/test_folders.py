@@ -197,6 +197,22 @@ def test_a_file_whose_name_is_in_no_encoding(folder):
     assert sorted(np.concatenate(found)) == [0, 1, 2, 3]
 
 
+def test_tiff_images_that_lie_on_their_side(folder):
+    """Pillow turns these by itself, unlike those of other formats; without compression it mixes them up."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    put(folder / "0.tif", image, exif=exif, compression="tiff_lzw")
+    put(folder / "1.png", image, exif=exif)
+    data.import_folder("mine", folder)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(pixels_of(split), np.rot90(image, -1)[None, ..., None])
+    assert data.verify("mine")["splits"]["test"]["images"] == 1
+    put(folder / "2.tif", image, exif=exif)
+    with pytest.raises(data.DataError, match="2.tif is an uncompressed TIFF"):
+        data.import_folder("other", folder)
+
+
 def test_a_folder_in_the_place_of_the_dataset_is_left_alone(digits, tmp_path):
     _, folder = digits
     inside = data.resolve_data_dir() / "mine" / "pictures"
