@@ -10,6 +10,8 @@ from pathlib import Path
 KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
 DTYPES = ("float32", "mixed_bfloat16")
+MOST = 2**31 - 1  # largest number of latents, epochs, images …
+HEAVIEST = 1e30  # largest weight of the KL term: a float32 goes to 3e38
 SIZES = ("small", "base", "large")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
 EXPORT_SUFFIXES = {
@@ -231,14 +233,17 @@ class Settings:
                 continue
             if type(value) is not int:
                 raise ValueError(f"{field} must be a whole number; got {value!r}.")
-            if not 1 <= value < 2**31:
-                raise ValueError(f"{field} must be 1 to {2**31 - 1}; got {str(value)[:20]}.")
+            if value < 1:
+                raise ValueError(f"{field} must be 1 or more; got {value}.")
+            if value > MOST:
+                raise ValueError(f"{field} must be {MOST:,} or less.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if self.kl_weight not in (None, "auto") and (
-            isinstance(self.kl_weight, str) or not 0 <= self.kl_weight <= 1e30
-        ):
-            raise ValueError(f'kl_weight must be 0 to 1e30, or "auto"; got {self.kl_weight}.')
+        if self.kl_weight not in (None, "auto"):
+            if isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf:
+                raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {self.kl_weight}.')
+            if self.kl_weight > HEAVIEST:
+                raise ValueError(f"kl_weight must be {HEAVIEST:g} or less; got {self.kl_weight:g}.")
         if not 0 < self.kl_warmup <= 1:
             raise ValueError(
                 f"kl_warmup is a fraction of the run, in (0, 1]; got {self.kl_warmup}. A warm-up longer "
@@ -257,8 +262,10 @@ class Settings:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
             object.__setattr__(self, "hidden", tuple(self.hidden))
-            if not self.hidden or min(self.hidden) < 1 or max(self.hidden) >= 2**31:
-                raise ValueError(f"hidden must be widths of 1 to {2**31 - 1}.")
+            if not self.hidden or min(self.hidden) < 1:
+                raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
+            if max(self.hidden) > MOST:
+                raise ValueError(f"hidden must be widths of {MOST:,} or less.")
             if self.size != "base":
                 raise ValueError("hidden says all widths, and so does size: give one of them.")
         if self.augment is not None:

@@ -23,8 +23,8 @@ class Count(click.IntRange):
     def convert(self, value, param, context):
         if isinstance(value, str) and len(value) > 20:
             self.fail(f"a number of {len(value)} digits is too large", param, context)
-        if (number := super().convert(value, param, context)) >= 2**31:
-            self.fail(f"{2**31 - 1:,} is the most", param, context)
+        if (number := super().convert(value, param, context)) > settings.MOST:
+            self.fail(f"{settings.MOST:,} is the most", param, context)
         return number
 
 
