@@ -113,6 +113,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         else:
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part)
+        check(path, format, part, force)  # again: another command may have written there meanwhile
         return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
 
 

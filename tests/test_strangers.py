@@ -947,6 +947,20 @@ def test_a_report_links_to_the_page_beside_it(saved, kae, mnist_env):
     assert 'href="./javascript%3Aalert%281%29%3Ba%23b-explore.html"' in page
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="torch writes it in this process")
+def test_an_export_that_another_command_wrote_meanwhile(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt2"
+
+    def write(net, about, made):
+        made.write_bytes(b"mine")
+        path.write_bytes(b"theirs")
+
+    monkeypatch.setitem(export.WRITERS, "torch", write)
+    with pytest.raises(export.ExportError, match="exists"):
+        export.export(VAE((28, 28, 1), 2, "mlp", (4,)), path, "torch")
+    assert path.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [path]
+
+
 def test_more_importance_samples_than_memory_holds(saved, kae, mnist_env):
     saved()
     done = kae("evaluate", "run", "--iw", "9" * 20, "--limit", "20", "--samples", "0")
