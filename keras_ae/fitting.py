@@ -178,6 +178,10 @@ class Run:
                 name = getattr(train, "name", "arrays")
             self.settings = dataclasses.replace(self.settings, dataset=name)
             self.train, self.test = splits_of_arrays(train, test, name)
+            if (channels := self.train.images.shape[-1]) not in (1, 3, 4):
+                raise ValueError(
+                    f"A run draws pictures, of 1, 3 or 4 channels; these images have {channels}. `model.fit` takes any."
+                )
             check_range(self.train.images, "Training images")
             check_range(self.test.images, "Test images")
             if self.settings.limit is not None:

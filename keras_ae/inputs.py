@@ -143,12 +143,18 @@ def batches_of(inputs, batch_size):
     Args:
         inputs: images (N, H, W, C), a pair (images, labels), or something that yields batches.
         batch_size: used for arrays only; something that yields batches has its own size.
+
+    Raises:
+        ValueError: arrays have no rows, or not equally many.
     """
     if isinstance(inputs, keras.utils.PyDataset):
         for i in range(len(inputs)):
             yield inputs[i]
     elif is_array(inputs) or isinstance(inputs, (tuple, list)):
         parts = [x if is_array(x) else np.asarray(x) for x in _parts(inputs)]
+        if not all(map(rank_of, parts)) or len({len(part) for part in parts}) > 1:
+            shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+            raise ValueError(f"Inputs are arrays with a row for each image; got {shapes}.")
         for i in range(0, len(parts[0]), batch_size):
             rows = [part[i : i + batch_size] for part in parts]
             yield (rows[0] if len(rows) == 1 else tuple(rows),)

@@ -213,8 +213,17 @@ class AE(Steps, Objective):
         """Decode codes (N, D) [and labels (N,)] to images (N, H, W, C) float32 in [0, 1].
 
         To decode a blend of classes, give shares (N, K) of the classes in place of labels.
+
+        Raises:
+            ValueError: codes are not (N, D) finite numbers, or labels do not fit.
         """
         codes = np.asarray(codes, "float32")
+        if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
+            raise ValueError(f"Codes must be (N, {self.latent_dim}); got {codes.shape}.")
+        if not np.isfinite(codes).all():
+            raise ValueError(
+                "Codes must be finite numbers; some are NaN, infinite or beyond float32."
+            )
         condition = [] if not self.num_classes else [self._shares(labels, len(codes))]
         return in_batches(self.decoder, [codes, *condition], batch_size)
 
@@ -774,6 +783,8 @@ def _chosen_rows(n, seed):
 def _indices(labels):
     """Labels (N,), (N, 1) or one-hot (N, K) as indices (N,)."""
     labels = np.asarray(labels)
+    if labels.ndim not in (1, 2):
+        raise ValueError(f"Labels must be (N,), (N, 1) or (N, K) one-hot; got {labels.shape}.")
     if labels.ndim == 1:
-        return labels
-    return labels[:, 0] if labels.shape[1] == 1 else labels.argmax(-1)
+        return labels.astype("int64")
+    return labels[:, 0].astype("int64") if labels.shape[1] == 1 else labels.argmax(-1)

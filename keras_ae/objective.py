@@ -330,6 +330,8 @@ class Objective(StepMixin, keras.Model):
             return x, y, sample_weight
         if sample_weight is not None:
             _check_rows(sample_weight)
+        if y is not None and not is_array(y):
+            raise ValueError(f"y must be an array or a tensor; got a {type(y).__name__}.")
         if y is None and sample_weight is not None:  # Keras ignores sample_weight if y is None
             x, y = self._with_y(x)
         first, target, _ = self.unpack((x, y))

@@ -284,9 +284,11 @@ class ClassMixture(Prior):
             A `ClassMixture`.
 
         Raises:
-            ValueError: a code is not a number, or beyond FARTHEST.
+            ValueError: there are no codes; a code is not a number, or beyond FARTHEST.
         """
         codes = np.asarray(codes, "float32")
+        if not len(codes):
+            raise ValueError("A prior cannot be fitted to no codes")
         if not np.abs(codes).max(initial=0.0) <= FARTHEST:  # written so that NaN is refused too
             raise ValueError(
                 f"A prior cannot be fitted to codes that are no numbers, or beyond {FARTHEST:g}"

@@ -1216,6 +1216,48 @@ class Shell(Prior):
         return {**super().get_config(), "latent_dim": self.latent_dim, "radius": self.radius}
 
 
+class TestArraysThatDoNotFit:
+    """Each is refused in a sentence of ours, and not by whatever the backend says of shapes."""
+
+    @pytest.mark.parametrize(
+        "codes", [np.zeros(2), np.zeros((2, LATENTS + 1)), np.zeros((2, LATENTS, 1)), 0.0]
+    )
+    def test_codes_of_another_shape(self, codes):
+        with pytest.raises(ValueError, match=rf"Codes must be \(N, {LATENTS}\)"):
+            mlp().decode(codes)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+    def test_codes_that_are_no_numbers(self, value):
+        with pytest.raises(ValueError, match="Codes must be finite"), np.errstate(over="ignore"):
+            mlp().decode(np.full((2, LATENTS), value))
+
+    @pytest.mark.parametrize("labels", [np.zeros(5, int), None, 1])
+    @pytest.mark.parametrize("method", ["encode", "reconstruct", "posterior", "fit_prior"])
+    def test_labels_of_another_number_of_images(self, labels, method, digits):
+        with pytest.raises(ValueError, match="a row for each image|Labels must be"):
+            getattr(mlp(CVAE), method)((digits[0][:8], labels))
+
+    @pytest.mark.parametrize("method", ["fit", "evaluate"])
+    def test_labels_as_a_list(self, method, digits):
+        with pytest.raises(ValueError, match="y must be an array or a tensor; got a list"):
+            getattr(compiled(mlp(CVAE)), method)(digits[0][:8], [0] * 8, verbose=0)
+
+    def test_labels_as_floats_fit_a_prior(self, digits):
+        models = [mlp(CVAE), mlp(CVAE)]
+        for model, kind in zip(models, ("int64", "float32")):
+            model.fit_prior((digits[0][:100], digits[1][:100].astype(kind)))
+        np.testing.assert_array_equal(*(model.prior.means for model in models))
+
+    def test_a_prior_of_no_codes(self):
+        with pytest.raises(ValueError, match="no codes"):
+            mlp().fit_prior(np.zeros((0, *SHAPE), "uint8"))
+
+    def test_a_run_of_two_channels(self, tmp_path):
+        images = np.zeros((8, 8, 8, 2), "uint8")
+        with pytest.raises(ValueError, match="1, 3 or 4 channels; these images have 2"):
+            keras_ae.fit(Settings("vae", epochs=1), tmp_path, train=images, test=images)
+
+
 def test_a_run_says_what_model_and_reconstruction_of_ones_own_it_trained(digits, tmp_path):
     """Where the settings, which hold names of registries, say "vae" and "l1"."""
     settings = Settings("vae", epochs=1, batch_size=32)
