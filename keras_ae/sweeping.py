@@ -95,7 +95,8 @@ def _record(place, settings):
 def _figures(place, settings):
     final = checkpoints.read_run(place).get("final", {})
     for name in ("val_kl", "val_reconstruction"):
-        if type(final.get(name)) not in (int, float):
+        value = final.get(name)
+        if type(value) not in (int, float) or not abs(value) < 1e150:
             raise RunError(f"{place / 'run.json'} is damaged: its final {name} is no number.")
     return {
         "kl_weight": settings.kl_weight,

@@ -236,7 +236,6 @@ def test_a_memory_that_is_no_number(kae, monkeypatch, command, value):
         (["sample", "vae", "-n", 10**9], "1,000,000,000"),
         (["sample", "cvae", "-n", 10**9], "1,000,000,000"),
         (["sample", "cvae", 3, "-n", 10**9, "--out", "much.npy"], "1,000,000,000"),
-        (["sample", "vae", "-n", 10**400], "000,000"),
         (["traverse", "vae", "--steps", 10**8], "300,000,000"),
         (["interpolate", "vae", 0, 1, "--steps", 10**9], "1,000,000,000"),
         (["interpolate", "cvae", 3, 8, 5, "-n", 10**8], "2,000,000,000"),
@@ -357,7 +356,12 @@ def test_a_sweep_over_runs_that_say_odd_things(kae):
     for run in ({}, {"settings": {}}, {"settings": {"seed": 1}}):
         checkpoints.write_run(place, {"finished": True, **run})
         refused(kae(*command), 1, "run.json is damaged", "lack the model")
-    for final in ({}, {"val_kl": "1"}, {"val_kl": 1.0, "val_reconstruction": [2]}):
+    for final in (
+        {},
+        {"val_kl": "1"},
+        {"val_kl": 1.0, "val_reconstruction": [2]},
+        {"val_kl": 10**400},
+    ):
         run = {"settings": settings.to_dict(), "finished": True, "final": final}
         checkpoints.write_run(place, run)
         refused(kae(*command), 1, "run.json is damaged", "is no number")
@@ -408,7 +412,7 @@ def test_what_another_command_writes_meanwhile_is_left_alone(kae, monkeypatch):
 
 
 def test_what_a_killed_command_left_is_swept(kae):
-    half = kae.folder / "killed" / f"{files.UNFINISHED}a-0123.csv"
+    half = kae.folder / "killed" / f"{files.UNFINISHED}a-0123456789abcdef.csv"
     half.parent.mkdir()
     half.write_text("half")
     assert kae("encode", "vae", "--limit", 5, "--out", "killed/a.csv").exit_code == 0
