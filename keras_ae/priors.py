@@ -238,7 +238,8 @@ class ClassMixture(Prior):
         threshold = ops.expand_dims(uniform * row[:, -1], -1)
         component = ops.sum(ops.cast(row < threshold, "int64"), axis=-1)
         # Use two-axis tables only: with more axes, `ops.take` on torch exports for a single batch size.
-        index = label * components + component
+        # A plain number would become an int32 in an ONNX file, which refuses to multiply it with an int64.
+        index = label * ops.full_like(label, components) + component
         mean = ops.take(self.means.reshape(classes * components, size), index, axis=0)
         factors = self.cholesky.reshape(classes * components, size * size)
         factor = ops.reshape(ops.take(factors, index, axis=0), (-1, size, size))
