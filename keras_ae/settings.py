@@ -253,8 +253,8 @@ class Settings:
             raise ValueError(f"early_stopping must be 1 or more; got {self.early_stopping}.")
         if self.early_stopping and self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
-                "early_stopping begins after the warm-up of the KL weight, and that takes the whole run: "
-                "give a kl_warmup below 1."
+                "early_stopping begins after the warm-up of the KL weight, and that takes all "
+                f"{self.epochs} epochs: give a kl_warmup below 1, or more epochs."
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is a momentum in (0, 1), such as 0.999; got {self.ema}.")

@@ -1,8 +1,12 @@
 """`kl_weight="auto"`: the likelihood's own scale, a state of the model."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from kae.main import cli
 
 from keras_ae import CVAE, VAE, KLAnnealing, checkpoints
 from keras_ae.losses import SCALE_MOMENTUM
@@ -75,3 +79,12 @@ def test_bce_has_no_scale_and_is_the_evidence_lower_bound(digits):
     cvae.compile(keras.optimizers.Adam(1e-3))
     cvae.fit(digits[0][:32], digits[1][:32], verbose=0)
     assert cvae.scale_of_likelihood() == 1.0
+
+
+def test_info_shows_the_scale_that_the_weight_is_a_factor_on(tmp_path):
+    model = VAE((8, 8, 1), 2, "mlp", (4,), kl_weight="auto")
+    model.likelihood_scale.assign(0.25)
+    checkpoints.save_model(model, tmp_path / "auto.keras")
+    done = CliRunner().invoke(cli, ["info", str(tmp_path / "auto.keras"), "--json"])
+    facts = json.loads(done.stdout)
+    assert (facts["kl_weight"], facts["likelihood_scale"]) == (1.0, 0.25)
