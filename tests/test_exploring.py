@@ -602,7 +602,7 @@ def test_the_command_writes_a_page_and_replaces_none_unasked(kae, tmp_path):
     assert kae("explore", "ae", "--out", "mine.html", "--force").exit_code == 0
     assert kae("explore", "ae", "--out", "mine.png").exit_code == 2
     assert kae("report", "vae").exit_code == 0
-    assert '<a href="vae-explore.html">' in (tmp_path / "samples" / "vae.html").read_text()
+    assert '<a href="./vae-explore.html">' in (tmp_path / "samples" / "vae.html").read_text()
 
 
 def test_the_command_names_a_layer_that_the_page_cannot_run(kae, tmp_path):

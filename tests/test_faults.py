@@ -197,7 +197,7 @@ def test_what_a_kill_left_half_written_is_swept(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         at_epoch_end(patch, lambda: signal.raise_signal(signal.SIGTERM), 0)
         fit(small("vae"), tmp_path)
-    halves = [tmp_path / f"{files.UNFINISHED}model-x.keras"]
+    halves = [tmp_path / f"{files.UNFINISHED}model-0123456789abcdef.keras"]
     halves += [tmp_path / folder / halves[0].name for folder in ("epochs", "backup")]
     for half in halves:
         half.write_text("half")
@@ -209,7 +209,7 @@ def test_what_a_kill_left_half_written_is_swept(whole, tmp_path, monkeypatch):
 def test_what_others_are_writing_is_not_swept(tmp_path):
     """A run in a folder of this one, and a command that writes beside it."""
     with files.atomic(tmp_path / "run" / "model.keras"), files.atomic(tmp_path / "x.png") as mine:
-        dead = tmp_path / f"{files.UNFINISHED}model-x.keras"
+        dead = tmp_path / f"{files.UNFINISHED}model-0123456789abcdef.keras"
         dead.touch()
         fit(small("vae", epochs=1), tmp_path)
         assert not dead.exists() and os.path.exists(mine)

@@ -963,7 +963,7 @@ def test_an_export_that_another_command_wrote_meanwhile(tmp_path, monkeypatch):
 
 def test_more_importance_samples_than_memory_holds(saved, kae, mnist_env):
     saved()
-    done = kae("evaluate", "run", "--iw", "9" * 20, "--limit", "20", "--samples", "0")
+    done = kae("evaluate", "run", "--iw", str(2**31 - 1), "--limit", "20", "--samples", "0")
     assert done.exit_code == 1 and "importance samples would be about" in done.stderr
 
 
