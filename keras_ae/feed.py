@@ -104,7 +104,8 @@ def epoch_order(n, row_bytes, seed):
 def binarized(images, seed, n=None, rows=slice(None)):
     """Binarize images at random: a pixel becomes 255 with the probability of its grey value, else 0.
 
-    Images are whole numbers in 0..255 or floats in [0, 1]; the result is uint8. With `n` and `rows`, random numbers are drawn for n images, and `images` are the given rows of these.
+    Images are whole numbers in 0..255 or floats in [0, 1]; the result is uint8. With `n` and `rows`, random
+    numbers are drawn for n images, and `images` are the given rows of these.
     """
     shape = (n or len(images), *images.shape[1:])
     coins = np.random.default_rng(seed).random(shape, dtype="float32")[rows]

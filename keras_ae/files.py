@@ -19,9 +19,8 @@ from keras_ae.errors import UserError
 
 BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
 UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
-HALF = re.compile(
-    r"\.unfinished-.*-[0-9a-f]{16}(\..*)?", re.DOTALL
-)  # the names that `atomic` gives
+# The names that `atomic` gives; a file of the user's may begin alike.
+HALF = re.compile(re.escape(UNFINISHED) + r".*-[0-9a-f]{16}(\..*)?", re.DOTALL)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from keras_ae.errors import NotFinite, UserError, installed, need, printable
 INK = 230  # grey level of the names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
 LONG = 40  # curves of more epochs have no dots
+DRAWN = 1e150  # no axis can show numbers this large
 LETTERS = 60  # longer names are cut
 
 
@@ -267,7 +268,7 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
                 points = [
                     (row["epoch"], row[key])
                     for row in history
-                    if abs(row.get(key, math.inf)) < 1e150
+                    if abs(row.get(key, math.inf)) < DRAWN
                 ]
                 label = run if style == "-" or not validated else None
                 label = what if len(histories) == 1 else label

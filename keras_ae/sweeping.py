@@ -6,6 +6,7 @@ from pathlib import Path
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.fitting import as_stored, differences, fit, settled
+from keras_ae.pictures import DRAWN
 from keras_ae.settings import has_kl
 
 
@@ -96,7 +97,7 @@ def _figures(place, settings):
     final = checkpoints.read_run(place).get("final", {})
     for name in ("val_kl", "val_reconstruction"):
         value = final.get(name)
-        if type(value) not in (int, float) or not abs(value) < 1e150:
+        if type(value) not in (int, float) or not abs(value) < DRAWN:
             raise RunError(f"{place / 'run.json'} is damaged: its final {name} is no number.")
     return {
         "kl_weight": settings.kl_weight,
