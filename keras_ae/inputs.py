@@ -1,6 +1,5 @@
 """The inputs of a model: checks and scales images, labels, targets and weights."""
 
-import math
 import types
 
 import keras
@@ -16,6 +15,8 @@ def unit_range(images):
     if not hasattr(images, "dtype"):
         images = ops.convert_to_tensor(images)
     dtype = keras.backend.standardize_dtype(images.dtype)
+    if dtype == "float32":
+        return images
     images = ops.cast(images, "float32")
     return images / 255.0 if "int" in dtype else images
 
@@ -43,8 +44,8 @@ def one_hot(labels, num_classes):
         )
     # `ops.one_hot` is not used: on torch it reads the largest label, and so waits for the GPU.
     classes = ops.arange(num_classes, dtype="int32")
-    hits = ops.equal(ops.cast(labels, "int32")[..., None], classes)
-    return ops.where(ops.any(hits, axis=-1, keepdims=True), ops.cast(hits, "float32"), math.nan)
+    hits = ops.cast(ops.equal(labels[..., None], classes), "float32")
+    return hits / ops.sum(hits, axis=-1, keepdims=True)  # 0 / 0 is NaN
 
 
 def rank_of(x):

@@ -162,6 +162,9 @@ class AE(Steps, Objective):
             raise ValueError(f"{self._an(capital=True)} takes images; got {len(x)} inputs.")
         return x
 
+    def scaled(self, x):
+        return unit_range(x) if is_array(x) else x
+
     def forward(self, inputs, training=False, sample=False):
         """`latent` (N, D) and `reconstruction` (N, H, W, C) in [0, 1]; see `Objective.forward`."""
         image, condition = self.network_inputs(inputs)
@@ -408,7 +411,7 @@ class VAE(AE):
         log_var = ops.clip(ops.cast(posterior["log_var"], "float32"), *LOG_VAR_RANGE)
         latent = mean
         if sample:
-            noise = distributed.normal(ops.shape(mean), self.seed_generator)
+            noise = self.noise(ops.shape(mean))
             latent = mean + ops.exp(0.5 * log_var) * noise
         outputs = {"latent": latent, "mean": mean, "log_var": log_var}
         return {**outputs, **self.decoded(latent, condition, training)}
@@ -632,6 +635,10 @@ class CVAE(VAE):
                 "A CVAE takes pairs of images and labels, as in fit((images, labels))."
             )
         return x[0]
+
+    def scaled(self, x):
+        images, *labels = x
+        return (super().scaled(images), *labels)
 
     def unpack(self, data):
         """A batch of `fit` as (x, y, sample_weight); for a batch (images, labels), x is the pair."""

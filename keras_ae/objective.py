@@ -6,6 +6,7 @@ loss = sum over the terms of [ weight * mean over the batch of the term ] + sum 
 import keras
 from keras import ops
 
+from keras_ae import distributed
 from keras_ae.inputs import check_range, check_shape, is_array, peek, rank_of, unit_range
 from keras_ae.train_step import StepMixin
 
@@ -175,6 +176,7 @@ class Objective(StepMixin, keras.Model):
     def step_loss(self, data, training):
         """Compute the loss of a batch from `fit`, and update all trackers and metrics."""
         x, y, sample_weight = self.unpack(data)
+        x = self.scaled(x)
         outputs = self.outputs_of(x, training)
         loss = self.compute_loss(x, y, outputs, sample_weight, training=training)
         if self._loss_tracker is not None:  # made by compile()
@@ -206,6 +208,10 @@ class Objective(StepMixin, keras.Model):
         """The images among the inputs."""
         return x
 
+    def scaled(self, x):
+        """The inputs with their images in [0, 1] already, as the network and the target both need them."""
+        return x
+
     def unpack(self, data):
         """A batch of `fit` as (x, y, sample_weight)."""
         return keras.utils.unpack_x_y_sample_weight(data)
@@ -219,6 +225,10 @@ class Objective(StepMixin, keras.Model):
         return super().compute_metrics(x, self.target(x, y), y_pred, sample_weight)
 
     # The levers of `keras_ae.fast` override these
+
+    def noise(self, shape):
+        """Standard normal noise of a shape, drawn with the model's `seed_generator`."""
+        return distributed.normal(shape, self.seed_generator)
 
     def track(self, values, n):
         """Update running means, {tracker: value}; each value is a mean over n images."""

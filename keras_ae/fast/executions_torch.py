@@ -6,7 +6,7 @@ import contextvars
 import keras
 import torch
 
-from keras_ae import fast
+from keras_ae import distributed, fast
 from keras_ae.fast.networks import hooked, kept_functions, program_of
 
 # The `LookUps` of the current execution in this thread.
@@ -154,6 +154,17 @@ class Steps:
         if not plain or any(layer._losses for layer in look_ups.layers):
             return super().outputs_of(x, training)
         return self.forward(x, training=training, sample=True)
+
+    def noise(self, shape):
+        """The numbers of `keras.random.normal`, whose way to the generator takes longer than drawing them."""
+        if self._compiled_loss or self._look_ups() is None or distributed.size() > 1:
+            return super().noise(shape)
+        seed = self.seed_generator.state.value
+        generator = torch.Generator(seed.device)
+        generator.manual_seed(int(seed.sum()) & 0xFFFFFFFF)
+        seed[1:] += 1
+        dtype = getattr(torch, keras.config.floatx())
+        return torch.normal(0.0, 1.0, shape, generator=generator, dtype=dtype, device=seed.device)
 
     def trained(self):
         look_ups = self._look_ups()
