@@ -25,10 +25,12 @@ class StepMixin:
 
     def train_step(self, data):
         loss = self.optimizer.scale_loss(self.step_loss(data, training=True))
-        # With several processes, each sums over its n images; `weighted_mean` then averages over all images.
-        n = len(keras.tree.flatten(data)[0]) if distributed.size() > 1 else 1
+        if distributed.size() > 1:
+            # Each process sums over its n images; `weighted_mean` then averages over all images.
+            n = len(keras.tree.flatten(data)[0])
+            loss = loss * n
         variables, tensors = self.trained()
-        gradients = torch.autograd.grad(loss * n, tensors, allow_unused=True)
+        gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         with torch.no_grad():
             if distributed.size() > 1:
                 pairs = zip(gradients, tensors)
