@@ -184,15 +184,17 @@ class Checkpoint:
         return self.path.name
 
 
+def dataset_name(dataset):
+    """The name of a dataset that is given by its name or by its folder."""
+    if os.path.isabs(dataset) or dataset.startswith((".", "~")):
+        folder = Path(dataset)  # perhaps one that is named after a version
+        return folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
+    return dataset
+
+
 def default_folder(settings, root=ROOT):
     """The default folder of a run: ROOT/vae for mnist, and for another dataset, such as emoji, ROOT/vae-emoji."""
-    dataset = settings.dataset
-    if os.path.isabs(dataset) or dataset.startswith(
-        (".", "~")
-    ):  # a folder, perhaps one that is named after a version
-        folder = Path(dataset)
-        dataset = folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
-    dataset = dataset.partition(":")[0].replace("/", "-")
+    dataset = dataset_name(settings.dataset).partition(":")[0].replace("/", "-")
     return Path(root, settings.model if dataset == MNIST else f"{settings.model}-{dataset}")
 
 
@@ -234,7 +236,8 @@ def find_checkpoint(model, root=ROOT):
         raise CheckpointError(
             f"There is no checkpoint {path}. Give {', '.join(checkpoint_names(root))}, a run folder or a .keras file."
         )
-    return Checkpoint(path, read_run(path.parent), origin)
+    # Another model file in the folder of a run need not be of this run.
+    return Checkpoint(path, read_run(path.parent) if path.name == "model.keras" else {}, origin)
 
 
 def read_run(folder):
@@ -483,6 +486,13 @@ def read_backup(folder, model):
         raise CheckpointError(
             f"{path} is damaged or of another model; start over with --force."
         ) from error
+
+
+def lacks_backup(folder):
+    """Whether an unfinished run of two epochs or more, each of which ended with a backup, has none."""
+    finished = read_run(folder).get("finished")
+    there = Path(folder, BACKUP[0]).is_file()
+    return not finished and not there and len(read_history(folder)) > 1
 
 
 class RunLock:

@@ -68,7 +68,7 @@ FORMATS = {
 }
 
 
-def export(model, path, format="onnx", part="decoder", force=False, report=print):
+def export(model, path, format="onnx", part="decoder", force=False, report=print, modules=()):
     """Write a part of a model for another runtime.
 
     If the running backend cannot write the format, another process with the right backend does it.
@@ -81,6 +81,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         part: "decoder", "encoder", "autoencoder" or "sampler".
         force: replace an existing file or folder.
         report: called with lines that say what happens.
+        modules: names of the modules that register classes or losses of your own, for that other process.
 
     Returns:
         The files or the folder written, a list of `Path`.
@@ -112,7 +113,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                 raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
-            hand_over(model, made, format, part)
+            hand_over(model, made, format, part, modules)
         check(path, format, part, force)  # again: another command may have written there meanwhile
         return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
 
@@ -219,13 +220,16 @@ def on_cpu(model):
 
 # The program that the process with another backend runs.
 HAND_OVER = """
-import sys
+import importlib, sys
 from keras_ae import checkpoints, export
-export.export(checkpoints.load_model(sys.argv[1]), *sys.argv[2:])
+source, path, format, part, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+export.export(checkpoints.load_model(source, trusted=True), path, format, part)
 """
 
 
-def hand_over(model, path, format, part):
+def hand_over(model, path, format, part, modules=()):
     """Start a process with the backend of the format, on the CPU, that writes a part of a model."""
     source = path.parent.parent / "model.keras"
     checkpoints.save_model(model, source)
@@ -235,7 +239,9 @@ def hand_over(model, path, format, part):
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part]
+    if modules:
+        environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part, *modules]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

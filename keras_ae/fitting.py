@@ -663,6 +663,13 @@ def check_trainable(model, images):
             f"A step of {images:,} images takes {needed / 2**30:,.0f} GiB of memory; there are "
             f"{memory / 2**30:,.0f}. Try a smaller --batch-size or --hidden."
         )
+    # The fit of a prior holds a few matrices, in double precision, of a row and a column for each latent.
+    matrices = 4 * 8 * model.latent_dim**2
+    if "kl" in model.terms and matrices > memory:
+        raise RunError(
+            f"The prior of {model.latent_dim:,} latents takes {matrices / 2**30:,.0f} GiB of memory; there are "
+            f"{memory / 2**30:,.0f}. Try a smaller --latent-dim."
+        )
 
 
 def total_memory():
@@ -717,6 +724,12 @@ def check_folder(folder, epochs, resume, force):
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
+    # The first backup is written at the end of the first epoch, if not before.
+    if resume and place == folder and checkpoints.lacks_backup(folder):
+        raise RunError(
+            f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from its "
+            "model, --force starts over."
+        )
     begun = (
         ""
         if place == folder

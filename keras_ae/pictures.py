@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import struct
 import warnings
 
 import numpy as np
@@ -180,7 +181,13 @@ def animation(pictures, path, seconds=0.5):
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]
     rest = (picture.convert("RGB") for picture in rest)  # one at a time
     first = first.convert("RGB")
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    try:
+        first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    except (OverflowError, struct.error) as error:  # Pillow adds up the time of equal pictures
+        raise UserError(
+            "A GIF shows no picture for more than 655 seconds, and equal ones that follow each other count as one: "
+            "take a smaller --seconds."
+        ) from error
 
 
 # Plots: matplotlib figures, written by `save_plot`
@@ -342,15 +349,27 @@ def _legend(plot, handles, names, **kwargs):
 
 
 @_default_style()
-def save_plot(figure, path, file_format="png"):
-    """Write a plot as "png" or "svg"; the same numbers give the same bytes."""
+def save_plot(figure, path, file_format="png", title=None):
+    """Write a plot as "png" or "svg"; the same numbers give the same bytes.
+
+    `title` is stored in the file, where `title_of` finds it.
+    """
     plain = {"Date": None} if file_format == "svg" else {"Software": None}
+    if title is not None:
+        plain["Title"] = title
     _matplotlib().rcParams["svg.hashsalt"] = "keras_ae"
     with warnings.catch_warnings():
         # Names may have letters that no font has, such as emoji: a box is drawn for each.
         missing = "Glyph .* missing from|Matplotlib currently does not support"
         warnings.filterwarnings("ignore", missing, UserWarning)
         figure.savefig(path, format=file_format, dpi=110, metadata=plain)
+
+
+def title_of(path):
+    """The title that `save_plot` stored in a PNG file; None if there is none, or no such file."""
+    with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow may raise anything
+        return image.info.get("Title")
+    return None
 
 
 def _plot(width, height, title="", columns=None):

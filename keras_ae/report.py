@@ -221,7 +221,7 @@ def _picture(picture, caption):
 
 def _animation(frames):
     file = io.BytesIO()
-    pictures.animation(frames, file)
+    pictures.animation(frames, file, min(0.5, 600 / len(frames)))
     caption = "Test images over their reconstructions, and samples of N(0, I), epoch by epoch."
     return _figure(_embedded(file.getvalue(), "gif", caption), caption)
 

@@ -61,7 +61,8 @@ def sweep(
     if len(runs) < len(kl_weights):
         raise ValueError("KL weights must differ in their first six digits.")
     # Check all existing runs before the first new run starts.
-    there = {place: None if force else _record(place, own) for place, own in runs.items()}
+    named = train is None  # arrays may have any name
+    there = {place: None if force else _record(place, own, named) for place, own in runs.items()}
     results = []
     for i, (place, own) in enumerate(runs.items()):
         record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
@@ -78,14 +79,23 @@ def sweep(
     return results
 
 
-def _record(place, settings):
-    """The run.json of a run with these settings, or None if there is no run."""
+def _record(place, settings, named):
+    """The run.json of a run with these settings, or None if there is no run.
+
+    `named`: whether the settings name the dataset, so that a finished run must be of the same one.
+    """
     record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
     stored = settled(checkpoints.settings_of(record, place))
     own = as_stored(settled(settings), stored)
-    if other := set(differences(own, stored)) - {"dataset"}:
+    same = checkpoints.dataset_name(settings.dataset) == stored.dataset
+    compared = differences(own, stored)
+    if (
+        not named or not record.get("finished") or same
+    ):  # `fit` compares the data of an unfinished run
+        compared = set(compared) - {"dataset"}
+    if other := compared:
         raise RunError(
             f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "
             "writes elsewhere."

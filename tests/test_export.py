@@ -194,6 +194,27 @@ def test_force_replaces_a_saved_model(tmp_path):
     assert (target / "saved_model.pb").read_text() == "new"
 
 
+MODULE = """
+import keras, keras_ae
+
+@keras.saving.register_keras_serializable("mine")
+class Mine(keras_ae.VAE):
+    pass
+"""
+
+
+@pytest.mark.long
+def test_a_model_of_ones_own_is_handed_on_with_its_module(tmp_path, monkeypatch):
+    needs(*PACKAGES["saved_model"])
+    (tmp_path / "model_of_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = importlib.import_module("model_of_mine").Mine(backbone="mlp", hidden=(4,))
+    (written,) = export.export(model, tmp_path / "m", "saved_model", modules=["model_of_mine"])
+    codes = np.zeros((2, model.latent_dim), "float32")
+    ours = RUNTIMES["saved_model"](written, {"latent": codes})
+    np.testing.assert_allclose(ours, model.decode(codes), atol=1e-4)
+
+
 def test_a_missing_package_is_named_with_what_installs_it(cvae, tmp_path, monkeypatch):
     monkeypatch.setattr(errors, "installed", lambda name: False)
     with pytest.raises(

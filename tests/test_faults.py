@@ -237,7 +237,9 @@ def test_a_dataset_that_moved_is_named_at_resume(whole, mnist_dir, tmp_path, mon
     assert fitting.stored_settings(run).dataset == str(there)
     there.rename(moved)
     code, _, err = kae("fit", "vae", "--resume", "--out", run, "-q")
-    assert code == 1 and f"not in {there} any more: say --dataset" in err
+    assert code == 2 and f"{there} as its dataset, which is a folder: say --dataset" in err
+    code, _, err = kae("fit", "vae", "--resume", "--out", run, "--dataset", there, "-q")
+    assert code != 0 and "Traceback" not in err
     monkeypatch.chdir(tmp_path)
     code, _, err = kae("fit", "vae", "--resume", "--out", run, "--dataset", "./moved", "-q")
     assert code == 0, err

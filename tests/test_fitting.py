@@ -928,6 +928,20 @@ class TestKerasCallbacks:
         with pytest.raises(errors.RunError, match="A step of 8 images takes .* GiB"):
             fit(settings, tmp_path)
 
+    def test_a_prior_that_takes_more_memory_than_there_is(self, tmp_path):
+        settings = small("vae", latent_dim=200_000, hidden=(1,))
+        with pytest.raises(errors.RunError, match="The prior of 200,000 latents takes .* GiB"):
+            fit(settings, tmp_path)
+
+    def test_a_run_whose_backup_is_gone_is_not_begun_anew(self, tmp_path):
+        fit(small("vae", epochs=2), tmp_path)
+        record = checkpoints.read_run(tmp_path)
+        checkpoints.write_run(tmp_path, {**record, "finished": False})
+        before = (tmp_path / "model.keras").read_bytes()
+        with pytest.raises(errors.RunError, match="The backup of the run in .* is missing"):
+            fit(small("vae", epochs=2), tmp_path, resume=True)
+        assert (tmp_path / "model.keras").read_bytes() == before
+
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
         (tmp_path / "tensorboard").write_text("in the way")
         with pytest.raises(OSError, match="TensorBoard's files cannot be written"):

@@ -283,8 +283,17 @@ def test_score_test_images(kae, name):
     for row, value in zip(rows, values):
         share = 100 * np.mean([other < value for other in values])
         assert float(row[f"{by}_percentile"]) == pytest.approx(share)
-    assert Image.open(kae.folder / f"{name}.png").size[0] > 28
+    assert Image.open(kae.folder / f"{name}-odd.png").size[0] > 28
     refused(kae("score", name, "--out", f"{name}.csv"), 1, f"{name}.csv exists")
+
+
+def test_a_file_that_is_scored_is_not_replaced(kae, photo):
+    before = (kae.folder / photo).read_bytes()
+    for name, code in (("scored.png", 0), ("scored-odd.png", 2)):
+        (kae.folder / name).write_bytes(before)
+        done = kae("score", "vae", name, "--limit", 5, "--out", "scored.csv", "--force")
+        assert done.exit_code == code, done.output
+        assert (kae.folder / name).read_bytes() == before
 
 
 def test_score_a_class_and_a_file(kae, photo):
@@ -344,8 +353,23 @@ def test_a_sweep_replaces_no_picture_of_another(kae):
     mine.parent.mkdir()
     mine.write_text("mine")
     command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--kl-weight", "1", "--out", "pictures"]
-    plot = json.loads(kae(*command, "--json").stdout)["plot"]
-    assert plot == "pictures/rate-distortion-2.png" and mine.read_text() == "mine"
+    for i in (2, 3):
+        plot = json.loads(kae(*command, "--json").stdout)["plot"]
+        assert plot == f"pictures/rate-distortion-{i}.png" and mine.read_text() == "mine"
+    mine.unlink()
+    for _ in range(2):  # its own plot is drawn again
+        plot = json.loads(kae(*command, "--json").stdout)["plot"]
+        assert plot == "pictures/rate-distortion.png"
+
+
+def test_a_sweep_puts_no_runs_of_two_datasets_side_by_side(kae):
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--out", "two", "--kl-weight", "1"]
+    assert kae(*command).exit_code == 0
+    run = kae.folder / "two" / "kl_weight-1" / "run.json"
+    record = json.loads(run.read_text())
+    record["settings"]["dataset"] = "another"
+    run.write_text(json.dumps(record))
+    refused(kae(*command), 1, "a run with other dataset", "--force")
 
 
 def test_a_sweep_over_runs_that_say_odd_things(kae):

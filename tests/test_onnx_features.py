@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from keras_ae.errors import UserError
-from keras_ae.evaluation import OnnxFeatures
+from keras_ae.evaluation import OnnxFeatures, features
 
 
 def write(path, shape, kind=TensorProto.FLOAT, metadata=None, batch="N"):
@@ -91,6 +91,30 @@ def test_a_network_that_does_not_run_is_found_at_once(tmp_path):
     assert OnnxFeatures(path, (4, 6, 3)) is not None  # one image is one row
     with pytest.raises(UserError, match=r"output of \(1, 72\) for 5 images"):
         OnnxFeatures(path, (4, 6, 3))(np.zeros((5, 4, 6, 3), np.uint8))
+
+
+def test_a_network_that_does_not_end_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "TRIED", 1)
+    node, number, value = helper.make_node, helper.make_tensor, helper.make_tensor_value_info
+    inside = [("i", TensorProto.INT64), ("go", TensorProto.BOOL), ("v", TensorProto.FLOAT)]
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["on"]), node("Add", ["v", "v"], ["sum"])],
+        "body",
+        [value(name, kind, None if name == "v" else []) for name, kind in inside],
+        [value("on", TensorProto.BOOL, []), value("sum", TensorProto.FLOAT, None)],
+    )
+    path = network(
+        tmp_path / "loop.onnx",
+        [3, 4, 6],
+        [
+            node("Flatten", ["pixels"], ["flat"], axis=1),
+            node("Loop", ["times", "true", "flat"], ["features"], body=body),
+        ],
+        number("times", TensorProto.INT64, [], [2**62]),
+        number("true", TensorProto.BOOL, [], [True]),
+    )
+    with pytest.raises(UserError, match="more than 1 seconds"):
+        OnnxFeatures(path, (4, 6, 3))
 
 
 @pytest.mark.parametrize("batch, sides", [("N", [60_000, 60_000]), ("N", [0, 8]), (0, [8, 8])])

@@ -175,6 +175,13 @@ def test_an_animation_shows_each_picture_and_repeats(tmp_path):
     assert durations == [200, 200, 800] and centres == [0, 100, 200]
 
 
+def test_equal_pictures_that_last_too_long(tmp_path):
+    frames = [pictures.grid(constant_images(9, shape=(8, 8, 1)), zoom=1)] * 14
+    with pytest.raises(UserError, match="more than 655 seconds"):
+        pictures.animation(frames, tmp_path / "a.gif", seconds=60)
+    pictures.animation(frames, tmp_path / "a.gif", seconds=30)
+
+
 def test_plots_are_the_same_bytes_again(tmp_path):
     points = np.random.default_rng(0).normal(size=(50, 2))
     for form in ("png", "svg"):

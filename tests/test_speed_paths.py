@@ -1,6 +1,7 @@
 """What makes a step fast changes nothing: the same losses as through Keras' own code."""
 
 import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -320,6 +321,19 @@ def test_low_rank_adapters_are_trained(digits):
     model.compile(keras_ae.Adam(1e-2))
     model.fit(digits[0][:48], batch_size=16, verbose=0)
     assert np.abs(keras.ops.convert_to_numpy(pixels.lora_kernel_b)).max() > 0
+
+
+@torch_only
+def test_a_network_of_one_tensor_is_called_without_a_warning(digits):
+    image = keras.Input((28, 28, 1), name="image")
+    rows = keras.layers.LayerNormalization()(
+        keras.layers.Flatten()(image)
+    )  # not known to `Program`
+    heads = {name: keras.layers.Dense(2)(rows) for name in ("mean", "log_var")}
+    model = keras_ae.VAE(latent_dim=2, encoder=keras.Model(image, heads), backbone="mlp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(digits[0][:2])
 
 
 @torch_only

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from kae.main import cli
+from kae.main import cli, import_modules
 from PIL import Image
 
 from keras_ae import (
@@ -183,6 +183,42 @@ def test_a_dataset_that_a_run_names_is_not_followed_unasked(saved, tmp_path, nam
     done = kae("reconstruct", "run", "--dataset", "./evil/ds")
     assert done.exit_code == 1 and "damaged" in done.stderr
     assert kae("reconstruct", "run", "--dataset", "mnist").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["/somewhere/evil/ds", "kmnist", "no_such_set"])
+def test_a_run_that_goes_on_follows_no_dataset_unasked(saved, tmp_path, name, mnist_env, kae):
+    settings = Settings("vae", dataset=name).to_dict()
+    checkpoints.write_run(tmp_path / "again", {"settings": settings, "finished": False})
+    for command in (
+        ["fit", "vae", "--out", "again", "--resume"],
+        ["fit", "vae", "--config", "again/run.json"],
+        ["sweep", "vae", "--kl-weight", "1", "--config", "again/run.json"],
+    ):
+        done = kae(*command)
+        assert done.exit_code == 2 and f"--dataset {name}" in done.stderr, done.output
+        assert "downloaded" not in done.stderr
+
+
+def test_a_file_in_the_working_folder_takes_the_place_of_no_library(tmp_path, monkeypatch):
+    """A module is looked for there only if it is not installed, and last."""
+    elsewhere = [entry for entry in sys.path if entry and Path(entry) != Path.cwd()]
+    monkeypatch.setattr(sys, "path", elsewhere[:])
+    monkeypatch.chdir(tmp_path)
+    Path("colorsys.py").write_text("raise SystemExit('run')")
+    Path("module_of_mine.py").write_text("")
+    import_modules(["keras"])
+    assert "" not in sys.path
+    import_modules(["module_of_mine"])
+    assert sys.path[-1] == "" and sys.path[:-1] == elsewhere
+    sys.modules.pop("colorsys", None)
+    assert importlib.import_module("colorsys").rgb_to_hsv
+
+
+def test_a_model_file_beside_a_run_is_not_of_that_run(saved, tmp_path):
+    saved(dataset="kmnist")
+    (tmp_path / "run" / "other.keras").write_bytes((tmp_path / "run" / "model.keras").read_bytes())
+    assert checkpoints.find_checkpoint(tmp_path / "run").settings["dataset"] == "kmnist"
+    assert checkpoints.find_checkpoint(tmp_path / "run" / "other.keras").settings == {}
 
 
 # Pixels that are no numbers

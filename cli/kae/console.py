@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -67,14 +68,19 @@ def start_backend(training=False):
             keras.config.set_image_data_format("channels_last")
             keras.ops.zeros(1)  # on the device that the environment asks for
             gc.freeze()
-        except ImportError:
+        except ModuleNotFoundError:
             raise
         except Exception as error:  # a broken keras.json, or a device that is not there
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise click.ClickException(
-                f"Keras cannot start on {name} ({why}): look at its settings in ~/.keras/keras.json and at the "
-                "variables of the environment that choose a device."
-            ) from error
+            look = (
+                "look at its settings in ~/.keras/keras.json and at the variables of the environment that choose a "
+                "device"
+            )
+            # Packages that Keras imports import matplotlib, which reads a matplotlibrc in the working folder.
+            frames = traceback.extract_tb(error.__traceback__)
+            if any("matplotlib" in Path(frame.filename).parts for frame in frames):
+                look = "look at the matplotlibrc in this folder, and at MPLBACKEND"
+            raise click.ClickException(f"Keras cannot start on {name} ({why}): {look}.") from error
         finally:
             if enabled:
                 gc.enable()
@@ -403,11 +409,15 @@ def dataset_of(checkpoint, data_dir):
     A run may come from anybody: a folder that it names is not read unless the user asks for it, and
     nothing is downloaded.
     """
+    return dataset_named(checkpoint.settings.get("dataset", "mnist"), data_dir)
+
+
+def dataset_named(name, data_dir):
+    """The name of a dataset that a run names: see `dataset_of`."""
     from keras_ae import data
 
-    name = checkpoint.settings.get("dataset", "mnist")
     if name != "mnist" and not data.is_prepared(name, data_dir):
-        where = "a folder" if "/" in name and Path(name).is_dir() else "not prepared here"
+        where = "a folder" if os.path.isabs(name) or Path(name).is_dir() else "not prepared here"
         raise click.UsageError(
             f"The run names {name} as its dataset, which is {where}: say --dataset {name}, or its folder, if you "
             "want it."

@@ -49,7 +49,8 @@ def command(model, file_format, part, out, force, as_json):
     if part == "sampler":
         console.tell_prior(network, checkpoint)
     try:
-        written = export.export(network, path, file_format, part, force, report=console.say)
+        modules = click.get_current_context().find_root().params.get("modules") or ()
+        written = export.export(network, path, file_format, part, force, console.say, modules)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
     for target in written:
@@ -57,10 +58,10 @@ def command(model, file_format, part, out, force, as_json):
     if as_json:
         console.print_json(
             {
+                **export.describe(network, part),
                 "model": model,
                 "format": file_format,
                 "out": [str(target) for target in written],
-                **export.describe(network, part),
             }
         )
     else:

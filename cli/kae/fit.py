@@ -18,6 +18,7 @@ from keras_ae import settings as choices
 from keras_ae.files import read_text
 from keras_ae.settings import Settings
 
+OF_A_RUN = "kae.of_a_run"  # in a context: whether --config is the run.json of a run
 FOLLOWS = "[default: follows from the images]"
 KINDS = {
     "hidden": "a list of numbers",
@@ -111,6 +112,17 @@ def read_config(context, parameter, path):
         if not fits or endless:
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
+    context.meta[OF_A_RUN] = path.suffix == ".json"
+
+
+def dataset_asked_for(context, name, data_dir):
+    """The lasting name of the dataset to train on. One that a run.json names has to be here already."""
+    from keras_ae import data
+
+    of_config = context.get_parameter_source("dataset") is click.core.ParameterSource.DEFAULT_MAP
+    if of_config and context.meta.get(OF_A_RUN):
+        console.dataset_named(name, data_dir)
+    return data.lasting_name(name, data_dir)
 
 
 def setting(name, kind, help, **kwargs):
@@ -205,10 +217,8 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     Progress and messages go to stderr. Ctrl-C stops after the current step, and --resume continues
     from there.
     """
-    from keras_ae import data
-
     source = settings_to_start_with(context, start, data_dir, values) if start else None
-    values["dataset"] = data.lasting_name(values["dataset"], data_dir)
+    values["dataset"] = dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)
     if resume and force:
@@ -232,7 +242,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         stored = fitting.stored_settings(folder)
         # The dataset's folder may have moved, so `fit` compares the contents instead.
         asked = context.get_parameter_source("dataset") is click.core.ParameterSource.COMMANDLINE
-        dataset = settings.dataset if asked else stored.dataset
+        dataset = settings.dataset if asked else console.dataset_named(stored.dataset, data_dir)
         settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
         for name in fitting.differences(settings, stored):
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
@@ -276,6 +286,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
 def resuming(settings, folder, data_dir):
     """The command line that continues a run."""
     words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
+    words += ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
     return console.hint("fit", settings.model, *words, *console.elsewhere(data_dir), "--resume")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.abc
+import importlib.util
 import os
 import re
 import sys
@@ -135,13 +136,18 @@ def cli(modules):
 
 
 def import_modules(modules):
-    """Import the user's modules, from the working directory or from installed packages."""
+    """Import the user's modules, from installed packages or else from the working directory.
+
+    The working directory comes last on the path, and only if a module needs it: a file there takes the place of
+    no library that is imported later.
+    """
     from kae import console
 
     console.start_backend()
-    sys.path.insert(0, "")
     for module in modules:
         try:
+            if "" not in sys.path and importlib.util.find_spec(module.partition(".")[0]) is None:
+                sys.path.append("")
             importlib.import_module(module)
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -51,7 +51,7 @@ def command(
     target = console.target_of(out, "", (".csv",), force) if out else None
     picture = console.target_of(None, f"samples/{console.stem_of(model)}-odd.png", (), force)
     if target:
-        picture = target.with_suffix(".png")
+        picture = target.with_name(f"{target.stem}-odd.png")
         console.check_free(picture, force)
     if files and (dataset or classes):
         raise click.UsageError("Give files, or --dataset and --odd.")
@@ -78,6 +78,11 @@ def command(
     usual, odd = known, None
     if files:
         files = console.find_files(files)
+        for output in filter(Path.exists, [picture, *([target] if target else [])]):
+            if any(output.samefile(file) for file in files):
+                raise click.UsageError(
+                    f"{output} is one of the files to score: --out writes elsewhere."
+                )
         # Without --label, a cvae scores each file under every class; this label is only a placeholder.
         anything = tuple(network.names[:1]) if network.num_classes else ()
         scored = console.load_files(network, files, labels or anything, crop, invert)
@@ -131,7 +136,6 @@ def command(
     shown = rows_of(scored, highest)
     rebuilt = _rebuilt(network, shown, told)
     sheet = pictures.pairs(shown.images, rebuilt, names=[f"{scores[by][i]:.4g}" for i in highest])
-    picture.parent.mkdir(parents=True, exist_ok=True)
     picture = console.write(picture, sheet.save, force, echoed=False)
     for name, value in (area or {}).items():
         console.say(f"AUROC by {name.replace('_', ' ')}: {value:.4f}")

@@ -8,6 +8,7 @@ from kae import compare, console, fit
 from keras_ae.settings import Settings
 
 ROWS = ("rate", "distortion", "elbo", "bits_per_dimension", "psnr", "epochs", "seconds")
+PLOT = "rate and distortion of a sweep by keras-ae"  # the title in the file of the plot
 # The options of `kae fit` that a sweep also has, besides the settings.
 SHARED = ("model", "config", "data_dir", "tensorboard", "force", "quiet", "as_json")
 
@@ -39,7 +40,8 @@ class Weights(click.ParamType):
     type=click.Path(path_type=Path),
     help="Folder of the runs.  [default: checkpoints/sweep-MODEL, or sweep-MODEL-DATASET where that is not mnist]",
 )
-def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
+@click.pass_context
+def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **values):
     """Train MODEL (vae or cvae) for several KL weights, and compare the rate and distortion of the runs.
 
     \b
@@ -49,9 +51,7 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     stopped run continues. The plot rate-distortion.png beside the runs shows the nats of the code against
     the error of the reconstruction.
     """
-    from keras_ae import data
-
-    values["dataset"] = data.lasting_name(values["dataset"], data_dir)
+    values["dataset"] = fit.dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values, kl_weight=kl_weights[0])
     console.check_clock()
@@ -70,7 +70,6 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     if folder is None:
         place = checkpoints.default_folder(settings)
         folder = place.with_name(f"sweep-{place.name}")
-    begun = any(folder.glob("kl_weight-*/run.json"))  # else a plot there is not of this sweep
     with fit.explained(folder, "the same command"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
@@ -86,8 +85,14 @@ def command(kl_weights, out, data_dir, tensorboard, force, quiet, as_json, **val
     if not missing:
         plot = folder / "rate-distortion.png"
         figure = pictures.rate_distortion(results, settings.reconstruction)
+        own = (
+            pictures.title_of(plot) == PLOT
+        )  # the plot of an earlier call; another file there is kept
         plot = console.write(
-            plot, lambda path: pictures.save_plot(figure, path), force or begun, echoed=False
+            plot,
+            lambda path: pictures.save_plot(figure, path, title=PLOT),
+            force or own,
+            echoed=False,
         )
     if as_json:
         return console.print_json(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 
 import numpy as np
 from scipy.ndimage import convolve1d
@@ -17,6 +18,7 @@ COARSEST = 14  # fewest pixels of the shorter side of the last level
 PATCHES = 16  # patches per image and level
 SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
 BATCH = 64  # images at a time in an ONNX file that takes any number
+TRIED = 60  # seconds that an ONNX file may take for its first image
 COPIES = 4  # of the images in memory while they are scaled and fed
 SPANS = {  # Image.NominalPixelRange of ONNX: values of black and white
     "nominalrange_0_255": (0, 255),
@@ -132,6 +134,7 @@ class OnnxFeatures:
         import onnxruntime
 
         self.path = path
+        self.options = onnxruntime.RunOptions()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         open_file(path).close()  # onnxruntime would wait for a pipe
@@ -175,8 +178,14 @@ class OnnxFeatures:
         if not flat:
             raise UserError(f"{path} has no output (N, F) to be features.")
         self.output = flat[0]
-        # A network that does not run is found before the work. (Noise, as some divide by the contrast.)
-        self(np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8"))
+        # A network that does not run, or does not end, is found before the work. (Noise, as some divide by the
+        # contrast.)
+        timer = threading.Timer(TRIED, setattr, (self.options, "terminate", True))
+        timer.start()
+        try:
+            self(np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8"))
+        finally:
+            timer.cancel()
 
     def describe(self):
         """Describes the network's input and output in one line."""
@@ -205,7 +214,9 @@ class OnnxFeatures:
                 part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
             feed = {self.input: self._prepared(part)}
             with self._explained():
-                features = np.asarray(self.session.run([self.output], feed)[0], "float32")
+                features = np.asarray(
+                    self.session.run([self.output], feed, self.options)[0], "float32"
+                )
             if features.ndim != 2 or len(features) != len(part) or not features.size:
                 raise UserError(
                     f"{self.path} gave an output of {features.shape} for {len(part)} images, and no features."
@@ -222,6 +233,8 @@ class OnnxFeatures:
             yield
         except Exception as error:
             why = str(error).partition("\n")[0]
+            if self.options.terminate:
+                why = f"its first image took more than {TRIED} seconds"
             raise UserError(f"{self.path} is no ONNX file that can be run: {why}") from error
 
     def _prepared(self, images):

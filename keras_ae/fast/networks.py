@@ -43,6 +43,9 @@ def call_network(network, inputs, training=False):
         functions = program and inputs[0].device.type != "meta" and program.functions(training)
         if functions:
             return program.compute(functions, inputs)
+    # Keras warns if a Functional network that was made with one tensor is called with a list of it.
+    if isinstance(getattr(network, "_inputs_struct", None), keras.KerasTensor):
+        (inputs,) = inputs
     return network(inputs, training=training)
 
 
