@@ -118,6 +118,7 @@ class TestFit:
         fit("ae")
         refused(kae("fit", "ae", *SMALL), 1, "finished run", "--force")
 
+    @pytest.mark.long
     def test_quiet_says_nothing(self, kae):
         done = kae("fit", "ae", *SMALL, "--epochs", 1, "--out", "quiet", "--quiet")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -192,6 +193,7 @@ class TestFit:
         assert f"resuming {out} after epoch" in resumed.stderr
         assert [row["epoch"] for row in result["history"]] == list(range(1, 21))
 
+    @pytest.mark.long
     def test_a_loss_that_is_no_number_stops_the_run(self, kae):
         done = kae(
             "fit", "ae", *SMALL, "--reconstruction", "mse", "--optimizer", "sgd",
@@ -235,14 +237,17 @@ class TestSample:
         assert kae("sample", "vae", "--out", "mine.png", "--force").returncode == 0
         assert Image.open(kae.folder / "mine.png").format == "PNG"
 
+    @pytest.mark.long
     def test_label_10(self, kae, fit):
         fit("cvae")
         refused(kae("sample", "cvae", 10), 2, "0 to 9", "'10'")
 
+    @pytest.mark.long
     def test_a_label_for_a_vae(self, kae, fit):
         fit("vae")
         refused(kae("sample", "vae", 3), 2, "no classes")
 
+    @pytest.mark.long
     def test_an_ae_has_nothing_to_sample_from(self, kae, fit):
         fit("ae")
         refused(kae("sample", "ae"), 2, "no prior")

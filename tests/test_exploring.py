@@ -467,6 +467,7 @@ def test_the_data_of_each_kind_of_model(pages):
         assert picture.width == d["thumbnails"]["columns"] * d["thumbnails"]["width"]
 
 
+@pytest.mark.long
 def test_the_released_models_fit_into_four_megabytes(digits):
     """And `describe`, `kae explore`'s first step, takes each of them."""
     model = keras_ae.load_model(released("cvae") / "model.keras")
