@@ -456,7 +456,7 @@ class VAE(AE):
         if self._term.likelihood is None or "reconstruction" not in self.terms:
             raise ValueError(
                 'kl_weight="auto" is the scale of a likelihood, and this reconstruction stands for none: '
-                "give a number."
+                "give a number (kl_weight=0.1, --kl-weight 0.1)."
             )
 
     def fit(self, x=None, y=None, *args, **kwargs):
