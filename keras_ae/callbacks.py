@@ -394,10 +394,12 @@ class WriteRun(keras.callbacks.Callback):
 
     Args:
         replaced: the files of the run that is replaced.
+        inode: `inode_of` the folder.
     """
 
-    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced=()):
+    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced=(), inode=None):
         super().__init__()
+        self.inode = inode_of(folder) if inode is None else inode
         self.folder, self.place, self.replaced = folder, place, replaced
         self.history, self.shown = history, shown
         self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
@@ -415,7 +417,7 @@ class WriteRun(keras.callbacks.Callback):
             self._back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
 
     def on_epoch_end(self, epoch, logs=None):
-        check_there(self.folder)
+        check_there(self.folder, self.inode)
         row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
         self.history.append(row)
         model = self.model
@@ -432,15 +434,20 @@ class WriteRun(keras.callbacks.Callback):
             checkpoints.take_place(self.folder, [p for p in self.replaced if p != path])
 
     def _back_up(self, *position):
-        check_there(self.folder)
+        check_there(self.folder, self.inode)
         progress = checkpoints.Progress(self.history, *position)
         checkpoints.write_backup(self.place, self.model, progress)
         self._written = time.monotonic()
 
 
-def check_there(folder):
-    """Check that the run folder still exists: writing would make a new one without its other files."""
-    if not folder.is_dir():
+def inode_of(folder):
+    """The number of a folder in its file system, which it keeps when it is renamed; None if it is gone."""
+    return folder.stat().st_ino if folder.is_dir() else None
+
+
+def check_there(folder, inode):
+    """Check that the run folder is still there: writing would change another one, or make a new one."""
+    if inode_of(folder) != inode:
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
 
 

@@ -44,6 +44,7 @@ ROOT = "checkpoints"  # the folder of a user's runs
 MNIST = Settings("vae").dataset
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
+MODEL_FILE = "model.keras"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
 START = "backup/start.keras"  # the model that a run with --from started from
 BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of an unfinished run
@@ -167,6 +168,19 @@ class Checkpoint:
     origin: str
 
     @property
+    def of_a_run(self):
+        """Whether it is the model of the run in its folder, and not another file there."""
+        return self.path.name == MODEL_FILE
+
+    def history(self):
+        """The rows of the run's history, see `read_history`; [] if the file is of no run."""
+        return read_history(self.path.parent) if self.of_a_run else []
+
+    def epochs(self):
+        """The pictures of the run's epochs, see `read_epochs`; [] if the file is of no run."""
+        return read_epochs(self.path.parent) if self.of_a_run else []
+
+    @property
     def settings(self):
         """The settings of the run, or {} if they are not known."""
         return self.run.get("settings", {})
@@ -237,7 +251,7 @@ def find_checkpoint(model, root=ROOT):
             f"There is no checkpoint {path}. Give {', '.join(checkpoint_names(root))}, a run folder or a .keras file."
         )
     # Another model file in the folder of a run need not be of this run.
-    return Checkpoint(path, read_run(path.parent) if path.name == "model.keras" else {}, origin)
+    return Checkpoint(path, read_run(path.parent) if path.name == MODEL_FILE else {}, origin)
 
 
 def read_run(folder):

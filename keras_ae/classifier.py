@@ -103,7 +103,7 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
     name = f"classifier-{train.name}".replace("/", "-")
     steps = steps_of(train)
     places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
-    why = None
+    why: Exception | None = None
     try:
         cached = (
             own_folder("classifiers")
@@ -131,7 +131,7 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
     if why is None:
         try:
             save(network, cached)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: zip files know no year before 1980
             why = error
     if why is not None:
         progress(f"not kept ({why}): set KAE_CACHE to a folder that can be written")

@@ -53,6 +53,11 @@ def start():
         )
     backend = "gloo"
     if torch.cuda.is_available():
+        if "LOCAL_RANK" not in os.environ:
+            raise UserError(
+                "WORLD_SIZE says that torchrun started this process, but LOCAL_RANK is not set: start it by torchrun, or "
+                "unset WORLD_SIZE."
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     try:

@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
 import secrets
-import shutil
 import stat
 from pathlib import Path
 
@@ -126,16 +126,17 @@ def append_lines(path, header, lines):
         OSError: it cannot be written.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with open(path, "ab", buffering=0) as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         check_header(path, header)
         size = os.fstat(file.fileno()).st_size
         try:
-            if not size:
-                file.write(header)
-            shutil.copyfileobj(lines, file)
-            file.flush()
+            parts = itertools.chain([] if size else [header], iter(lambda: lines.read(1 << 20), ""))
+            for part in parts:  # without a buffer, which would be written after the truncation
+                rest = memoryview(part.encode("utf-8", "backslashreplace"))
+                while rest:
+                    rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except BaseException:  # Ctrl-C as well
             os.ftruncate(file.fileno(), size)

@@ -29,6 +29,7 @@ from keras_ae.callbacks import (
     SwapEMA,
     WriteRun,
     check_there,
+    inode_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
@@ -141,6 +142,7 @@ class Run:
         self.stop = StopAtSignal(report)
         # The folder of run.json and backup, and the files of a run that is replaced.
         self.place, self.replaced = self.folder, []
+        self.inode = None  # of the folder, in the process that writes
         self.source = None  # the folder of the dataset, if it has no name
         self.done = checkpoints.Progress([])
         self.origin = None  # entry of run.json about the checkpoint that the run starts from
@@ -260,6 +262,7 @@ class Run:
         def prepare():
             make_folder(self.folder)
             self.lock.acquire()
+            self.inode = inode_of(self.folder)
             # Check again: another run may have written here in the meantime.
             check_folder(self.folder, self.settings.epochs, self.resume, self.force)
             checkpoints.sweep_run(self.folder)
@@ -370,7 +373,7 @@ class Run:
         callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
-            write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced)
+            write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
         callbacks.append(self.stop)
         if settings.early_stopping:
@@ -398,7 +401,7 @@ class Run:
         """Fit the prior, write the model and the final figures. Returns the result of `fit`."""
         if not self.writes:
             return None
-        check_there(self.folder)
+        check_there(self.folder, self.inode)
         settings, history, model = self.settings, self.history, self.model
         if self.early and len(history) < settings.epochs:
             self.report(
@@ -417,7 +420,7 @@ class Run:
                 raise RunError(
                     f"{str(error).rstrip('.')}. The run has diverged: start over (--force) with a lower --learning-rate."
                 ) from error
-            check_there(self.folder)
+            check_there(self.folder, self.inode)
             checkpoints.save_model(model, self.folder / "model.keras")
             if hasattr(model.prior, "components"):
                 more["prior"] = {"components": model.prior.components}
@@ -717,8 +720,9 @@ def steps_per_execution(batch_size, callbacks=()):
 
 def check_folder(folder, epochs, resume, force):
     """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
-    for name in ("backup", checkpoints.NEXT, f"{checkpoints.NEXT}/backup"):
-        if (folder / name).is_symlink():  # files of another run may lie behind it
+    ours = ("backup", checkpoints.NEXT, f"{checkpoints.NEXT}/backup", "epochs", "tensorboard")
+    for name in ours:
+        if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
             raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)

@@ -1,5 +1,6 @@
 """The inputs of a model: checks and scales images, labels, targets and weights."""
 
+import math
 import types
 
 import keras
@@ -44,8 +45,9 @@ def one_hot(labels, num_classes):
         )
     # `ops.one_hot` is not used: on torch it reads the largest label, and so waits for the GPU.
     classes = ops.arange(num_classes, dtype="int32")
-    hits = ops.cast(ops.equal(labels[..., None], classes), "float32")
-    return hits / ops.sum(hits, axis=-1, keepdims=True)  # 0 / 0 is NaN
+    hits = ops.equal(labels[..., None], classes)
+    # (XLA makes no NaN of 0 / 0 here, so the rows are not divided by their sums.)
+    return ops.where(ops.any(hits, axis=-1, keepdims=True), ops.cast(hits, "float32"), math.nan)
 
 
 def rank_of(x):

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
+from keras_ae.inference import check_memory
 
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
@@ -62,7 +63,12 @@ def principal_directions(codes):
     """Orthonormal directions by how much codes vary along them, largest first: (N, D) -> (D, D), one per row.
 
     The sign of a direction makes its largest entry positive, so that it does not depend on the machine.
+
+    Raises:
+        UserError: the covariance would take too much memory.
     """
+    latents = np.shape(codes)[1]
+    check_memory(4 * 8 * latents**2, f"the covariance of {latents:,} latents")
     _, vectors = np.linalg.eigh(np.cov(np.asarray(codes, "float64"), rowvar=False, ddof=0))
     rows = vectors.T[::-1]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1, keepdims=True), 1)

@@ -21,7 +21,7 @@ from keras_ae.backbones import (
     logits_of,
 )
 from keras_ae.data import Preparation
-from keras_ae.errors import RunError, UserError
+from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
@@ -224,7 +224,7 @@ class AE(Steps, Objective):
         if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
             raise ValueError(f"Codes must be (N, {self.latent_dim}); got {codes.shape}.")
         if not np.isfinite(codes).all():
-            raise ValueError(
+            raise NotFinite(
                 "Codes must be finite numbers; some are NaN, infinite or beyond float32."
             )
         condition = [] if not self.num_classes else [self._shares(labels, len(codes))]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_ae.errors import NotFinite, UserError, installed, need, printable
+from keras_ae.files import open_file
 
 INK = 230  # grey level of the names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
@@ -59,6 +60,8 @@ def grid(images, columns=None, gap=1, zoom=None):
     """
     images = to_uint8(images)
     n, height, width, channels = images.shape
+    if channels not in (1, 3, 4):
+        raise UserError(f"A picture has 1, 3 or 4 channels, these images {channels}: write .npy.")
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     zoom = zoom or _zoom(height, width)
@@ -367,7 +370,8 @@ def save_plot(figure, path, file_format="png", title=None):
 
 def title_of(path):
     """The title that `save_plot` stored in a PNG file; None if there is none, or no such file."""
-    with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow may raise anything
+    # Pillow may raise anything, and would wait for a pipe.
+    with contextlib.suppress(Exception), open_file(path) as file, Image.open(file) as image:
         return image.info.get("Title")
     return None
 

@@ -225,6 +225,8 @@ class ClassMixture(Prior):
         for array in (self.means, self.cholesky):
             if not np.isfinite(array).all():
                 raise ValueError("means or cholesky of the prior has what is no finite number")
+        if not (np.diagonal(self.cholesky, axis1=-2, axis2=-1) > 0).all():
+            raise ValueError("cholesky of the prior has a diagonal that is not above 0")
 
     def describe(self):
         of = f" for each of {self.num_classes} classes" if self.num_classes > 1 else ""

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from keras_ae import checkpoints, evaluation, latents, pictures
+from keras_ae import evaluation, latents, pictures
 from keras_ae.errors import UserError, printable
 from keras_ae.priors import StandardNormal
 
@@ -70,11 +70,11 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
     section("Settings", _table({k: _setting(v) for k, v in about.items()}))
 
-    history = checkpoints.read_history(folder)
+    history = checkpoint.history()
     if history:
         drawn = pictures.curves({str(folder): history})
         section("Training", _plot(drawn, "Dashed: training images; full lines: test images."))
-    frames = checkpoints.read_epochs(folder)
+    frames = checkpoint.epochs()
     if frames:
         section("Epochs", _animation(frames))
 

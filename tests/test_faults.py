@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,39 @@ def test_a_folder_that_vanishes_does_not_come_back(epoch, tmp_path, monkeypatch)
         fit(small("vae"), folder)
     assert not folder.exists()
     assert_readable(tmp_path / "elsewhere")
+
+
+def test_a_run_that_takes_the_place_of_one_that_was_moved_is_left_alone(
+    whole, tmp_path, monkeypatch
+):
+    def swap():
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        shutil.copytree(whole, tmp_path / "run")
+
+    at_epoch_end(monkeypatch, swap, 1)
+    with pytest.raises(RunError, match="is gone"):
+        fit(small("vae"), tmp_path / "run")
+    for file in ("model.keras", "history.csv", "run.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_lines_are_appended_all_or_none(tmp_path):
+    def lines():
+        yield "new,1\n" * 10
+        raise OSError(errno.ENOSPC, "no space")
+
+    class Rows:
+        def __init__(self):
+            self.parts = lines()
+
+        def read(self, size):
+            return next(self.parts)
+
+    table = tmp_path / "codes.csv"
+    table.write_text("file,z0\nold,0\n")
+    with pytest.raises(OSError, match="no space"):
+        files.append_lines(table, "file,z0\n", Rows())
+    assert table.read_text() == "file,z0\nold,0\n"
 
 
 def test_a_folder_that_was_moved_goes_on_where_it_is(whole, tmp_path, monkeypatch):

@@ -415,12 +415,18 @@ class TestRules:
         assert {name for name, content in left.items() if content == b"mine"} == set(mine)
         assert left.keys() == {*mine, *checkpoints.ALWAYS, "epochs/001.png"}
 
-    def test_force_removes_nothing_behind_a_link(self, tmp_path):
+    def test_nothing_is_removed_or_written_behind_a_link(self, tmp_path):
         run = tmp_path / "run"
         fit(small("ae", epochs=3), run)
         (run / "epochs").rename(tmp_path / "elsewhere")
         (run / "epochs").symlink_to(tmp_path / "elsewhere")
-        fit(small("ae", epochs=1), run, force=True)
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "epochs").symlink_to(tmp_path / "elsewhere")
+        before = contents(tmp_path / "elsewhere")
+        for folder, force in ((run, True), (tmp_path / "new", False)):
+            with pytest.raises(RunError, match="epochs is a link"):
+                fit(small("ae", epochs=1), folder, force=force)
+        assert contents(tmp_path / "elsewhere") == before
         assert {p.name for p in (tmp_path / "elsewhere").iterdir()} == {
             "001.png",
             "002.png",

@@ -368,12 +368,12 @@ class Operations:
 
 # What has the host wait for the device: sizes that depend on values, reading a number back, and a tensor from a
 # Python number (a copy to the device). A step reads the seed of its noise, and makes tensors of the two bounds of
-# the log-variance.
+# the log-variance, and of the NaN of a label out of range.
 WAITS = {
     "aten::nonzero": 0,
     "aten::masked_select": 0,
     "aten::_local_scalar_dense": 1,
-    "aten::lift_fresh": 2,
+    "aten::lift_fresh": 3,
 }
 
 

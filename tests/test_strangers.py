@@ -20,6 +20,7 @@ from kae.main import cli, import_modules
 from PIL import Image
 
 from keras_ae import (
+    AE,
     CVAE,
     VAE,
     ClassMixture,
@@ -1011,3 +1012,64 @@ def test_a_data_directory_of_many(tmp_path, kae):
         (tmp_path / name / "1.0.0" / "dataset_info.json").write_text(json.dumps(info))
     done = kae("data", "list", "--data-dir", str(tmp_path))
     assert done.exit_code == 0 and re.fullmatch("good 1.0.0 .*\n", done.stdout)
+
+
+# Models whose numbers are odd
+
+
+def test_models_whose_numbers_are_odd(saved, kae, mnist_env):
+    """Finite numbers of which a command makes what is no number, or no picture."""
+    vae, dims = VAE((28, 28, 1), 2, "mlp", (4,)), (1, 1, 2)
+
+    def prior(mean, factor):
+        arrays = (np.zeros((1, 1), "float32"), np.full(dims, mean), np.eye(2)[None, None] * factor)
+        mixture = ClassMixture(2, name="prior")
+        for name, value in zip(mixture.arrays, arrays):
+            setattr(mixture, name, value.astype("float32"))
+        return mixture
+
+    vae.set_prior(prior(3e38, 3e38))
+    saved("huge", vae)
+    for command in (["sample", "huge"], ["manifold", "huge"]):
+        done = kae(*command)
+        assert done.exit_code == 1 and "finite numbers" in done.stderr, done.output
+    with pytest.raises(ValueError, match="diagonal"):
+        prior(0.0, 0.0).check()
+    for channels in (2, 5):
+        saved(f"of-{channels}", VAE((28, 28, channels), 2, "mlp", (4,)))
+        done = kae("sample", f"of-{channels}")
+        assert done.exit_code == 1 and "1, 3 or 4 channels" in done.stderr
+        assert kae("sample", f"of-{channels}", "--out", f"{channels}.npy").exit_code == 0
+
+
+def test_an_ae_whose_codes_are_huge_has_no_page(saved, kae, mnist_env):
+    model = AE((28, 28, 1), 2, "mlp", (4,))
+    for variable in model.encoder.trainable_variables:
+        if "code" in variable.path:
+            variable.assign(np.full(variable.shape, 1e25, "float32"))
+    saved(model=model)
+    done = kae("explore", "run")
+    assert done.exit_code == 1 and "finite" in done.stderr
+
+
+def test_many_latents_are_no_plane(saved, kae, monkeypatch):
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    saved(model=VAE((28, 28, 1), 20_000, "mlp", (1,)))
+    done = kae("manifold", "run")
+    assert done.exit_code == 1 and "the covariance of 20,000 latents" in done.stderr
+
+
+def test_more_files_than_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="20 images of 8192 x 8192 take 1.2 GiB"):
+        data.read_files([tmp_path / "a.png"] * 20, (8192, 8192, 1))
+
+
+def test_of_another_file_beside_a_run_nothing_of_the_run_is_shown(saved, tmp_path, kae):
+    saved()
+    checkpoints.write_history(tmp_path / "run", [{"epoch": 1, "loss": 12345.0, "val_loss": 1.0, "seconds": 1.0}])  # fmt: skip
+    shutil.copy(tmp_path / "run" / "model.keras", tmp_path / "run" / "other.keras")
+    assert "12345" in kae("compare", "run").stdout
+    assert "12345" not in kae("compare", "run/other.keras").stdout
+    assert kae("animate", "run/other.keras").exit_code == 1

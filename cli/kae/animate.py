@@ -26,7 +26,7 @@ def command(model, seconds, out, force):
     console.start_backend()
     from keras_ae import checkpoints, pictures
 
-    frames = checkpoints.read_epochs(checkpoints.find_checkpoint(model).path.parent)
+    frames = checkpoints.find_checkpoint(model).epochs()
     if not frames:
         raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
     target = console.write(target, lambda path: pictures.animation(frames, path, seconds), force)

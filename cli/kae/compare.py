@@ -32,7 +32,7 @@ def command(runs, everything, out, force, as_json):
     from keras_ae import checkpoints, pictures
 
     found = {run: checkpoints.find_checkpoint(run) for run in runs}
-    histories = {run: checkpoints.read_history(place.path.parent) for run, place in found.items()}
+    histories = {run: place.history() for run, place in found.items()}
     if out:
         figure = pictures.curves(histories)
         console.write(

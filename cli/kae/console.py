@@ -409,6 +409,10 @@ def dataset_of(checkpoint, data_dir):
     A run may come from anybody: a folder that it names is not read unless the user asks for it, and
     nothing is downloaded.
     """
+    if "dataset" not in checkpoint.settings:
+        say(
+            f"no run says what {checkpoint.path.name} was trained on: mnist is taken; --dataset names another"
+        )
     return dataset_named(checkpoint.settings.get("dataset", "mnist"), data_dir)
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import math
 import tempfile
 
 import click
@@ -117,8 +118,10 @@ def has_classes(part):
 def codes_of(network, names, part):
     """Yields codes in blocks: (names of the images, names of their classes or None, codes)."""
     with console.progress("encoding", len(names)) as advance:
-        for start in range(0, len(names), BATCH):
-            rows = slice(start, start + BATCH)
+        # Large images are read fewer at a time.
+        size = max(1, min(BATCH, (1 << 30) // math.prod(network.image_shape)))
+        for start in range(0, len(names), size):
+            rows = slice(start, start + size)
             images = part(rows)
             codes = network.encode(network.inputs_of(images))
             yield names[rows], console.names_of(images), codes
@@ -138,8 +141,8 @@ def save_array(network, names, blocks, path):
     import numpy as np
 
     shape = (len(names), network.latent_dim)
-    array, start = np.lib.format.open_memmap(path, "w+", "float32", shape), 0
-    for _, _, codes in blocks():
-        array[start : start + len(codes)] = codes
-        start += len(codes)
-    array.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("float32")), "fortran_order": False, "shape": shape}  # fmt: skip
+    with open(path, "wb") as file:  # no memory map: on a full disk, writing to one ends the process
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, _, codes in blocks():
+            file.write(np.ascontiguousarray(codes, "float32").data)

@@ -18,7 +18,8 @@ FEWER = 1_000  # test images of a cvae, each of which is scored under every clas
 @options.files_argument
 @click.option(
     "--dataset",
-    help="Score the test images of this TFDS dataset.  [default: what the model was trained on]",
+    help="Score the test images of this TFDS dataset; with files, its images are those that the model should know.  "
+    "[default: what the model was trained on]",
 )
 @options.data_dir_option
 @click.option(
@@ -53,8 +54,8 @@ def command(
     if target:
         picture = target.with_name(f"{target.stem}-odd.png")
         console.check_free(picture, force)
-    if files and (dataset or classes):
-        raise click.UsageError("Give files, or --dataset and --odd.")
+    if files and classes:
+        raise click.UsageError("Give files, or --odd.")
     if not files:
         console.check_file_options(labels, crop, invert)
     network, checkpoint = console.load(model)
@@ -63,7 +64,8 @@ def command(
 
     from keras_ae import data, evaluation, pictures
 
-    own = console.dataset_of(checkpoint, data_dir)
+    # For files, --dataset names the images that the model should know.
+    own = dataset if files and dataset else console.dataset_of(checkpoint, data_dir)
     # Whether the classes of the scored images are known: from --label, or from the model's dataset.
     told = bool(network.num_classes) and (
         bool(labels) if files else not classes and dataset in (None, own)

@@ -108,6 +108,8 @@ def store(prepared: Prepared, data: ImageData):
         "images_crc32": _crc32(data.images),
     }
     if isinstance(data.images, StoredImages):  # `bounded_memory` has already written this file
+        with open(data.images.path, "rb+") as file:
+            os.fsync(file.fileno())  # before the entry that vouches for it
         os.replace(data.images.path, stem.with_suffix(".images.npy"))
         data.images.path = stem.with_suffix(".images.npy")
     else:

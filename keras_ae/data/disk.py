@@ -187,6 +187,8 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
             ("SHARD_X_OF_Y", f"{index}-of-{total}"),
         ):
             name = name.replace("{" + key + "}", value)
+            if len(name) > 1000:
+                raise ValueError("the names of its files are too long")
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ValueError(f"its file {name} is outside of its folder")
         found.append((prepared.path / name, int(length)))

@@ -1,6 +1,7 @@
 """Reads image files of many formats into arrays of one shape, and explains errors in one line."""
 
 import contextlib
+import math
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
+from keras_ae.errors import memory_bound
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
 SUFFIXES = (
@@ -150,6 +152,11 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
     height, width, channels = shape
     if channels not in MODES:
         raise DataError(f"image files have 1, 3 or 4 channels, this model's images {channels}")
+    if (size := len(paths) * math.prod(shape)) > max(memory_bound(), 1 << 30):
+        raise DataError(
+            f"{len(paths):,} images of {height} x {width} take {size / 2**30:,.1f} GiB, more than memory should hold "
+            "(KAE_MEMORY): give fewer files"
+        )
     images = np.empty((len(paths), *shape), np.uint8)
     for i, path in enumerate(paths):
         with opened(path) as image:

@@ -137,11 +137,10 @@ class OnnxFeatures:
         self.options = onnxruntime.RunOptions()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        open_file(path).close()  # onnxruntime would wait for a pipe
-        with self._explained():
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+        optimized = options.graph_optimization_level
+        # At first without optimizations: they compute constants, which no time limit would end.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = self._session(options)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise UserError(f"{path} must take one array of images (N, C, H, W) or (N, H, W, C).")
@@ -186,6 +185,17 @@ class OnnxFeatures:
             self(np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8"))
         finally:
             timer.cancel()
+        options.graph_optimization_level = optimized
+        self.session = self._session(options)
+
+    def _session(self, options):
+        import onnxruntime
+
+        open_file(self.path).close()  # onnxruntime would wait for a pipe
+        with self._explained():
+            return onnxruntime.InferenceSession(
+                str(self.path), options, providers=["CPUExecutionProvider"]
+            )
 
     def describe(self):
         """Describes the network's input and output in one line."""

@@ -1,6 +1,7 @@
 """Computes all figures of a model in groups. Groups that need no classifier come first."""
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -30,6 +31,7 @@ from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, normal
 from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
+from keras_ae.inference import LEAST, check_memory
 
 CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
 PAIRS = 1_000  # most images for which the nearest training image is searched
@@ -147,6 +149,7 @@ def evaluate(
     if not has_prior:
         reasons["samples"] = f"{type(model).__name__} has no prior to draw samples from"
     elif samples:
+        check_memory(4 * samples * math.prod(model.image_shape), f"{samples:,} samples")
         progress(f"drawing {samples:,} samples …")
         if model.num_classes:
             drawn_labels = np.random.default_rng(seed).choice(train.labels, samples)
@@ -202,7 +205,9 @@ def final_figures(model, test, seed=0, binarize=False):
         A dict: "measured", the number of images; "psnr"; and, for a model with a posterior, "elbo",
         "likelihood" and "bits_per_dimension", which are None if the loss is not a likelihood.
     """
-    test = test.first(MEASURED)
+    # Of large images fewer, as their reconstructions and differences are floats in memory.
+    most = max(memory_bound(), LEAST) // (16 * math.prod(test.images.shape[1:]))
+    test = test.first(min(MEASURED, max(1, most)))
     if binarize:
         test = dataclasses.replace(test, images=binarized(test.images, seed))
     inputs = model.inputs_of(test)
