@@ -225,8 +225,7 @@ def _check_config(whole, trusted):
         arguments = _known(arguments, kinds | ANY_CONFIG)
         if arguments.get("latent_dim") != config["latent_dim"]:
             raise ValueError("its prior has another number of latents than the model")
-        classes = arguments.get("num_classes", 1)
-        if config.get("num_classes", 1) > classes > 1 or classes < config.get("num_classes", 0):
+        if "num_classes" in arguments and arguments["num_classes"] < config.get("num_classes", 1):
             raise ValueError("its prior has fewer classes than the model")
         config["prior"] = (prior_cls, arguments)
     return cls, config

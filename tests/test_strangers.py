@@ -1035,6 +1035,11 @@ def test_models_whose_numbers_are_odd(saved, kae, mnist_env):
         assert done.exit_code == 1 and "finite numbers" in done.stderr, done.output
     with pytest.raises(ValueError, match="diagonal"):
         prior(0.0, 0.0).check()
+    of_classes = CVAE((28, 28, 1), 2, "mlp", (4,))
+    of_classes.set_prior(ClassMixture(2))
+    saved("one-class", of_classes)
+    done = kae("sample", "one-class", "5")
+    assert done.exit_code == 1 and "fewer classes than the model" in done.stderr
     for channels in (2, 5):
         saved(f"of-{channels}", VAE((28, 28, channels), 2, "mlp", (4,)))
         done = kae("sample", f"of-{channels}")
