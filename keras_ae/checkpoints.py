@@ -44,7 +44,6 @@ ROOT = "checkpoints"  # the folder of a user's runs
 MNIST = Settings("vae").dataset
 TENSORBOARD = "tensorboard"
 NEXT = ".next"
-MODEL_FILE = "model.keras"
 ALWAYS = ("model.keras", "run.json", "history.csv")  # files of every run
 START = "backup/start.keras"  # the model that a run with --from started from
 BACKUP = ("backup/state.npz", "backup/dataset", START)  # files of an unfinished run
@@ -170,7 +169,7 @@ class Checkpoint:
     @property
     def of_a_run(self):
         """Whether it is the model of the run in its folder, and not another file there."""
-        return self.path.name == MODEL_FILE
+        return self.path.name == "model.keras"
 
     def history(self):
         """The rows of the run's history, see `read_history`; [] if the file is of no run."""
@@ -251,7 +250,7 @@ def find_checkpoint(model, root=ROOT):
             f"There is no checkpoint {path}. Give {', '.join(checkpoint_names(root))}, a run folder or a .keras file."
         )
     # Another model file in the folder of a run need not be of this run.
-    return Checkpoint(path, read_run(path.parent) if path.name == MODEL_FILE else {}, origin)
+    return Checkpoint(path, read_run(path.parent) if path.name == "model.keras" else {}, origin)
 
 
 def read_run(folder):
