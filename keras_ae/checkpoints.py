@@ -502,10 +502,8 @@ def read_backup(folder, model):
 
 
 def lacks_backup(folder):
-    """Whether an unfinished run of two epochs or more, each of which ended with a backup, has none."""
-    finished = read_run(folder).get("finished")
-    there = Path(folder, BACKUP[0]).is_file()
-    return not finished and not there and len(read_history(folder)) > 1
+    """Whether a run of two epochs or more, each of which ended with a backup, has none."""
+    return not Path(folder, BACKUP[0]).is_file() and len(read_history(folder)) > 1
 
 
 class RunLock:

@@ -729,7 +729,8 @@ def check_folder(folder, epochs, resume, force):
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
     # The first backup is written at the end of the first epoch, if not before.
-    if resume and place == folder and checkpoints.lacks_backup(folder):
+    unfinished = resume and not record.get("finished")
+    if unfinished and place == folder and checkpoints.lacks_backup(folder):
         raise RunError(
             f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from its "
             "model, --force starts over."

@@ -637,8 +637,7 @@ class CVAE(VAE):
         return x[0]
 
     def scaled(self, x):
-        images, *labels = x
-        return (super().scaled(images), *labels)
+        return super().scaled(self.images_of(x)), x[1]
 
     def unpack(self, data):
         """A batch of `fit` as (x, y, sample_weight); for a batch (images, labels), x is the pair."""

@@ -89,13 +89,11 @@ def _record(place, settings, named):
         return None
     stored = settled(checkpoints.settings_of(record, place))
     own = as_stored(settled(settings), stored)
+    other = set(differences(own, stored))
     same = checkpoints.dataset_name(settings.dataset) == stored.dataset
-    compared = differences(own, stored)
-    if (
-        not named or not record.get("finished") or same
-    ):  # `fit` compares the data of an unfinished run
-        compared = set(compared) - {"dataset"}
-    if other := compared:
+    if same or not (named and record.get("finished")):  # `fit` compares the data of unfinished runs
+        other -= {"dataset"}
+    if other:
         raise RunError(
             f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "
             "writes elsewhere."

@@ -85,9 +85,8 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     if not missing:
         plot = folder / "rate-distortion.png"
         figure = pictures.rate_distortion(results, settings.reconstruction)
-        own = (
-            pictures.title_of(plot) == PLOT
-        )  # the plot of an earlier call; another file there is kept
+        # The plot of an earlier call is replaced; another file there is kept.
+        own = pictures.title_of(plot) == PLOT
         plot = console.write(
             plot,
             lambda path: pictures.save_plot(figure, path, title=PLOT),
