@@ -76,6 +76,8 @@ def warn_of_early_choices(callbacks, epochs):
         return
     end = math.ceil(max(callback.warmup for callback in annealed) * epochs)
     for callback in callbacks:
+        if getattr(callback, "monitor", None) not in ("loss", "val_loss"):
+            continue
         early = (
             isinstance(callback, keras.callbacks.EarlyStopping) and callback.start_from_epoch < end
         )
@@ -142,8 +144,9 @@ class KLAnnealing(keras.callbacks.Callback):
 
     def value(self, epoch, batch=0):
         """The weight at a batch of an epoch (both counted from 0) in the current run of `fit`."""
-        # For data of unknown length, Keras knows no number of steps: each epoch counts as one step.
-        steps = self.params.get("steps") or 1
+        steps = self.params.get("steps")
+        if not steps:  # data of unknown length: each epoch counts as one step
+            steps, batch = 1, 0
         return kl_weight_at(
             epoch * steps + min(batch, steps),
             self.params["epochs"] * steps,

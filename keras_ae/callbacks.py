@@ -397,9 +397,9 @@ class WriteRun(keras.callbacks.Callback):
         inode: `inode_of` the folder.
     """
 
-    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced=(), inode=None):
+    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced, inode):
         super().__init__()
-        self.inode = inode_of(folder) if inode is None else inode
+        self.inode = inode
         self.folder, self.place, self.replaced = folder, place, replaced
         self.history, self.shown = history, shown
         self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()

@@ -132,22 +132,24 @@ def load_model(path, trusted=False):
             copy = Path(folder, "model.weights.h5")
             copy.write_bytes(weights)
             model.load_weights(copy)
-        check_finite(model)
+        check_weights(model)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} cannot be loaded: {lines[0].rstrip('.')}.") from error
     return model
 
 
-def check_finite(model):
-    """Check that the weights and the prior are finite: a model with NaN or infinity is of no use.
+def check_weights(model):
+    """Check that the weights and the prior are finite, and the weight of the KL term and the likelihood's scale not negative.
 
     Raises:
-        ValueError: some numbers are not finite.
+        ValueError: some numbers are not.
     """
     for variable, array in zip(model.weights, model.get_weights(), strict=True):
         if not np.isfinite(array).all():
             raise ValueError(f"its {variable.path} has what is no finite number")
+        if variable.name in ("kl_weight", "likelihood_scale") and (array < 0).any():
+            raise ValueError(f"its {variable.path} is negative")
     if hasattr(model, "prior"):
         model.prior.check()
 
@@ -249,8 +251,8 @@ def find_checkpoint(model, root=ROOT):
         raise CheckpointError(
             f"There is no checkpoint {path}. Give {', '.join(checkpoint_names(root))}, a run folder or a .keras file."
         )
-    # Another model file in the folder of a run need not be of this run.
-    return Checkpoint(path, read_run(path.parent) if path.name == "model.keras" else {}, origin)
+    found = Checkpoint(path, {}, origin)
+    return dataclasses.replace(found, run=read_run(path.parent)) if found.of_a_run else found
 
 
 def read_run(folder):
@@ -363,10 +365,12 @@ def read_history(folder):
     path = Path(folder) / "history.csv"
     try:
         file = io.StringIO(read_text(path), newline="")
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        rows = [{**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]} for row in rows]
-        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
-            raise ValueError("its epochs are not 1, 2 and so on")
+        rows = []
+        for texts in csv.DictReader(file):
+            row = {name: float(text) for name, text in texts.items()}
+            rows.append({**row, "epoch": int(row["epoch"]), "seconds": row["seconds"]})
+            if rows[-1]["epoch"] != len(rows):  # at once: a small file may have millions of rows
+                raise ValueError("its epochs are not 1, 2 and so on")
         return rows
     except FileNotFoundError:
         return []
@@ -385,7 +389,7 @@ def read_epochs(folder):
         UserError: together they would take more memory than may be.
     """
     frames, size = [], 0
-    for path in sorted(filter(_epoch_of, (Path(folder) / "epochs").glob("*.png")), key=_epoch_of):
+    for path in sorted(filter(_epoch_of, _entries(Path(folder) / "epochs")), key=_epoch_of):
         with opened(path) as image:
             size += image.width * image.height * len(image.getbands())
             check_memory(size, "the pictures of the epochs")
@@ -483,7 +487,10 @@ def read_backup(folder, model):
         if [row["epoch"] for row in about["history"]] != list(range(1, counts[0] + 1)):
             raise ValueError("its history is of other epochs")
         for row in about["history"]:
-            numbers = all(type(value) in (int, float) for value in row.values())
+            numbers = all(
+                type(value) is float or type(value) is int and abs(value) < 2**63
+                for value in row.values()
+            )
             if (
                 not numbers
                 or not {"val_loss", "seconds"} <= row.keys() == about["history"][0].keys()

@@ -281,7 +281,7 @@ class _ShiftedBatches(keras.utils.PyDataset):
         windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], (1, 2))
         rows, columns = self.random.integers(0, 2 * SHIFT + 1, (2, len(chosen)))
         shifted = np.moveaxis(windows[np.arange(len(chosen)), rows, columns], 1, -1)
-        return shifted / np.float32(255), self.labels[chosen]
+        return to_float(shifted), self.labels[chosen]
 
     def on_epoch_end(self):
         self.order = self.random.permutation(len(self.images))

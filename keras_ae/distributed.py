@@ -52,19 +52,16 @@ def start():
             f"torchrun is for KERAS_BACKEND=torch; {keras.backend.backend()} uses all devices in one process."
         )
     backend = "gloo"
-    if torch.cuda.is_available():
-        if "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "WORLD_SIZE says that torchrun started this process, but LOCAL_RANK is not set: start it by torchrun, or "
-                "unset WORLD_SIZE."
-            )
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"
     try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            backend = "cpu:gloo,cuda:nccl"
         with _watched():
             torch.distributed.init_process_group(backend)
-    except ValueError as error:
-        why = str(error).partition("\n")[0]
+    except (ValueError, KeyError) as error:
+        why = (
+            f"no {error.args[0]}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        )
         raise UserError(
             f"WORLD_SIZE says that torchrun started this process, but not with all it sets ({why}): start it by "
             "torchrun, or unset WORLD_SIZE."

@@ -68,6 +68,9 @@ class RunError(UserError):
     """A run cannot start or continue."""
 
 
+LEAST = 1 << 30  # bytes that are always allowed, on any machine
+
+
 def memory_bound() -> int:
     """Bytes of memory that the decoded images of a split may take. Larger splits stay on disk.
 

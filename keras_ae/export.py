@@ -115,7 +115,17 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part, modules)
         check(path, format, part, force)  # again: another command may have written there meanwhile
-        return [move(new, path.parent / new.name) for new in sorted(made.parent.iterdir())]
+        files = sorted(made.parent.iterdir())
+        for new in filter(Path.is_file, files):
+            if (
+                not force and (path.parent / new.name).exists()
+            ):  # such as weights beside a large graph
+                raise ExportError(f"{path.parent / new.name} exists; --force replaces it.")
+            with open(new, "rb+") as file:
+                os.fsync(file.fileno())
+        if len(files) > 1:  # a kill between the moves must not leave an old graph over new weights
+            path.unlink(missing_ok=True)
+        return [move(new, path.parent / new.name) for new in files]
 
 
 @contextlib.contextmanager
@@ -250,10 +260,7 @@ def hand_over(model, path, format, part, modules=()):
 
 def move(new, target):
     """Move a complete file or folder to `target`, replacing what is there; returns `target`."""
-    if new.is_file():
-        with open(new, "rb+") as file:
-            os.fsync(file.fileno())
-    elif target.exists():
+    if new.is_dir() and target.exists():
         if exchange(new, target):  # the old folder is removed with the temporary folder
             return target
         # This takes two steps. If the process ends between them, `sweep` puts the old folder back.

@@ -39,14 +39,26 @@ def atomic(path, replace=True):
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        if not replace:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _name_anew(temporary, path)
         _sync_folder(path.parent)
     finally:
         os.close(handle)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _name_anew(temporary, path):
+    """Give a file another name, which no file has."""
+    try:
+        os.link(temporary, path)  # one step; the name before is removed later
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no links: take the name first, in a step of its own
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
 
 
 def _new_file(path):
@@ -128,7 +140,8 @@ def append_lines(path, header, lines):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
         check_header(path, header)
         size = os.fstat(file.fileno()).st_size
         try:

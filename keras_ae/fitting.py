@@ -35,7 +35,7 @@ from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
-from keras_ae.inference import memory_of_training
+from keras_ae.inference import batch_in_memory, memory_of_training
 from keras_ae.inputs import check_range
 from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
@@ -154,7 +154,10 @@ class Run:
             stack.enter_context(distributed.all_devices())
             distributed.on_first(lambda: stack.enter_context(self.lock) and None)
             self.record = distributed.on_first(
-                lambda: check_folder(self.folder, self.settings.epochs, self.resume, self.force)
+                # How many epochs there will be may not be known yet; `prepare_folder` checks again.
+                lambda: check_folder(
+                    self.folder, self.settings.epochs or 0, self.resume, self.force
+                )
             )
             yield
 
@@ -285,7 +288,7 @@ class Run:
         settings = self.settings
         augment = Augment(settings.augment) if settings.augment else None
         self.feed = self._feed(self.train, settings.batch_size, augment=augment)
-        self.test_feed = self._feed(self.test, 256, shuffle=False)
+        self.test_feed = self._feed(self.test, batch_in_memory(self.model, 256), shuffle=False)
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
         steps = steps_per_execution(settings.batch_size, self.user_callbacks)
         self.model.compile(optimizer, steps_per_execution=steps)
@@ -431,6 +434,9 @@ class Run:
             "seconds_per_epoch": seconds_per_epoch,
             "images_per_second": round(len(self.train.images) / max(seconds_per_epoch, 1e-9), 1),
         }
+        # From now on it is any other Keras model, whose callbacks see every batch.
+        model.steps_per_execution = 1
+        model.train_function = model.test_function = model.predict_function = None
         measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
         self.write_record(True, **more, final={**history[-1], **figures, **measured})
         checkpoints.remove_backup(self.folder)
@@ -708,7 +714,8 @@ def steps_per_execution(batch_size, callbacks=()):
     hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
     of_keras = keras.callbacks.Callback
     every_batch_wanted = any(
-        getattr(type(callback), hook, None) is not getattr(of_keras, hook)
+        hook in vars(callback)  # of a LambdaCallback
+        or getattr(type(callback), hook, None) is not getattr(of_keras, hook)
         for callback in callbacks
         if not isinstance(callback, keras.callbacks.TensorBoard)
         for hook in hooks
@@ -747,7 +754,7 @@ def check_folder(folder, epochs, resume, force):
         raise RunError(
             f"{folder} holds a finished run{begun}; --force replaces it, --out writes elsewhere."
         )
-    if record and not resume:
+    if not resume and (record or not force and place != folder):
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
         )

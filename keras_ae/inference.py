@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_ae import distributed
-from keras_ae.errors import NotFinite, UserError, chosen_bound, memory_bound
+from keras_ae.errors import LEAST, NotFinite, UserError, chosen_bound, memory_bound
 from keras_ae.fast.networks import call_network
 
 BACKEND = keras.backend.backend()
@@ -17,7 +17,6 @@ if BACKEND == "jax":
 
 # Memory of a network, in outputs of its largest layer: the layer's input, its output and temporaries.
 COPIES_OF_LARGEST = 4
-LEAST = 1 << 30  # bytes that are always allowed, on any machine
 
 
 class View(keras.Model):
@@ -48,8 +47,7 @@ def in_batches(network, inputs, batch_size):
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
         return keras.tree.map_structure(lambda output: output[:0], in_batches(network, one, 1))
     check_memory(4 * n * _numbers(network), f"{n:,} outputs")
-    if batch_size * (one := memory_of_one(network)) > LEAST:
-        batch_size = min(batch_size, images_at_a_time(one))
+    batch_size = batch_in_memory(network, batch_size)
     if keras.distribution.distribution() is not None:  # every device must get equally many images
         devices = distributed.devices()
         batch_size = distributed.divisible(batch_size, devices)
@@ -96,6 +94,16 @@ def memory_of_training(networks, images):
     return 8 * images * sum(_numbers(x) for network in networks for x in network._flatten_layers())
 
 
+def batch_in_memory(network, batch_size):
+    """`batch_size`, or as many images as a network can take in the memory that is allowed.
+
+    Raises:
+        UserError: a single image would take more.
+    """
+    one = memory_of_one(network)
+    return batch_size if batch_size * one <= LEAST else min(batch_size, images_at_a_time(one))
+
+
 def images_at_a_time(one):
     """How many images of `one` bytes each fit in memory at once."""
     check_memory(one, "one image in this network")
@@ -132,12 +140,13 @@ def _numbers(layer):
 
 def _joined(*batches):
     """One NumPy array of the outputs for some batches; a single batch is not copied."""
-    first, *more = (b if isinstance(b, np.ndarray) else _array(b) for b in batches)
+    first, *more = (_array(batch) for batch in batches)
     return np.concatenate([first, *more]) if more else first
 
 
-def _array(tensor):
-    """A tensor as an array; for a tensor in CPU memory, `keras.ops.convert_to_numpy` is slower."""
-    if BACKEND == "torch":
-        return tensor.detach().cpu().numpy()
-    return np.array(tensor)
+def _array(output):
+    """A float32 array of a tensor or an array, which may have another precision."""
+    if BACKEND == "torch" and not isinstance(output, np.ndarray):
+        # For a tensor in CPU memory, `keras.ops.convert_to_numpy` is slower.
+        return output.detach().float().cpu().numpy()
+    return np.array(output).astype("float32", copy=False)

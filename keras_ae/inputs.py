@@ -107,8 +107,8 @@ def is_array(x):
 def peek(source):
     """Look at the first batch of a source: (the batch, the source to use from now on).
 
-    The batch is None if looking at it would take it from the source. If the source draws random numbers, it
-    draws the same ones later as without this look.
+    The batch is None if looking at it would take it from the source. A torch DataLoader draws the same random
+    numbers of torch's later as without this look; a dataset that draws others goes on by one batch.
     """
     if isinstance(source, types.GeneratorType):
         for first in source:

@@ -46,17 +46,18 @@ def interpolate(model, start, end, steps=10, labels=None, spherical=None):
         model: AE, VAE or CVAE.
         start, end: codes (D,).
         steps: number of images, including both ends, >= 2.
-        labels: for a CVAE, the classes of the two ends; in between, the decoder gets shares of both.
+        labels: for a CVAE, the classes of the two ends, or one for both; in between, the decoder gets shares of both.
         spherical: see `path`. By default True for a VAE and a CVAE, whose codes the KL term pulls towards
             a Gaussian, and False for an AE.
+
+    Raises:
+        ValueError: codes or labels do not fit the model.
     """
     if spherical is None:
         spherical = hasattr(model, "prior")
     codes = path(start, end, steps, spherical)
-    if not model.num_classes:
-        return model.decode(codes)
-    ends = np.eye(model.num_classes, dtype="float32")[np.asarray(labels)]
-    return model.decode(codes, path(*ends, steps))
+    ends = model.class_labels(labels, 2, shares=True)
+    return model.decode(codes, None if ends is None else path(*ends[:], steps))
 
 
 def principal_directions(codes):
@@ -110,9 +111,14 @@ def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
         label: for a CVAE, the class.
         codes: (N, D) to cover; by default draws from the model's prior. An AE has no prior and needs them.
         seed: of the draws.
+
+    Raises:
+        ValueError: an AE was given no codes, or the label does not fit the model.
     """
+    labels = model.class_labels(label, DRAWN)
     if codes is None:
-        labels = None if label is None else np.full(DRAWN, label)
+        if not hasattr(model, "prior"):
+            raise ValueError("An AE has no prior: give codes to cover.")
         codes = model.prior.draw(DRAWN, labels, seed)
     return model.decode(plane(codes, rows, columns), label)
 

@@ -3,6 +3,7 @@
 loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I)) ]
 """
 
+import math
 import types
 import warnings
 
@@ -25,10 +26,10 @@ from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
 from keras_ae.inference import View, in_batches
-from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, rank_of, unit_range
+from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, peek, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
-from keras_ae.priors import ClassMixture, StandardNormal, copy_prior, prior_in_weights
+from keras_ae.priors import ClassMixture, Prior, StandardNormal, copy_prior, prior_in_weights
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
@@ -168,7 +169,8 @@ class AE(Steps, Objective):
     def forward(self, inputs, training=False, sample=False):
         """`latent` (N, D) and `reconstruction` (N, H, W, C) in [0, 1]; see `Objective.forward`."""
         image, condition = self.network_inputs(inputs)
-        latent = call_network(self.encoder, [image, *condition], training)["code"]
+        code = call_network(self.encoder, [image, *condition], training)["code"]
+        latent = ops.cast(code, "float32")
         return {"latent": latent, **self.decoded(latent, condition, training)}
 
     def decoded(self, latent, condition, training=False):
@@ -182,7 +184,8 @@ class AE(Steps, Objective):
             logits = call_network(network, inputs, training)
             reconstruction = ops.sigmoid(ops.cast(logits, "float32"))
             return {"reconstruction": reconstruction, "logits": (reconstruction, logits)}
-        return {"reconstruction": call_network(self.decoder, inputs, training)}
+        reconstruction = call_network(self.decoder, inputs, training)
+        return {"reconstruction": ops.cast(reconstruction, "float32")}
 
     def _logits_network(self):
         """The decoder without its last sigmoid, or None if the loss takes no logits or it ends otherwise."""
@@ -227,8 +230,18 @@ class AE(Steps, Objective):
             raise NotFinite(
                 "Codes must be finite numbers; some are NaN, infinite or beyond float32."
             )
-        condition = [] if not self.num_classes else [self._shares(labels, len(codes))]
+        labels = self.class_labels(labels, len(codes), shares=True)
+        condition = [] if labels is None else [labels]
         return in_batches(self.decoder, [codes, *condition], batch_size)
+
+    def class_labels(self, labels, n, shares=False):
+        """The labels of n images: None, as this model has no classes. See `CVAE.class_labels`.
+
+        Raises:
+            ValueError: labels are given.
+        """
+        if labels is not None:
+            raise ValueError(f"{self._an(capital=True)} has no classes: it takes no label.")
 
     def _outputs(self, inputs, names, batch_size):
         """Some outputs of `forward`, for the same inputs that `fit` takes: {name: array}."""
@@ -391,13 +404,17 @@ class VAE(AE):
         super().__init__(*args, **kwargs)
         auto = kl_weight == "auto"
         self.kl_weight_at_start = "auto" if auto else float(kl_weight)
+        if not auto and not 0 <= self.kl_weight_at_start < math.inf:
+            raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {kl_weight!r}.')
         self.kl_weight = self._scalar("kl_weight", 1.0 if auto else kl_weight)
         self.likelihood_scale = self._scalar("likelihood_scale", 0.0) if auto else None
         if auto:
             self._check_likelihood()
             self.likelihood_scale_tracker = keras.metrics.Mean(name="likelihood_scale")
         self.seed_generator = keras.random.SeedGenerator()
-        self.prior = prior or StandardNormal(self.latent_dim, name="prior")
+        if prior is None:
+            prior = StandardNormal(self.latent_dim, name="prior")
+        self.prior = self._fitting_prior(prior)
         self.kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
 
     def forward(self, inputs, training=False, sample=False):
@@ -504,12 +521,13 @@ class VAE(AE):
         """The inputs and labels that `fit_prior` uses: at most PRIOR_IMAGES of them."""
         if not is_array(inputs):
             return inputs, labels
+        labels = None if labels is None else _indices(labels)
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"There are {len(inputs)} images and {len(labels)} labels.")
         rows = _chosen_rows(len(inputs), seed)
         if rows is None:
             return inputs, labels
-        return Rows(inputs, rows), labels if labels is None else np.asarray(labels)[rows]
+        return Rows(inputs, rows), labels if labels is None else labels[rows]
 
     def _kind_of_prior(self):
         """The class of prior that is fitted: of one of the user's, its own."""
@@ -519,7 +537,7 @@ class VAE(AE):
         if labels is not None and len(labels) != len(codes):
             raise ValueError(f"There are {len(codes)} images and {len(labels)} labels.")
         kind = self._kind_of_prior()
-        if labels is None or not issubclass(kind, ClassMixture):
+        if labels is None or kind is not ClassMixture:
             return kind.fit(codes, seed=seed, name="prior")
         classes, labels = np.unique(labels, return_inverse=True)
         by_class = ClassMixture.fit(codes, labels, len(classes), seed=seed)
@@ -529,8 +547,11 @@ class VAE(AE):
         """Replace the prior by a copy of another prior layer; `sample` draws from it from now on.
 
         `set_prior(other.prior)` copies the prior of another model, which `get_weights()` does not include.
+
+        Raises:
+            ValueError: it is for another number of latents or classes.
         """
-        self._replace_prior(copy_prior(prior))
+        self._replace_prior(copy_prior(self._fitting_prior(prior)))
 
     def _replace_prior(self, prior):
         self._tracker.untrack(self.prior)  # otherwise it would stay in the model's layers
@@ -543,6 +564,35 @@ class VAE(AE):
             self._replace_prior(prior)
         super().load_weights(filepath, *args, **kwargs)
 
+    def prior_named(self, prior):
+        """The model's own prior for "fitted", N(0, I) for "normal"; a prior layer is returned as it is.
+
+        Raises:
+            ValueError: it is none of these, or a layer for other codes or classes.
+        """
+        if isinstance(prior, Prior):
+            return self._fitting_prior(prior)
+        if prior not in ("fitted", "normal"):
+            raise ValueError(
+                f"prior must be 'fitted' or 'normal', or a prior layer; got {prior!r}."
+            )
+        return self.prior if prior == "fitted" else StandardNormal(self.latent_dim)
+
+    def _fitting_prior(self, prior):
+        """A prior layer, checked."""
+        if not isinstance(prior, Prior):
+            raise ValueError(
+                f"A prior must be a keras_ae.priors.Prior, with draw and log_prob; got {type(prior).__name__}."
+            )
+        latents = getattr(prior, "latent_dim", self.latent_dim)
+        classes = getattr(prior, "num_classes", None)
+        if latents != self.latent_dim or classes not in (None, max(1, self.num_classes)):
+            raise ValueError(
+                f"This prior is for {latents} latents and {classes or 1} classes; {self._an()} of {self.latent_dim} "
+                f"latents and {max(1, self.num_classes)} classes cannot draw from it."
+            )
+        return prior
+
     def sample(self, n, labels=None, seed=0, prior="fitted", batch_size=256):
         """Draw n images: (n, H, W, C) float32 in [0, 1].
 
@@ -550,21 +600,15 @@ class VAE(AE):
             n: number of images, >= 0.
             labels: for a CVAE, one class or (n,) classes, in [0, num_classes).
             seed: of the codes. One seed gives the same picture on every backend.
-            prior: "fitted" for the model's own prior, "normal" for N(0, I), or a prior layer.
+            prior: see `prior_named`.
             batch_size: images decoded at a time.
 
         Raises:
             ValueError: labels are missing, out of range, or given to a model without classes.
         """
-        source = {"fitted": self.prior, "normal": StandardNormal(self.latent_dim)}.get(prior, prior)
-        if isinstance(source, str):
-            raise ValueError(f"prior must be 'fitted' or 'normal'; got {prior!r}.")
-        labels = self._check_labels(labels, n)
+        source = self.prior_named(prior)
+        labels = self.class_labels(labels, n)
         return self.decode(source.draw(n, labels, seed), labels, batch_size)
-
-    def _check_labels(self, labels, n):
-        if labels is not None:
-            raise ValueError(f"A {type(self).__name__} has no classes: it takes no label.")
 
     def get_config(self):
         return {
@@ -650,7 +694,7 @@ class CVAE(VAE):
         super()._check_inputs(x, own_target)
         labels = x[1]
         if is_array(labels) and tuple(labels.shape[1:]) in ((), (1,)):
-            self._check_labels(_indices(ops.convert_to_numpy(labels)), len(labels))
+            self.class_labels(labels, len(labels))
 
     def _with_y(self, x):
         return x if isinstance(x, (tuple, list)) and len(x) == 2 else (x, None)
@@ -658,8 +702,14 @@ class CVAE(VAE):
     def _classes_as_y(self, x, y):
         if isinstance(x, (tuple, list)) and y is None:
             return x
-        # If x yields batches, y is None, and Keras takes the second part of each batch as the classes.
-        if y is None or len(y.shape) < 3:
+        if y is None:  # x yields batches, and Keras takes the second part of each as the classes
+            batch, x = peek(x)
+            if batch is not None and not is_array(batch[0]):
+                raise ValueError(
+                    "class_weight needs batches of (images, labels); these are ((images, labels),)."
+                )
+            return x, y
+        if not is_array(y) or len(y.shape) < 3:
             return x, y
         raise ValueError(
             "class_weight needs the labels as y, fit(images, labels, class_weight=…); with other targets, "
@@ -675,39 +725,50 @@ class CVAE(VAE):
             rows = _chosen_rows(len(images), seed)
             if rows is not None:
                 images, labels = Rows(images, rows), np.asarray(labels)[rows]
-            return (images, labels), _indices(labels)
+            return (images, labels), self.class_labels(labels, len(images))
         pairs = [self.unpack(batch)[0] for batch in batches_of(inputs, 256)]
         images, labels = (
             np.concatenate([ops.convert_to_numpy(pair[i]) for pair in pairs]) for i in (0, 1)
         )
-        return (images, labels), _indices(labels)
+        return (images, labels), self.class_labels(labels, len(images))
 
     def _prior_of(self, codes, labels, seed):
         kind = self._kind_of_prior()
         return kind.fit(codes, labels, self.num_classes, seed=seed, name="prior")
 
-    def _shares(self, labels, n):
-        """Labels, or shares (n, K) of the classes, as shares (n, K) float32. Rows for labels are made on demand."""
-        if np.ndim(labels) == 2:
-            shares = np.asarray(labels, "float32")
-            if shares.shape != (n, self.num_classes):
-                raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
-            return shares
-        return OneHot(self._check_labels(labels, n), self.num_classes)
+    def class_labels(self, labels, n, shares=False):
+        """The labels of n images, checked: (n,) int64 in [0, num_classes).
 
-    def _check_labels(self, labels, n):
+        Args:
+            labels: one class, (n,) or (n, 1) classes, or one-hot (n, K).
+            n: number of images.
+            shares: return (n, K) float32, the share of each class in an image. Then labels may be such shares,
+                and the rows of classes are made on demand.
+
+        Raises:
+            ValueError: there are no labels, or they are not of these.
+        """
+        classes = f"0 to {self.num_classes - 1}"
         if labels is None:
-            raise ValueError(f"A CVAE needs a label, 0 to {self.num_classes - 1}, for every image.")
-        labels = np.asarray(labels)
+            raise ValueError(f"A CVAE needs a label, {classes}, for every image.")
+        labels = labels if isinstance(labels, np.ndarray) else ops.convert_to_numpy(labels)
+        if shares and labels.ndim == 2 and (labels.shape[1] > 1 or self.num_classes == 1):
+            if labels.shape != (n, self.num_classes):
+                raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
+            return labels.astype("float32")
+        if labels.ndim == 2 and labels.shape[1] not in (1, self.num_classes):
+            raise ValueError(f"One-hot labels must be (N, {self.num_classes}); got {labels.shape}.")
+        labels = _indices(labels) if labels.ndim else labels
         if labels.dtype.kind not in "biuf" or (labels % 1).any():
             raise ValueError(
-                f"Labels are the numbers of classes, 0 to {self.num_classes - 1}; got {labels.ravel()[0]!r}."
+                f"Labels are the numbers of classes, {classes}; got {labels.ravel()[0]!r}."
             )
-        if labels.shape != (n,):
-            labels = np.broadcast_to(labels, (n,))
-        if n and not (labels.min() >= 0 and labels.max() < self.num_classes):
-            raise ValueError(f"Labels of this model are 0 to {self.num_classes - 1}.")
-        return labels.astype("int64")
+        if labels.shape not in ((), (1,), (n,)):
+            raise ValueError(f"There are {n} images and {len(labels)} labels.")
+        if labels.size and not (labels.min() >= 0 and labels.max() < self.num_classes):
+            raise ValueError(f"Labels of this model are {classes}.")
+        labels = np.broadcast_to(labels, (n,)).astype("int64")
+        return OneHot(labels, self.num_classes) if shares else labels
 
     @classmethod
     def arguments_for(cls, data):
@@ -791,6 +852,4 @@ def _indices(labels):
     labels = np.asarray(labels)
     if labels.ndim not in (1, 2):
         raise ValueError(f"Labels must be (N,), (N, 1) or (N, K) one-hot; got {labels.shape}.")
-    if labels.ndim == 1:
-        return labels.astype("int64")
-    return labels[:, 0].astype("int64") if labels.shape[1] == 1 else labels.argmax(-1)
+    return labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)

@@ -382,7 +382,8 @@ class Objective(StepMixin, keras.Model):
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         # Keras builds from the first batch; convert it from any form that `fit` takes.
-        if data_batch is None and self._compile_metrics is not None:
+        metrics = self._compile_metrics
+        if data_batch is None and metrics is not None and not metrics.built:
             for _, _, batch in iterator or ():
                 data_batch = batch[0] if isinstance(batch, (list, tuple)) else next(batch)
                 break

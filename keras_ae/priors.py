@@ -465,12 +465,8 @@ def copy_prior(prior):
     """A copy of a prior, with the same class and arguments, that shares no array with it.
 
     Raises:
-        ValueError: it is no `Prior`, or its arrays are not finite.
+        ValueError: its arrays are not finite.
     """
-    if not isinstance(prior, Prior):
-        raise ValueError(
-            f"A prior must be a keras_ae.priors.Prior, with draw and log_prob; got {type(prior).__name__}."
-        )
     prior.check()
     copy, arrays = type(prior).from_config(prior.get_config()), {}
     prior.save_own_variables(arrays)

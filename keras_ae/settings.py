@@ -237,6 +237,10 @@ class Settings:
                 raise ValueError(f"{field} must be 1 or more; got {value}.")
             if value > MOST:
                 raise ValueError(f"{field} must be {MOST:,} or less.")
+        for field in ("learning_rate", "kl_weight", "kl_warmup", "ema"):
+            value = getattr(self, field)
+            if type(value) is int and abs(value) > MOST:
+                raise ValueError(f"{field} must be {MOST:,} or less.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if self.kl_weight not in (None, "auto"):

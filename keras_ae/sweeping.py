@@ -1,9 +1,11 @@
 """Runs that differ only in `kl_weight`, and the rate and distortion of each."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from keras_ae import checkpoints
+from keras_ae.data import disk
 from keras_ae.errors import RunError
 from keras_ae.fitting import as_stored, differences, fit, settled
 from keras_ae.pictures import DRAWN
@@ -90,7 +92,11 @@ def _record(place, settings, named):
     stored = settled(checkpoints.settings_of(record, place))
     own = as_stored(settled(settings), stored)
     other = set(differences(own, stored))
-    same = checkpoints.dataset_name(settings.dataset) == stored.dataset
+    name = settings.dataset
+    if os.path.isabs(name):  # `fit` notes the name that the folder says
+        found = disk.find(name, disk.resolve_data_dir())
+        name = found.name if found else name
+    same = checkpoints.dataset_name(name) == stored.dataset
     if same or not (named and record.get("finished")):  # `fit` compares the data of unfinished runs
         other -= {"dataset"}
     if other:

@@ -119,7 +119,15 @@ def test_the_weight_enters_the_loss_of_the_step(vae, digits):
     np.testing.assert_allclose(history["loss"], loss, rtol=1e-5)
 
 
-def test_a_feed_of_unknown_length_anneals_by_epoch(vae, digits):
+def test_data_of_unknown_length_anneals_by_epoch():
+    annealing = KLAnnealing()
+    annealing.set_params({"epochs": 4, "steps": None})
+    assert [annealing.value(e, b) for e in (0, 1, 3) for b in (0, 1, 7)] == [0] * 3 + [0.25] * 3 + [
+        0.75
+    ] * 3
+
+
+def test_a_feed_without_end_anneals_by_step(vae, digits):
     def feed():
         while True:
             yield (digits[0][:16],)

@@ -50,6 +50,12 @@ def test_options_win_wherever_they_stand(asked, tmp_path):
     assert asked("--config", "a.toml", "--seed", 0) == Settings("vae", epochs=3)
 
 
+def test_options_switch_off_what_a_file_switches_on(asked, tmp_path):
+    (tmp_path / "a.toml").write_text('model = "vae"\nbinarize = true\naugment = ["flip"]\n')
+    assert asked("--config", "a.toml") == Settings("vae", binarize=True, augment="flip")
+    assert asked("--config", "a.toml", "--no-binarize", "--augment", "none") == Settings("vae")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

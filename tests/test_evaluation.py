@@ -22,6 +22,7 @@ from keras_ae.checkpoints import save_model
 from keras_ae.classifier import Classifier, build_classifier, classify, evaluation_classifier
 from keras_ae.data import ImageData
 from keras_ae.errors import UserError
+from keras_ae.evaluation import evidence
 from keras_ae.settings import released
 
 RELEASED = released("classifier-mnist") / "model.keras"
@@ -36,6 +37,7 @@ class LinearGaussian:
 
     image_shape, latent_dim, num_classes = (2, 3, 1), 3, 0
     reconstruction, kl_weight = "mse", 0.3
+    prior_named = keras_ae.VAE.prior_named
 
     def __init__(self, error=0.0, widening=1.0, prior=None):
         rng = np.random.default_rng(5)
@@ -532,6 +534,24 @@ def test_shifted_batches_hold_every_image_shifted(digits):
             for y in range(-2, 3)
             for x in range(-2, 3)
         )
+
+
+def test_a_classifier_learns_from_floats_what_it_learns_from_bytes(digits):
+    images = digits[0][:256]
+    batches = [
+        classifiers._ShiftedBatches(x, np.arange(256), seed=0)[0]
+        for x in (images, (images / 255.0).astype("float32"))
+    ]
+    np.testing.assert_allclose(batches[0][0], batches[1][0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "float32", "bool"])
+def test_binary_images_of_every_kind(kind):
+    images = np.random.default_rng(0).integers(0, 2, (9, 4, 4, 1))
+    white = 255 if kind in ("uint8", "int64") else 1
+    assert evidence.binary((images * white).astype(kind))
+    if white == 255:
+        assert not evidence.binary(images.astype(kind))
 
 
 @pytest.fixture

@@ -177,6 +177,24 @@ def test_nothing_is_overwritten_without_force(cvae, tmp_path):
     assert path.read_text() == "mine" and not list(folder.iterdir())
 
 
+def test_a_kill_between_two_files_leaves_no_old_graph_over_new_weights(cvae, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.xml"
+    path.write_text("old")
+    path.with_suffix(".bin").write_text("old")
+
+    def move(new, target):
+        if target == path:
+            raise KeyboardInterrupt
+        return moved(new, target)
+
+    moved = export.move
+    monkeypatch.setattr(export, "move", move)
+    with pytest.raises(KeyboardInterrupt):
+        export.export(cvae, path, "openvino", force=True)
+    assert not path.exists() and path.with_suffix(".bin").read_bytes() != b"old"
+
+
 def test_force_keeps_what_lies_in_a_saved_model_of_others(cvae, tmp_path):
     (tmp_path / "saved_model.pb").touch()
     (tmp_path / "notes.txt").write_text("mine")

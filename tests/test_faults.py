@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,37 @@ def test_a_run_that_takes_the_place_of_one_that_was_moved_is_left_alone(
         fit(small("vae"), tmp_path / "run")
     for file in ("model.keras", "history.csv", "run.json"):
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_lines_are_appended_where_there_are_no_locks(tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    files.append_lines(tmp_path / "a.csv", "h\n", io.StringIO("1\n"))
+    assert (tmp_path / "a.csv").read_text() == "h\n1\n"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch, links):
+    def replaced(*arguments):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.csv"
+    if links:  # nothing is put in its place first
+        monkeypatch.setattr(os, "replace", replaced)
+    else:
+
+        def link(*arguments):
+            raise PermissionError(errno.EPERM, "no links")
+
+        monkeypatch.setattr(os, "link", link)
+    with files.atomic(path, replace=False) as temporary:
+        Path(temporary).write_text("new")
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(FileExistsError), files.atomic(path, replace=False) as temporary:
+        Path(temporary).write_text("newer")
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_lines_are_appended_all_or_none(tmp_path):

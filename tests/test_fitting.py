@@ -396,6 +396,27 @@ class TestRules:
         )
         assert not (tmp_path / "backup").exists() and not (tmp_path / ".next").exists()
 
+    def test_a_picture_of_nobodys_where_the_number_of_epochs_follows_from_the_images(
+        self, tmp_path
+    ):
+        (tmp_path / "epochs").mkdir()
+        (tmp_path / "epochs" / "001.png").write_text("mine")
+        with pytest.raises(RunError, match="holds a epochs/001.png that no run there wrote"):
+            fit(small("ae", epochs=None), tmp_path)
+
+    def test_the_beginning_of_a_run_is_not_removed_unasked(self, tmp_path, monkeypatch):
+        run = tmp_path / "run"
+        fit(small("ae", epochs=1), run)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit(small("ae", epochs=2, seed=5), run, force=True)
+        for name in ("run.json", "model.keras", "history.csv", "epochs"):
+            (run / name).rename(tmp_path / name)
+        before = contents(run)
+        with pytest.raises(RunError, match="holds an unfinished run; --resume goes on with it"):
+            fit(small("ae", epochs=2), run)
+        assert contents(run) == before
+
     def test_force_removes_what_the_run_wrote_alone(self, tmp_path):
         run = tmp_path / "run"
         fit(small("ae", epochs=3), run)

@@ -34,7 +34,7 @@ from keras_ae import (
 )
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.losses import bce
-from keras_ae.priors import Prior, StandardNormal
+from keras_ae.priors import ClassMixture, Prior, StandardNormal
 from keras_ae.resampling import Conv2DTranspose
 
 SHAPE, LATENTS, CLASSES = (28, 28, 1), 3, 10
@@ -1234,7 +1234,9 @@ class TestArraysThatDoNotFit:
     @pytest.mark.parametrize("labels", [np.zeros(5, int), None, 1])
     @pytest.mark.parametrize("method", ["encode", "reconstruct", "posterior", "fit_prior"])
     def test_labels_of_another_number_of_images(self, labels, method, digits):
-        with pytest.raises(ValueError, match="a row for each image|Labels must be"):
+        with pytest.raises(
+            ValueError, match="a row for each image|Labels must be|There are 8 images|needs a label"
+        ):
             getattr(mlp(CVAE), method)((digits[0][:8], labels))
 
     @pytest.mark.parametrize("method", ["fit", "evaluate"])
@@ -1478,6 +1480,201 @@ def test_from_config_takes_custom_objects(digits):
     assert type(copy.prior) is SecretPrior and copy.reconstruction is huber
     with pytest.raises((TypeError, ValueError), match="Secret"):
         AE.from_config(model.get_config())
+
+
+@pytest.mark.parametrize("kind", ["float32", "U", object])
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "encode", "fit_prior"])
+def test_labels_that_are_no_numbers_are_refused_beside_images(method, kind, digits):
+    images, labels = digits[0][:N], digits[1][:N]
+    labels = labels / 3 if kind == "float32" else labels.astype("U").astype(kind)
+    with pytest.raises(ValueError, match="Labels are the numbers of classes, 0 to 9; got"):
+        getattr(compiled(mlp(CVAE)), method)((images, labels.reshape(-1, 1)))
+
+
+def test_class_weights_need_batches_that_have_the_labels_apart(digits):
+    class Pairs(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            rows = slice(8 * i, 8 * i + 8)
+            return ((digits[0][rows], digits[1][rows]),)
+
+    with pytest.raises(ValueError, match=r"class_weight needs batches of \(images, labels\)"):
+        compiled(mlp(CVAE)).fit(Pairs(), class_weight={0: 2.0}, verbose=0)
+    with pytest.raises(ValueError, match="y must be an array"):
+        compiled(mlp(CVAE)).fit(digits[0][:8], [0] * 8, class_weight={0: 2.0}, verbose=0)
+
+
+@pytest.mark.parametrize("model", [AE, VAE])
+def test_labels_for_a_model_without_classes_are_refused(model):
+    model, code = mlp(model), np.zeros(LATENTS)
+    codes = np.random.default_rng(0).normal(size=(9, LATENTS))
+    for call in (
+        lambda: model.decode(codes, 3),
+        lambda: keras_ae.latents.interpolate(model, code, code, labels=(1, 2)),
+        lambda: keras_ae.latents.manifold(model, 2, 2, label=3, codes=codes),
+        lambda: keras_ae.latents.traversals(model, code, [0], codes, label=3),
+    ):
+        with pytest.raises(ValueError, match="has no classes: it takes no label"):
+            call()
+
+
+def test_labels_of_every_form_for_codes_and_figures(digits):
+    model, images = mlp(CVAE), digits[0][:N]
+    labels = digits[1][:N]
+    codes = model.encode((images, labels))
+    forms = (labels[:, None], np.eye(CLASSES, dtype="float32")[labels])
+    decoded, scores = model.decode(codes, labels), evaluation.score(model, (images, labels))
+    bounds = evaluation.elbo(model, (images, labels))[0]
+    weighted = evaluation.importance_weighted_log_likelihood(model, (images, labels), 2)
+    for form in forms:
+        np.testing.assert_allclose(model.decode(codes, form), decoded, atol=1e-6)
+        for name, found in evaluation.score(model, (images, form)).items():
+            np.testing.assert_allclose(found, scores[name], rtol=1e-5)
+        np.testing.assert_allclose(evaluation.elbo(model, (images, form))[0], bounds, rtol=1e-5)
+        again = evaluation.importance_weighted_log_likelihood(model, (images, form), 2)
+        np.testing.assert_allclose(again, weighted, rtol=1e-5)
+    fitted = []
+    for form in (labels, *forms):
+        vae = mlp(VAE)
+        vae.set_weights(mlp(VAE).get_weights() if not fitted else fitted[0].get_weights())
+        vae.fit_prior(images, form)
+        fitted.append(vae)
+    for vae in fitted[1:]:
+        np.testing.assert_allclose(vae.prior.means, fitted[0].prior.means, atol=1e-5)
+
+
+def test_one_class_for_both_ends():
+    model, ends = mlp(CVAE), np.random.default_rng(0).normal(size=(2, LATENTS))
+    of = [keras_ae.latents.interpolate(model, *ends, 3, labels) for labels in (3, (3, 3))]
+    np.testing.assert_array_equal(*of)
+    for labels in (None, (1, 10), (-1, 2), (1, 2, 3)):
+        with pytest.raises(ValueError, match="0 to 9|There are 2 images and 3 labels"):
+            keras_ae.latents.interpolate(model, *ends, 3, labels)
+    with pytest.raises(ValueError, match="An AE has no prior"):
+        keras_ae.latents.manifold(mlp(AE), 2, 2)
+
+
+def test_no_images_have_no_scores(digits):
+    for model in (AE, VAE, CVAE):
+        scores = evaluation.score(mlp(model), digits[0][:0])
+        assert scores and all(len(values) == 0 for values in scores.values())
+    assert len(evaluation.elbo(mlp(VAE), digits[0][:0])[0]) == 0
+
+
+def test_lists_of_images_are_refused(digits, tmp_path):
+    images = list(digits[0][:3])
+    with pytest.raises(keras_ae.errors.UserError, match="one array of images"):
+        evaluation.score(mlp(VAE), images)
+    with pytest.raises(ValueError, match="one array of images"):
+        keras_ae.fit(Settings("vae", epochs=1), tmp_path, train=images, test=images)
+
+
+@pytest.mark.parametrize("prior", ["Fitted", None, 3])
+def test_a_prior_of_an_unknown_name_is_refused(prior, digits):
+    model = mlp(VAE)
+    for call in (
+        lambda: model.sample(2, prior=prior),
+        lambda: evaluation.importance_weighted_log_likelihood(model, digits[0][:2], 1, prior=prior),
+    ):
+        with pytest.raises(
+            ValueError, match="prior must be 'fitted' or 'normal', or a prior layer"
+        ):
+            call()
+    if prior is not None:
+        with pytest.raises(ValueError, match="must be a keras_ae.priors.Prior"):
+            mlp(VAE, prior=prior)
+
+
+def test_a_prior_that_does_not_fit_is_refused():
+    vae, cvae = mlp(VAE), mlp(CVAE)
+    for model, prior in (
+        (vae, ClassMixture(LATENTS, CLASSES)),
+        (cvae, ClassMixture(LATENTS, 1)),
+        (vae, StandardNormal(LATENTS + 1)),
+    ):
+        for call in (model.set_prior, lambda prior: model.sample(1, None, prior=prior)):  # noqa: B023
+            with pytest.raises(ValueError, match="cannot draw from it"):
+                call(prior)
+        with pytest.raises(ValueError, match="cannot draw from it"):
+            mlp(type(model), prior=prior)
+
+
+@keras.saving.register_keras_serializable("contract")
+class OneGaussian(ClassMixture):
+    """A mixture of the user's that is always of one Gaussian."""
+
+    @classmethod
+    def fit(cls, codes, labels=None, num_classes=1, seed=0, **kwargs):
+        prior = cls(codes.shape[1], **kwargs)
+        prior.means[0, 0] = codes.mean(0)
+        return prior
+
+
+def test_a_mixture_of_ones_own_is_fitted_by_its_own_fit(digits):
+    model = mlp(VAE, prior=OneGaussian(LATENTS))
+    model.fit_prior(digits[0][:N], digits[1][:N])
+    assert type(model.prior) is OneGaussian
+
+
+def test_networks_in_half_precision_give_arrays_in_full(digits):
+    policy = "mixed_bfloat16"
+    image, latent = keras.Input(SHAPE, name="image"), keras.Input((2,), name="latent")
+    flat = keras.layers.Flatten(dtype=policy)(image)
+    encoder = keras.Model(image, {"code": keras.layers.Dense(2, dtype=policy)(flat)})
+    pixels = keras.layers.Dense(784, activation="sigmoid", dtype=policy)(latent)
+    decoder = keras.Model(latent, keras.layers.Reshape(SHAPE, dtype=policy)(pixels))
+    ae, images = AE(SHAPE, 2, encoder=encoder, decoder=decoder), digits[0][:8]
+    codes = ae.encode(images)
+    compiled(ae).fit(images, verbose=0)
+    made = (codes, ae.decode(codes), ae.reconstruct(images), ae.predict(images, verbose=0))
+    assert [x.dtype for x in made] == ["float32"] * 4
+    assert array(ae(images)).dtype == "float32"
+
+
+def test_nothing_to_train(digits):
+    """As in Keras, a warning; on tensorflow and jax, the figures alone."""
+    model = compiled(mlp(VAE))
+    model.trainable = False
+    before = model.get_weights()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = model.fit(digits[0][:8], verbose=0).history
+    assert history["loss"][0] > 0 and same(before, model.get_weights())
+
+
+def test_a_generator_is_not_read_ahead_at_each_evaluation(digits):
+    model = mlp(AE)
+    model.compile(Adam(1e-3), metrics=["mae"], steps_per_execution=8 if not TORCH or fast.ON else 1)
+    model.evaluate(digits[0][:8], verbose=0)  # builds the metrics
+    seen = []
+
+    def generator():
+        for i in range(10):
+            seen.append(i)
+            yield (digits[0][4 * i : 4 * i + 4],)
+
+    of = model.evaluate(generator(), verbose=0, steps=10 if not TORCH else None, return_dict=True)
+    whole = model.evaluate(digits[0][:40], batch_size=4, verbose=0, return_dict=True)
+    assert of["mae"] == pytest.approx(whole["mae"], rel=1e-4) and len(seen) == 10
+
+
+def test_a_model_after_its_run_is_any_other(digits, tmp_path):
+    model, seen = mlp(VAE), []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(batch)
+    )
+    settings = Settings("vae", epochs=1, batch_size=8)
+    keras_ae.fit(
+        settings, tmp_path / "run", model=model, train=digits[0][:40], test=digits[0][:20],
+        callbacks=[callback], verbose=0, report=lambda line: None,
+    )  # fmt: skip
+    assert seen == [0, 1, 2, 3, 4]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Your input ran out of data")
+        assert len(model.predict(digits[0][:40], batch_size=8, verbose=0)) == 40
+    assert model.steps_per_execution == 1
 
 
 @pytest.mark.parametrize("labels", ["Flags", ["a", "b", "c"], [None] * 3, 2.5])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -212,6 +213,22 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
     refused(kae(*command, "--dataset", "fashion_mnist"), 2, "--dataset is for", "leave it out")
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["interpolate", "vae", 0, 1, "-n", 5], "-n is for rows between classes"),
+        (["evaluate", "vae", "--no-classifier", "--classifier-minutes", 10], "leave --classifier-minutes out"),
+        (["encode", "vae", "--force"], "name it with --out"),
+        (["compare", "vae", "ae", "--force"], "name it with --out"),
+        (["fit", "vae", "--kl-schedule", "constant", "--kl-warmup", 0.3], "this one is constant: leave"),
+        (["fit", "vae", "--from", "vae", "--kl-warmup", 0.3], "this one is constant after --from"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_options_without_effect(kae, command, words):
+    refused(kae(*command), 2, words)
+
+
 @pytest.mark.parametrize("value", ["abc", "nan", "-1"])
 @pytest.mark.parametrize(
     "command",
@@ -370,6 +387,28 @@ def test_a_sweep_puts_no_runs_of_two_datasets_side_by_side(kae):
     record["settings"]["dataset"] = "another"
     run.write_text(json.dumps(record))
     refused(kae(*command), 1, "a run with other dataset", "--force")
+
+
+def test_a_sweep_by_the_folder_of_a_dataset_of_another_name(kae, tmp_path, mnist_dir):
+    shutil.copytree(next((mnist_dir / "mnist").glob("[0-9]*")), tmp_path / "digits")
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--out", "renamed", "--kl-weight", "1"]
+    for _ in range(2):
+        done = kae(*command, "--dataset", tmp_path / "digits")
+        assert done.exit_code == 0, done.output
+
+
+def test_scores_among_images_that_the_run_does_not_find(kae, tmp_path, mnist_dir):
+    run = kae.folder / "elsewhere"
+    shutil.copytree(kae.folder / "checkpoints" / "vae", run)
+    record = json.loads((run / "run.json").read_text())
+    record["settings"]["dataset"] = "digits"
+    (run / "run.json").write_text(json.dumps(record))
+    refused(kae("score", "elsewhere", "--limit", 20), 2, "say --dataset digits")
+    folder = next((mnist_dir / "mnist").glob("[0-9]*"))
+    done = kae("score", "elsewhere", "--limit", 20, "--dataset", folder)
+    assert done.exit_code == 0 and "scoring 20 images among 20 test images" in done.stderr
+    done = kae("score", "vae", "--limit", 20, "--dataset", folder)
+    refused(done, 2, "is what the model was trained on: leave --dataset out")
 
 
 def test_a_sweep_over_runs_that_say_odd_things(kae):

@@ -15,6 +15,7 @@ ADAM_ARGUMENTS = [
     {"learning_rate": keras.optimizers.schedules.CosineDecay(0.0, 80, 0.1, "lr", 5e-3, 20)},
     {"learning_rate": 1e-3, "epsilon": 1e-3, "beta_1": 0.8, "beta_2": 0.95},
     {"learning_rate": 1e-3, "clipnorm": 0.5, "weight_decay": 1e-2},
+    {"learning_rate": lambda: 2e-3, "beta_1": 0.8},
     {"learning_rate": 1e-3, "amsgrad": True},
     {"learning_rate": 1e-3, "gradient_accumulation_steps": 3},
 ]

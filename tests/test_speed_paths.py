@@ -165,6 +165,20 @@ def test_a_layer_that_is_changed_is_left_to_keras(change, digits):
     np.testing.assert_allclose(changed, expected, atol=1e-6)
 
 
+@torch_only
+def test_a_subclass_with_a_call_of_its_own_is_left_to_keras():
+    class Doubled(keras.Model):
+        def call(self, inputs, training=None):
+            return 2 * super().call(inputs, training=training)
+
+    x = keras.Input((3,))
+    network = Doubled(x, keras.layers.Dense(2)(x))
+    ones = keras.ops.ones((1, 3))
+    np.testing.assert_allclose(
+        *(keras.ops.convert_to_numpy(y) for y in (call_network(network, [ones]), network(ones)))
+    )
+
+
 LAYERS = {
     "conv": lambda: keras.layers.Conv2D(4, 3, padding="same", dilation_rate=2, activation="relu"),
     "groups": lambda: keras.layers.Conv2D(4, 3, strides=2, padding="same", groups=2),
@@ -177,6 +191,19 @@ LAYERS = {
     "dense of maps": lambda: keras.layers.Dense(3, use_bias=False),
     "cropping": lambda: keras.layers.Cropping2D(((1, 0), (2, 1))),
     "dropout": lambda: keras.layers.Dropout(0.5, seed=1),
+    "rescaling": lambda: keras.layers.Rescaling(2.0, 0.5),
+    "rescaling of channels": lambda: keras.layers.Rescaling([2.0, 3.0], [-0.5, 0.5]),
+    "flatten": lambda: keras.layers.Flatten(),
+    "flatten of channels first": lambda: keras.layers.Flatten(data_format="channels_first"),
+    "norm of rows": lambda: (
+        lambda x: keras.layers.BatchNormalization()(keras.layers.Reshape((9, 16))(x))
+    ),
+    "norm of square rows": lambda: (
+        lambda x: keras.layers.BatchNormalization()(keras.layers.Reshape((12, 12))(x))
+    ),
+    "add of two ranks": lambda: (
+        lambda x: keras.layers.Add()([x, keras.layers.Dense(2)(keras.layers.Flatten()(x))])
+    ),
 }
 
 

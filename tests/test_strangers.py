@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -234,6 +235,21 @@ def test_pixels_that_are_no_numbers_are_no_picture(value):
             make(images)
 
 
+@pytest.mark.parametrize("value", [-1.0, -np.inf, np.inf, np.nan])
+def test_a_kl_weight_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match="kl_weight must be 0 or more"):
+        VAE((28, 28, 1), 2, "mlp", (4,), kl_weight=value)
+
+
+@pytest.mark.parametrize("name", ["kl_weight", "likelihood_scale"])
+def test_a_weight_of_a_file_that_is_negative_is_refused(name, saved, kae):
+    model = VAE((28, 28, 1), 2, "mlp", (4,), kl_weight="auto")
+    getattr(model, name).assign(-1.0)
+    saved(model=model)
+    done = kae("info", "run")
+    assert done.exit_code == 1 and f"{name} is negative" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["means", "cholesky", "logits"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_prior_of_no_numbers_is_refused(name, value, saved, tmp_path, kae):
@@ -257,7 +273,7 @@ def test_a_prior_of_no_numbers_is_refused(name, value, saved, tmp_path, kae):
 def test_a_prior_without_some_components_is_none_of_these():
     prior = ClassMixture(2, 2, 2)
     prior.logits = [[0, -np.inf], [-np.inf, 0]]
-    VAE((28, 28, 1), 2, "mlp", (4,)).set_prior(prior)
+    CVAE((28, 28, 1), 2, "mlp", (4,), num_classes=2).set_prior(prior)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -775,10 +791,12 @@ DEEP = "[" * 400 + "]" * 400
         '{"settings": {"model": "vae", "epochs": 1e400}}',
         '{"settings": {"model": "vae", "epochs": %s}}' % ("9" * 5000),
         '{"settings": {"model": "vae"}, "final": {"val_loss": NaN, "epochs": {"a": 1}}}',
+        '{"settings": {"model": "vae", "kl_weight": 1%s}}' % ("0" * 400),
+        '{"settings": {"model": "vae", "learning_rate": 1%s}}' % ("0" * 400),
         '{"settings": {"seed": 3}}',
         '{"finished": false}',
     ],
-    ids=range(9),
+    ids=range(11),
 )  # fmt: skip
 def test_a_run_that_says_odd_things(text, saved, kae, mnist_env):
     saved()
@@ -892,6 +910,13 @@ def test_what_keras_json_says_is_not_asked(settings, tmp_path, mnist_env):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert checkpoints.load_model("fitted").dtype_policy.name == "float32"
+
+
+def test_a_device_without_numbers(tmp_path, saved):
+    saved()
+    done = run("sample", "run", cwd=tmp_path, env={"KERAS_TORCH_DEVICE": "meta"})
+    assert done.returncode == 1 and "Keras cannot start on torch" in done.err
+    assert len(done.err.splitlines()) == 1
 
 
 def test_huge_numbers_on_the_command_line(kae, saved, mnist_env):
@@ -1036,8 +1061,10 @@ def test_models_whose_numbers_are_odd(saved, kae, mnist_env):
     with pytest.raises(ValueError, match="diagonal"):
         prior(0.0, 0.0).check()
     of_classes = CVAE((28, 28, 1), 2, "mlp", (4,))
-    of_classes.set_prior(ClassMixture(2))
-    saved("one-class", of_classes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CVAE, "_fitting_prior", lambda self, prior: prior)
+        of_classes.set_prior(ClassMixture(2))
+        saved("one-class", of_classes)
     done = kae("sample", "one-class", "5")
     assert done.exit_code == 1 and "fewer classes than the model" in done.stderr
     for channels in (2, 5):
@@ -1078,3 +1105,48 @@ def test_of_another_file_beside_a_run_nothing_of_the_run_is_shown(saved, tmp_pat
     assert "12345" in kae("compare", "run").stdout
     assert "12345" not in kae("compare", "run/other.keras").stdout
     assert kae("animate", "run/other.keras").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "kl_weight", "kl_warmup", "ema"])
+def test_a_number_of_a_file_of_settings_that_no_float_holds(name, kae, mnist_env):
+    for suffix, text in (
+        (".toml", f"{name} = 1{'0' * 400}"),
+        (".json", f'{{"{name}": 1{"0" * 400}}}'),
+    ):
+        Path("a").with_suffix(suffix).write_text(text)
+        assert kae("fit", "vae", "--config", f"a{suffix}").exit_code == 2
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        Settings("vae", **{name: 10**400})
+
+
+def test_a_history_of_millions_of_lines_is_not_held_first(saved, tmp_path):
+    saved()
+    text = "epoch,seconds\n" + "1,2\n" * 300_000
+    (tmp_path / "run" / "history.csv").write_text(text)
+    tracemalloc.start()
+    with pytest.raises(checkpoints.CheckpointError, match="not 1, 2 and so on"):
+        checkpoints.read_history(tmp_path / "run")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * len(text)
+
+
+def test_a_link_among_the_pictures_of_a_run_is_not_followed(saved, tmp_path):
+    saved()
+    Image.new("L", (8, 8)).save(tmp_path / "private.png")
+    epochs = tmp_path / "run" / "epochs"
+    epochs.mkdir(exist_ok=True)
+    before = len(checkpoints.read_epochs(tmp_path / "run"))
+    (epochs / "007.png").symlink_to(tmp_path / "private.png")
+    assert len(checkpoints.read_epochs(tmp_path / "run")) == before
+
+
+def test_a_dataset_that_was_replaced_since_the_training_is_told(saved, kae, mnist_env, monkeypatch):
+    saved(model=CVAE((28, 28, 1), 2, "mlp", (4,), class_names=[f"kind {i}" for i in range(10)]))
+    record = checkpoints.read_run("run")
+    record |= {"settings": {"model": "cvae"}, "data": {"name": "mnist", "version": "1.2.3"}}
+    checkpoints.write_run("run", record)
+    done = kae("reconstruct", "run")
+    assert done.exit_code == 0
+    assert "mnist is of version 3.0.1 now; the model was trained on 1.2.3" in done.stderr
+    assert "those of the model kind 0, kind 1" in done.stderr

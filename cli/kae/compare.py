@@ -24,6 +24,8 @@ def command(runs, everything, out, force, as_json):
 
     RUN is a name (ae, vae, cvae), a run folder or the .keras file in one.
     """
+    if force and out is None:
+        raise click.UsageError("--force replaces a picture: name it with --out.")
     if out:
         console.target_of(out, "", (".png", ".svg"), force)
     for run in runs:

@@ -66,7 +66,15 @@ def start_backend(training=False):
             # keras.json is not asked: Keras writes it by itself, and models are made for these two.
             keras.config.set_floatx("float32")
             keras.config.set_image_data_format("channels_last")
-            keras.ops.zeros(1)  # on the device that the environment asks for
+            # Of and to the device that the environment asks for: torch's "meta" has no numbers.
+            keras.ops.convert_to_numpy(keras.ops.zeros(1))
+            if (
+                name == "jax"
+            ):  # Keras does not keep the strict rules that JAX's variables may ask for
+                import jax
+
+                jax.config.update("jax_numpy_dtype_promotion", "standard")
+                jax.config.update("jax_numpy_rank_promotion", "allow")
             gc.freeze()
         except ModuleNotFoundError:
             raise
@@ -416,6 +424,14 @@ def dataset_of(checkpoint, data_dir):
     return dataset_named(checkpoint.settings.get("dataset", "mnist"), data_dir)
 
 
+def has_dataset(checkpoint, data_dir):
+    """Whether a run names the dataset of a model, and it is prepared on this machine."""
+    from keras_ae import data
+
+    name = checkpoint.settings.get("dataset")
+    return name is not None and (name == "mnist" or data.is_prepared(name, data_dir))
+
+
 def dataset_named(name, data_dir):
     """The name of a dataset that a run names: see `dataset_of`."""
     from keras_ae import data
@@ -436,6 +452,16 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
     dataset = dataset or dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
     network.check_data(test)
+    before = checkpoint.run.get("data", {})
+    if before.get("name") == train.name and before.get("version") not in (None, train.version):
+        say(
+            f"note: {train.name} is of version {train.version} now; the model was trained on {before['version']}"
+        )
+    if network.num_classes and test.class_names and network.names != tuple(test.class_names):
+        theirs, ours = (", ".join(names[:5]) for names in (test.class_names, network.names))
+        say(
+            f"note: the classes of {test.name} are {theirs}…, those of the model {ours}…; they go by their numbers"
+        )
     return train, test
 
 

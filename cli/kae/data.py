@@ -107,9 +107,7 @@ class Size(click.ParamType):
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the split.",
+    help="Seed of the split.  [default: 0]",
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out files that cannot be read.")
 @options.force_option

@@ -9,6 +9,7 @@ import tempfile
 import click
 
 from kae import console, options
+from keras_ae.errors import LEAST
 
 BATCH = 256  # images that are held in memory at a time
 
@@ -41,6 +42,8 @@ def command(model, files, out, append, force, **chosen):
     kae encode vae pictures/ --out codes.csv
     find … -print0 | xargs -0 kae encode vae --out codes.csv --append
     """
+    if force and out is None:
+        raise click.UsageError("--force replaces a file: name it with --out.")
     if append and (out is None or out.suffix != ".csv"):
         raise click.UsageError("--append adds rows to a .csv file: name it with --out.")
     if append and force:
@@ -119,7 +122,7 @@ def codes_of(network, names, part):
     """Yields codes in blocks: (names of the images, names of their classes or None, codes)."""
     with console.progress("encoding", len(names)) as advance:
         # Large images are read fewer at a time.
-        size = max(1, min(BATCH, (1 << 30) // math.prod(network.image_shape)))
+        size = max(1, min(BATCH, LEAST // math.prod(network.image_shape)))
         for start in range(0, len(names), size):
             rows = slice(start, start + size)
             images = part(rows)
@@ -141,7 +144,7 @@ def save_array(network, names, blocks, path):
     import numpy as np
 
     shape = (len(names), network.latent_dim)
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("float32")), "fortran_order": False, "shape": shape}  # fmt: skip
+    header = {"descr": np.dtype("float32").str, "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:  # no memory map: on a full disk, writing to one ends the process
         np.lib.format.write_array_header_1_0(file, header)
         for _, _, codes in blocks():

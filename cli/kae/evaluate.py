@@ -104,6 +104,8 @@ def command(
     """
     if no_classifier and second_classifier:
         raise click.UsageError("--no-classifier and --second-classifier: give one of them.")
+    if no_classifier and options.given("classifier_minutes"):
+        raise click.UsageError("--no-classifier trains none: leave --classifier-minutes out.")
     need("kae evaluate", "sklearn")
     network, checkpoint = console.load(model)
 

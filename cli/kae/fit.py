@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import math
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from keras_ae import settings as choices
 from keras_ae.files import read_text
 from keras_ae.settings import Settings
 
+LARGEST = 1e300  # that a number in a file of settings may be
 OF_A_RUN = "kae.of_a_run"  # in a context: whether --config is the run.json of a run
 FOLLOWS = "[default: follows from the images]"
 KINDS = {
@@ -73,12 +73,14 @@ class Widths(click.ParamType):
 
 
 class Words(click.ParamType):
-    """Words, separated by commas: flip,shift."""
+    """Words, separated by commas: flip,shift; or none."""
 
     name = "NAME,…"
 
     def convert(self, value, param, context):
         words = value if isinstance(value, tuple | list) else str(value).split(",")
+        if words == ["none"]:
+            return ()
         return tuple(str(word).strip() for word in words)
 
 
@@ -101,7 +103,7 @@ def read_config(context, parameter, path):
             close = difflib.get_close_matches(name, DEFAULTS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
-        endless = isinstance(value, float) and not math.isfinite(value)
+        endless = isinstance(value, (int, float)) and not abs(value) < LARGEST
         kind = KINDS.get(name, "a whole number" if name in WHOLE else "a word or a number")
         allowed = str | int | None if name in WHOLE else str | int | float | None
         listed = name in ("hidden", "augment") and isinstance(value, list)
@@ -167,14 +169,13 @@ def setting(name, kind, help, **kwargs):
 @setting("kl_schedule", click.Choice(choices.KL_SCHEDULES), "Schedule of the KL weight.")
 @setting("kl_warmup", float, "Fraction of the run that the schedule of the KL weight takes.")
 @click.option(
-    "--binarize",
-    is_flag=True,
+    "--binarize/--no-binarize",
     help="Set each pixel to 0 or 1 at random in every epoch, with the grey value as the probability of 1.",
 )
 @setting(
     "augment",
     Words(),
-    "Change training images at random, such as flip,shift,colour.  [default: none]",
+    "Change training images at random, such as flip,shift,colour, or none.  [default: none]",
 )
 @setting("dtype", click.Choice(choices.DTYPES), "Precision of the layers; a checkpoint is float32.")
 @setting(
@@ -217,10 +218,20 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     Progress and messages go to stderr. Ctrl-C stops after the current step, and --resume continues
     from there.
     """
+
+    def asked(name):
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
     source = settings_to_start_with(context, start, data_dir, values) if start else None
     values["dataset"] = dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)
+    if asked("kl_warmup") and settings.kl_schedule == "constant":
+        raise click.UsageError(
+            "--kl-warmup is for a KL weight that rises, and this one is constant"
+            + (" after --from" if start else "")
+            + ": leave it out, or say --kl-schedule linear."
+        )
     if resume and force:
         raise click.UsageError(
             "--resume goes on with a run, --force replaces it: give one of them."
@@ -241,11 +252,14 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     if resume:
         stored = fitting.stored_settings(folder)
         # The dataset's folder may have moved, so `fit` compares the contents instead.
-        asked = context.get_parameter_source("dataset") is click.core.ParameterSource.COMMANDLINE
-        dataset = settings.dataset if asked else console.dataset_named(stored.dataset, data_dir)
+        dataset = (
+            settings.dataset
+            if asked("dataset")
+            else console.dataset_named(stored.dataset, data_dir)
+        )
         settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
         for name in fitting.differences(settings, stored):
-            if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            if options.given(name):
                 raise click.UsageError(
                     f"--resume goes on with the settings of the run, where {name} is "
                     f"{getattr(stored, name)}, not {getattr(settings, name)}."
@@ -324,27 +338,28 @@ def settings_to_start_with(context, start, data_dir, values):
     console.start_backend(training=True)
     from keras_ae import checkpoints, fitting
 
-    def given(name):
-        return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-
     found = checkpoints.find_checkpoint(start)
     trusted = bool(context.find_root().params.get("modules"))
     config = checkpoints.load_model(found.path, trusted).get_config()
     for name in fitting.OF_THE_MODEL:
         decided = config.get(name)
-        if name != "dtype" and given(name) and values[name] != decided:
+        if name != "dtype" and options.given(name) and values[name] != decided:
             raise click.UsageError(
                 f"{found.path} has the {name} {decided}, not {values[name]}: leave --{name.replace('_', '-')} out."
             )
     stored = dict(found.settings)
     if "dataset" in stored:
         stored["dataset"] = (
-            values["dataset"] if given("dataset") else console.dataset_of(found, data_dir)
+            values["dataset"] if options.given("dataset") else console.dataset_of(found, data_dir)
         )
     for name, value in stored.items():
         # The run's limit is for its own dataset, so it is not used for another one.
-        if name in values and not given(name) and (name != "limit" or not given("dataset")):
+        if (
+            name in values
+            and not options.given(name)
+            and (name != "limit" or not options.given("dataset"))
+        ):
             values[name] = value
-    if choices.has_kl(values["model"]) and not given("kl_schedule"):
+    if choices.has_kl(values["model"]) and not options.given("kl_schedule"):
         values["kl_schedule"] = "constant"
     return found.path.parent

@@ -49,6 +49,8 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     kinds = [kind_of(network, end) for end in ends]
     if chosen["dataset"] and "test" not in kinds:
         raise click.UsageError("--dataset is for test images, and no end is one: leave it out.")
+    if options.given("number") and "class" not in kinds:
+        raise click.UsageError("-n is for rows between classes, and no end is one: leave it out.")
     rows = number if "class" in kinds else 1
     console.check_number(network, (len(ends) - 1) * rows * steps, target)
     if "class" in kinds:

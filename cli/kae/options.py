@@ -28,6 +28,12 @@ class Count(click.IntRange):
         return number
 
 
+def given(name):
+    """Whether the user gave an option of the running command, by its parameter's name."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=True, path_type=Path),

@@ -64,8 +64,9 @@ def command(
 
     from keras_ae import data, evaluation, pictures
 
-    # For files, --dataset names the images that the model should know.
-    own = dataset if files and dataset else console.dataset_of(checkpoint, data_dir)
+    # For files, and if the model's own images are not here, --dataset names the images that it should know.
+    named = dataset and (files or not console.has_dataset(checkpoint, data_dir))
+    own = dataset if named else console.dataset_of(checkpoint, data_dir)
     # Whether the classes of the scored images are known: from --label, or from the model's dataset.
     told = bool(network.num_classes) and (
         bool(labels) if files else not classes and dataset in (None, own)
@@ -94,6 +95,10 @@ def command(
         if classes:
             raise click.UsageError("--odd is for classes of the model's own dataset.")
         _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
+        if (scored.name, scored.version) == (known.name, known.version):
+            raise click.UsageError(
+                f"{dataset} is what the model was trained on: leave --dataset out, or name what is odd to it."
+            )
         odd = np.ones(len(scored.images), bool)
     else:
         scored = known

@@ -186,8 +186,12 @@ def _arrays(images, what):
     """Checks one set: an `ImageData` is returned as it is, others as arrays (images, labels or None)."""
     if isinstance(images, ImageData):
         return images
-    images, labels = images if isinstance(images, tuple | list) else (images, None)
-    images = np.asarray(images)
+    pair = images if isinstance(images, tuple | list) else (images, None)
+    if len(pair) != 2:
+        raise ValueError(
+            f"{what} must be one array of images, or a pair (images, labels); got {len(pair)} parts."
+        )
+    images, labels = np.asarray(pair[0]), pair[1]
     if images.ndim != 4 or not len(images):
         raise ValueError(f"{what} images must be (N, H, W, C); got {images.shape}.")
     if labels is None:

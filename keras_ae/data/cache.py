@@ -9,9 +9,11 @@ write, and each entry records which files it was made from.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 import zlib
@@ -138,6 +140,8 @@ def bounded_memory():
                 return np.empty(shape, dtype)
             try:
                 folder = own_folder("arrays")
+                if shutil.disk_usage(folder).free < size:  # before it is filled
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 _, path = stack.enter_context(_unfinished(folder))
                 return StoredImages.create(path, shape, dtype)
             except OSError as error:

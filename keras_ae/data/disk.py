@@ -20,6 +20,9 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
+MOST_FILES = 99_999  # of a split: TFDS numbers them with five digits
+
+
 class DataError(UserError):
     """Says in one line what is wrong with the data and what to do about it."""
 
@@ -174,6 +177,8 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
     info = next(s for s in splits if s["name"] == split)
     template = info.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     lengths = info.get("shardLengths", [])
+    if len(lengths) > MOST_FILES:
+        raise ValueError(f"it says that it has {len(lengths):,} files")
     found = []
     for i, length in enumerate(lengths):
         index, total = f"{i:05d}", f"{len(lengths):05d}"

@@ -41,7 +41,7 @@ def import_folder(
     mode=None,
     background="white",
     test_fraction=None,
-    seed=0,
+    seed=None,
     skip_unreadable=False,
     force=False,
     progress=None,
@@ -181,8 +181,9 @@ def _find_images(folder, test_fraction, seed):
             raise DataError(f"{beside[0]} lies beside the folders of the splits, in none of them")
         if not tests:
             splits = _train_and_test(splits["train"], test_fraction, seed)
-        elif test_fraction is not None:
-            raise DataError(f"{folder} has its own {tests[0]}: --test-fraction is for one without")
+        elif test_fraction is not None or seed is not None:
+            option = "--seed" if test_fraction is None else "--test-fraction"
+            raise DataError(f"{folder} has its own {tests[0]}: {option} is for one without")
         for split in tests:
             images, more = _of_classes(folder / split, may_be_empty=True)
             ignored += more
@@ -248,7 +249,7 @@ def _train_and_test(listed, test_fraction, seed):
         raise DataError("one image is no dataset: at least two are needed, one to test on")
     if fraction == 0:
         return {"train": listed}
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0 if seed is None else seed)
     labels = np.array([label for _, label in listed])
     tested = np.zeros(len(listed), bool)
     for label in np.unique(labels):

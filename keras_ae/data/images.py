@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
-from keras_ae.errors import memory_bound
+from keras_ae.errors import LEAST, memory_bound
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
 SUFFIXES = (
@@ -152,7 +152,7 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
     height, width, channels = shape
     if channels not in MODES:
         raise DataError(f"image files have 1, 3 or 4 channels, this model's images {channels}")
-    if (size := len(paths) * math.prod(shape)) > max(memory_bound(), 1 << 30):
+    if (size := len(paths) * math.prod(shape)) > max(memory_bound(), LEAST):
         raise DataError(
             f"{len(paths):,} images of {height} x {width} take {size / 2**30:,.1f} GiB, more than memory should hold "
             "(KAE_MEMORY): give fewer files"

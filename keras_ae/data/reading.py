@@ -227,6 +227,12 @@ def _class_names(folder, key, label):
     names = []
     path = folder / f"{key}.labels.txt"
     if path.exists():
+        if not path.resolve().is_relative_to(
+            folder.resolve()
+        ):  # what it says would be shown as names
+            raise DataError(
+                f"its {path.name} is a link to a file elsewhere: put a copy in its place"
+            )
         names = [name.strip() for name in read_text(path).split("\n") if name.strip()]
     if not names:
         return tuple(str(i) for i in range(count))

@@ -11,8 +11,11 @@ def chunks(n, size):
 
 
 def images_and_labels(model, inputs):
-    """Splits the inputs of a model into images, and labels or None."""
-    return inputs if model.num_classes else (inputs, None)
+    """Splits the inputs of a model into images, and labels (N,) or None."""
+    if not model.num_classes:
+        return inputs, None
+    images, labels = inputs
+    return images, model.class_labels(labels, len(images))
 
 
 def rows_of(labels, rows):

@@ -1,5 +1,7 @@
 """Likelihoods, divergences and figures of latent codes, in nats per image."""
 
+import math
+
 import keras
 import numpy as np
 from scipy.special import logsumexp
@@ -8,7 +10,6 @@ from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
 from keras_ae.inference import check_memory
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
-from keras_ae.priors import StandardNormal
 
 ACTIVE = 0.01  # a latent counts as active if the variance of its posterior mean is larger
 
@@ -36,7 +37,7 @@ def elbo(model, inputs, seed=0):
     noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
     codes = mean + np.exp(0.5 * log_var) * noise
     result = np.empty(len(images))
-    for rows in chunks(len(images), images[0].size):
+    for rows in chunks(len(images), math.prod(model.image_shape)) or [slice(0)]:
         nll, likelihood = negative_log_likelihood(
             model, images[rows], codes[rows], rows_of(labels, rows)
         )
@@ -58,7 +59,7 @@ def importance_weighted_log_likelihood(
         inputs: images, or (images, labels).
         k: number of importance samples, >= 1.
         seed: seed of the samples.
-        prior: p(z): "normal" for N(0, I), "fitted" for the model's own prior.
+        prior: p(z): see `VAE.prior_named`; "normal" is N(0, I).
         progress: called with one line of text after each tenth of the images.
 
     Returns:
@@ -71,12 +72,13 @@ def importance_weighted_log_likelihood(
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
     images, labels = images_and_labels(model, inputs)
-    check_memory(8 * k * (images[0].size + model.latent_dim), f"{k:,} importance samples")
-    density = model.prior if prior == "fitted" else StandardNormal(model.latent_dim)
+    values = math.prod(model.image_shape)
+    check_memory(8 * k * (values + model.latent_dim), f"{k:,} importance samples")
+    density = model.prior_named(prior)
     mean, log_var = (a.astype("float64") for a in model.posterior(inputs, batch_size=BATCH))
     random = np.random.default_rng(seed)
     result = np.empty(len(images))
-    for rows in chunks(len(images), k * images[0].size):
+    for rows in chunks(len(images), k * values):
         noise = random.standard_normal((len(mean[rows]), k, mean.shape[1]))
         spread = log_var[rows, None]
         codes = mean[rows, None] + np.exp(0.5 * spread) * noise
@@ -135,7 +137,8 @@ def negative_log_likelihood(model, images, codes, labels):
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
     term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images), rebuilt)
     term = keras.ops.convert_to_numpy(term).astype("float64")
-    return nll_per_image(term, model.reconstruction, images[0].size, model.scale_of_likelihood())
+    values = math.prod(model.image_shape)
+    return nll_per_image(term, model.reconstruction, values, model.scale_of_likelihood())
 
 
 def why_no_likelihood(model):
@@ -171,10 +174,10 @@ def bits_per_dimension(log_likelihood, num_values, density=True):
 
 
 def binary(images):
-    """Whether all values of images, uint8 or float in [0, 1], are black or white."""
-    highest = 255 if images.dtype == np.uint8 else 1
+    """Whether all values of images, whole numbers in 0..255 or floats in [0, 1], are black or white."""
+    highest = 255 if images.dtype.kind in "iu" else 1
     return all(
         bool(((part == 0) | (part == highest)).all())
-        for rows in chunks(len(images), images[0].size)
+        for rows in chunks(len(images), math.prod(images.shape[1:]))
         for part in [images[rows]]
     )

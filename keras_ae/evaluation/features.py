@@ -186,15 +186,16 @@ class OnnxFeatures:
         finally:
             timer.cancel()
         options.graph_optimization_level = optimized
-        self.session = self._session(options)
+        # Folding constants may take for ever in a branch that the trial did not take.
+        self.session = self._session(options, disabled_optimizers=["ConstantFolding"])
 
-    def _session(self, options):
+    def _session(self, options, **more):
         import onnxruntime
 
         open_file(self.path).close()  # onnxruntime would wait for a pipe
         with self._explained():
             return onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
+                str(self.path), options, providers=["CPUExecutionProvider"], **more
             )
 
     def describe(self):

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
 from keras_ae.data.arrays import StoredImages, select, splits_of_arrays
-from keras_ae.errors import UserError, memory_bound
+from keras_ae.errors import LEAST, UserError, memory_bound
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
     NEIGHBOURS,
@@ -31,7 +31,7 @@ from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, normal
 from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
-from keras_ae.inference import LEAST, check_memory
+from keras_ae.inference import check_memory
 
 CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
 PAIRS = 1_000  # most images for which the nearest training image is searched

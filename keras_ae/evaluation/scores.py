@@ -49,13 +49,18 @@ def score(model, inputs, reference=None, seed=0):
         An & Cho 2015, Variational Autoencoder based Anomaly Detection using Reconstruction Probability.
         Nalisnick et al. 2019, Do Deep Generative Models Know What They Don't Know?, arXiv:1810.09136.
     """
-    images, labels = inputs if isinstance(inputs, tuple | list) else (inputs, None)
+    pair = inputs if isinstance(inputs, tuple | list) else (inputs, None)
+    if len(pair) != 2:
+        raise UserError("Give one array of images (N, H, W, C), or a pair of images and labels.")
+    images, labels = pair
     if labels is not None and not model.num_classes:
         raise UserError("This model has no classes: give images alone.")
-    if tuple(images.shape[1:]) != tuple(model.image_shape):
+    if (shape := np.shape(images)[1:]) != tuple(model.image_shape):
         raise UserError(
-            f"This model takes images of {tuple(model.image_shape)}; these are {tuple(images.shape[1:])}."
+            f"This model takes images of {tuple(model.image_shape)}; these are {shape}."
         )
+    if labels is not None:
+        labels = model.class_labels(labels, len(images))
     if model.num_classes and labels is None:
         each = [np.full(len(images), y) for y in range(model.num_classes)]
         scores = [_scores(model, images, labels, seed) for labels in each]
@@ -89,7 +94,7 @@ def _scores(model, images, labels, seed):
     """Computes the scores of images of known classes, or for a model without classes."""
     parts = [
         _of_part(model, images[rows], rows_of(labels, rows), seed)
-        for rows in chunks(len(images), 4 * math.prod(model.image_shape))
+        for rows in chunks(len(images), 4 * math.prod(model.image_shape)) or [slice(0)]
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -99,7 +104,7 @@ def _of_part(model, images, labels, seed):
     term = RECONSTRUCTIONS.find(model.reconstruction)
     rebuilt = model.reconstruct(inputs, batch_size=BATCH)
     error = keras.ops.convert_to_numpy(term(to_float(images), rebuilt)).astype("float64")
-    found = {"reconstruction_error": error / images[0].size}
+    found = {"reconstruction_error": error / math.prod(model.image_shape)}
     if not hasattr(model, "posterior"):
         return found
     mean, log_var = (x.astype("float64") for x in model.posterior(inputs, batch_size=BATCH))

@@ -104,6 +104,8 @@ class Adam(keras.optimizers.Adam):
         done = self._steps_done()
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = rate_at(rate, done)
+        elif callable(rate):  # a function without arguments, as Keras takes it
+            rate = rate()
         step = torch.full((), done + 1, dtype=torch.float32, device=known.weights[0].device)
         torch._fused_adam_(
             known.weights,

@@ -71,6 +71,8 @@ class Program:
     def __init__(self, network):
         if not isinstance(network, keras.Model) or not hasattr(network, "operations"):
             raise Unknown
+        if not type(network).__module__.startswith("keras."):  # it may have a `call` of its own
+            raise Unknown
         outputs = network.output
         self._inputs = [id(tensor) for tensor in network.inputs]
         self._outputs = (
@@ -223,8 +225,9 @@ def _transposed_convolution(layer, training):
 
 
 def _normalisation(layer, training):
-    last = layer.axis in (-1, len(layer.output.shape) - 1)
-    if not (last and layer.scale and layer.center) or getattr(layer, "renorm", False):
+    rank = len(layer.output.shape)
+    known = rank in (2, 4) and layer.axis in (-1, rank - 1) and layer.scale and layer.center
+    if not known or getattr(layer, "renorm", False):
         return None
     gamma, beta = layer.gamma.value, layer.beta.value
     mean, variance = layer.moving_mean.value, layer.moving_variance.value
@@ -256,6 +259,23 @@ def _cropping(layer, training):
     return lambda x: x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
+def _addition(layer, training):
+    ranks = {len(tensor.shape) for tensor in keras.tree.flatten(layer.input)}
+    return (lambda *x: sum(x[1:], x[0])) if len(ranks) == 1 else None
+
+
+def _flattening(layer, training):
+    if layer.data_format != "channels_last":
+        return None
+    return lambda x: x.reshape(x.shape[0], -1)
+
+
+def _rescaling(layer, training):
+    if not all(isinstance(x, (int, float)) for x in (layer.scale, layer.offset)):
+        return None  # numbers for each channel
+    return lambda x: x * layer.scale + layer.offset
+
+
 # By the exact class of a layer: (layer, training) -> a function of tensors, or None if Keras must run it.
 FUNCTIONS = {
     keras.layers.Dense: _dense,
@@ -266,13 +286,13 @@ FUNCTIONS = {
     BatchNormalization: _normalisation,
     keras.layers.Activation: lambda layer, training: _activation(layer) or (lambda x: x),
     keras.layers.Concatenate: lambda layer, training: lambda *x: torch.cat(x, layer.axis),
-    keras.layers.Add: lambda layer, training: lambda *x: sum(x[1:], x[0]),
+    keras.layers.Add: _addition,
     keras.layers.Reshape: lambda layer, training: (
         lambda x: x.reshape(x.shape[0], *layer.target_shape)
     ),
-    keras.layers.Flatten: lambda layer, training: lambda x: x.reshape(x.shape[0], -1),
+    keras.layers.Flatten: _flattening,
     keras.layers.Cropping2D: _cropping,
-    keras.layers.Rescaling: lambda layer, training: lambda x: x * layer.scale + layer.offset,
+    keras.layers.Rescaling: _rescaling,
     Down: lambda layer, training: layer.call,
     Up: lambda layer, training: layer.call,
 }

@@ -1,6 +1,7 @@
 """The training step on torch: eager, with gradients by autograd."""
 
 import functools
+import warnings
 
 import keras
 import torch
@@ -30,6 +31,9 @@ class StepMixin:
             n = len(keras.tree.flatten(data)[0])
             loss = loss * n
         variables, tensors = self.trained()
+        if not variables:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            return self.get_metrics_result()
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         with torch.no_grad():
             if distributed.size() > 1:

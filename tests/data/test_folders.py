@@ -128,7 +128,8 @@ def test_own_train_and_test_folders(digits, tmp_path):
         for name in images:
             for i, image in enumerate(images[name][rows]):
                 put(split / part / name / f"{i}.png", image)
-    refused("has its own val", split, test_fraction=0.5)
+    refused("has its own val: --test-fraction is for one without", split, test_fraction=0.5)
+    refused("has its own val: --seed is for one without", split, seed=0)
     prepared = data.import_folder("mine", split)
     assert prepared.splits == {"train": 45, "val": 15}
     expected = sorted((i.tobytes(), name) for name in images for i in images[name][15:])

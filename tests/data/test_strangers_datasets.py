@@ -267,6 +267,32 @@ def test_names_of_classes(make_dataset):
     one_line(data.load, "toy", "train", says="is damaged")
 
 
+def test_names_of_classes_behind_a_link(make_dataset, tmp_path):
+    prepared = make_dataset({"train": (X, Y)})
+    names = prepared.path / "label.labels.txt"
+    text = names.read_text()
+    names.unlink()
+    (tmp_path / "private").write_text(text)
+    names.symlink_to(tmp_path / "private")
+    one_line(data.load, "toy", "train", says="label.labels.txt is a link to a file elsewhere")
+    (prepared.path / "names").write_text(text)
+    names.unlink()
+    names.symlink_to("names")
+    assert data.load("toy", "train").class_names
+
+
+def test_millions_of_files_are_none(make_dataset):
+    prepared = make_dataset({"train": (X, Y)})
+
+    def edit(info):
+        lengths = info["splits"][0]["shardLengths"]
+        info["splits"][0]["shardLengths"] = [*lengths, *["0"] * 1_000_000]
+
+    change(prepared.path / "dataset_info.json", edit)
+    one_line(data.load, "toy", "train", says="1,000,001 files")
+    one_line(data.verify, "toy", says="1,000,001 files")
+
+
 def test_a_name_on_the_screen(make_dataset):
     with pytest.raises(data.DataError) as error:
         data.load("./\x1b[31mred\n\udcff\u202e/", "train")
