@@ -150,14 +150,14 @@ def gaussian_kl(mean, log_var):
     return 0.5 * ops.sum(mean * mean + ops.exp(log_var) - 1.0 - log_var, axis=-1)
 
 
-def nll_per_image(error, reconstruction, num_values, kl_weight=1.0):
+def nll_per_image(error, reconstruction, num_values, scale=1.0):
     """Turn a reconstruction term into -log p(x|z) in nats, and name the likelihood that this assumes.
 
     Args:
         error: the term of each image, a sum over its pixels; an array of any shape.
         reconstruction: a name in `RECONSTRUCTIONS`, or a `Reconstruction`.
         num_values: H * W * C.
-        kl_weight: the weight b > 0 of the KL term in training; it is the scale of the likelihood.
+        scale: b > 0 of the likelihood, see `VAE.scale_of_likelihood`.
 
     Returns:
         (-log p(x|z) of the same shape, name of the likelihood).
@@ -168,4 +168,4 @@ def nll_per_image(error, reconstruction, num_values, kl_weight=1.0):
     reconstruction = RECONSTRUCTIONS.find(reconstruction)
     if reconstruction.likelihood is None:
         raise ValueError("This reconstruction term stands for no likelihood.")
-    return reconstruction.likelihood(error, num_values, kl_weight)
+    return reconstruction.likelihood(error, num_values, scale)

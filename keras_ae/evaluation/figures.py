@@ -234,14 +234,16 @@ def of_reconstructions(images, reconstructions, seed=0):
 
 def of_posterior(model, inputs, seed, reasons):
     """The figures that need a posterior; they are None for a model without one."""
-    names = "kl_weight kl kl_per_latent active_units mutual_information mutual_information_limit"
+    names = (
+        "likelihood_scale kl kl_per_latent active_units mutual_information mutual_information_limit"
+    )
     figures = dict.fromkeys([*OF_LIKELIHOOD, *names.split()])
     if not hasattr(model, "posterior"):
         reasons["kl"] = reasons["elbo"] = f"{type(model).__name__} has no posterior"
         return figures
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
     kl = kl_per_latent(mean, log_var)
-    figures["kl_weight"] = model.scale_of_likelihood()
+    figures["likelihood_scale"] = model.scale_of_likelihood()
     figures["kl"], figures["kl_per_latent"] = float(kl.sum()), kl.tolist()
     figures["active_units"] = active_units(mean)
     figures["mutual_information"] = mutual_information(mean[:MANIFOLD], log_var[:MANIFOLD], seed)
