@@ -43,6 +43,17 @@ def _filled_by(initializer):
         _filling.reset(token)
 
 
+@contextlib.contextmanager
+def in_policy(policy):
+    """A context in which Keras makes layers of this dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def zero_weights():
     """A context that builds networks with zeros, for use before weights are loaded.
 

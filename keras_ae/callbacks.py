@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import checkpoints, pictures
+from keras_ae import checkpoints, distributed, pictures
 from keras_ae.data.images import opened
 from keras_ae.errors import RunError, need
 from keras_ae.files import atomic
@@ -57,7 +57,8 @@ class StartEpoch(keras.callbacks.Callback):
         if hasattr(self.model, "seed_generator"):
             # (seed, calls so far), as if every step up to here had drawn its noise in this process.
             step = epoch * self.feed.steps + first
-            self.model.seed_generator.state.assign([self.seed, step])
+            # (As an array: torch keeps these bits in int32, which is too small for the number.)
+            self.model.seed_generator.state.assign(np.array([self.seed, step], "uint32"))
         if first:  # Keras has just reset the means
             for variable, value in zip(
                 self.model.metrics_variables, self.done.metrics, strict=True
@@ -130,6 +131,7 @@ class StopAtSignal(keras.callbacks.Callback):
     def __init__(self, report):
         super().__init__()
         self.report, self.stopping, self.training, self._before = report, False, False, {}
+        self._due = None
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -158,6 +160,12 @@ class StopAtSignal(keras.callbacks.Callback):
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             self.report("stopping after this step; once more stops at once")
 
+    def due(self):
+        """Whether the run ends after this step: one answer for all who ask, so that a backup is made before."""
+        if self._due is None:
+            self._due = self.stopping
+        return self._due
+
     def on_train_begin(self, logs=None):
         self.training = True
 
@@ -165,12 +173,20 @@ class StopAtSignal(keras.callbacks.Callback):
         self.training = False
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.stopping and batch + 1 < self.params["steps"]:
+        due, self._due = self.due(), None
+        if due and batch + 1 < self.params["steps"]:
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
         if self.stopping:
             raise KeyboardInterrupt
+
+
+class StopTogether(keras.callbacks.Callback):
+    """Ends the run in all processes if a callback of the first one, which may be the user's, ends it."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = distributed.on_first(lambda: bool(self.model.stop_training))
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
@@ -408,7 +424,7 @@ class WriteRun(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        due = self.stop.stopping or time.monotonic() - self._written >= BACKUP_SECONDS
+        due = self.stop.due() or time.monotonic() - self._written >= BACKUP_SECONDS
         if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
             return
         # If a step broke the weights, only the loss of the next step shows it: keep the older backup then.

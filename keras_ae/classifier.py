@@ -21,6 +21,7 @@ import numpy as np
 from keras import layers
 
 from keras_ae import model_file
+from keras_ae.backbones import in_policy
 from keras_ae.data import load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
@@ -144,6 +145,11 @@ def build_classifier(image_shape, num_classes, seed=0):
     It has pairs of convolutions, the first of stride 2 and the second of stride 1, until the shorter side is
     8 pixels or less; then a dense layer of 64 features.
     """
+    with in_policy("float32"):  # whatever precision the user's own models have
+        return _network(image_shape, num_classes, seed)
+
+
+def _network(image_shape, num_classes, seed):
     seeds = iter(range(100 * seed, 100 * seed + 100))
 
     def convolution(x, filters, size, strides, name):
@@ -241,7 +247,8 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
         LEARNING_RATE / 10, steps - warmup, warmup_target=LEARNING_RATE, warmup_steps=warmup
     )
     # Compile a second model on the same layers: `network` is saved without an optimizer.
-    trained = keras.Model(network.inputs, network.get_layer("logits").output)
+    with in_policy("float32"):
+        trained = keras.Model(network.inputs, network.get_layer("logits").output)
     trained.compile(Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
     def report(epoch, logs):

@@ -146,11 +146,30 @@ def batch_moments(x):
 
 
 def normal(shape, seed):
-    """`keras.random.normal`. Each of several processes draws noise for the whole batch and takes its own rows."""
+    """`keras.random.normal`. Each of several processes draws noise for the whole batch and takes its own rows.
+
+    So does each replica of a tensorflow strategy, where every replica's seed is the same.
+    """
     if size() == 1:
-        return keras.random.normal(shape, seed=seed)
+        here, replicas = _replica()
+        if replicas == 1:
+            return keras.random.normal(shape, seed=seed)
+        whole = keras.random.normal((replicas * shape[0], *shape[1:]), seed=seed)
+        return whole[here * shape[0] :][: shape[0]]
     whole = keras.random.normal((total_over_processes(shape[0]), *shape[1:]), seed=seed)
     return whole[rank() :: size()]
+
+
+def _replica():
+    """The number of this replica of a tensorflow strategy, and how many there are."""
+    if keras.backend.backend() != "tensorflow":
+        return 0, 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0, 1
+    return context.replica_id_in_sync_group, context.num_replicas_in_sync
 
 
 def on_first(function):

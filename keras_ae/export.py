@@ -115,7 +115,9 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part, modules)
         check(path, format, part, force)  # again: another command may have written there meanwhile
-        files = sorted(made.parent.iterdir())
+        files = sorted(
+            made.parent.iterdir(), key=lambda new: new.name == path.name
+        )  # the graph last
         for new in filter(Path.is_file, files):
             if (
                 not force and (path.parent / new.name).exists()

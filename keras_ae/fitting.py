@@ -25,6 +25,7 @@ from keras_ae.callbacks import (
     StartEpoch,
     StopAtNaN,
     StopAtSignal,
+    StopTogether,
     Stopwatch,
     SwapEMA,
     WriteRun,
@@ -177,6 +178,7 @@ class Run:
         """Take the images that were given, or read the dataset."""
         if (train is None) != (test is None):
             raise ValueError("Give both train and test, or neither.")
+        self.of_dataset = train is None or getattr(train, "preparation", None) is not None
         if train is not None:
             name = self.settings.dataset
             if name == Settings("vae").dataset:  # the user gave no name for these arrays
@@ -253,7 +255,7 @@ class Run:
                 f"--resume goes on with the settings of the run; other {', '.join(other)}."
             )
         self.model = build_model(self.settings, self.train) if model is None else model
-        if self.origin is not None or self.train.preparation is not None:
+        if self.origin is not None or self.of_dataset:  # of arrays it is what the user made it
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
             self.model.check_data(images)
@@ -288,7 +290,9 @@ class Run:
         settings = self.settings
         augment = Augment(settings.augment) if settings.augment else None
         self.feed = self._feed(self.train, settings.batch_size, augment=augment)
-        self.test_feed = self._feed(self.test, batch_in_memory(self.model, 256), shuffle=False)
+        # All processes take equal batches, however much memory each has.
+        validated = distributed.on_first(lambda: batch_in_memory(self.model, 256))
+        self.test_feed = self._feed(self.test, validated, shuffle=False)
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
         steps = steps_per_execution(settings.batch_size, self.user_callbacks)
         self.model.compile(optimizer, steps_per_execution=steps)
@@ -363,6 +367,8 @@ class Run:
                 callbacks=callbacks,
                 verbose=self.verbose,
             )
+            if self.model.stop_training:  # by a callback, perhaps in the rest of an epoch
+                break
 
     def _callbacks(self):
         settings, done, model = self.settings, self.done, self.model
@@ -378,6 +384,8 @@ class Run:
             shown, where = (self.history, self.shown), (self.folder, self.place)
             write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
+        if distributed.size() > 1:
+            callbacks.append(StopTogether())
         callbacks.append(self.stop)
         if settings.early_stopping:
             self.early = EarlyStopping(
@@ -598,6 +606,8 @@ def in_dtype(model, dtype):
     with zero_weights():
         other = type(model).from_config({**model.get_config(), "dtype": dtype})
     other.set_weights(model.get_weights())
+    if hasattr(model, "prior"):
+        other.set_prior(model.prior)
     return other
 
 

@@ -14,7 +14,6 @@ DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
 EMBEDDINGS = ("pca", "tsne", "umap")
 FEWEST = 3  # codes that can be plotted
-NEIGHBOURHOODS = 3_000  # most codes for t-SNE and UMAP, which take seconds for this many
 
 
 def path(start, end, steps, spherical=False):

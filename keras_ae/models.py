@@ -19,6 +19,7 @@ from keras_ae.backbones import (
     check_decoder,
     check_encoder,
     ends_in_sigmoid,
+    in_policy,
     logits_of,
 )
 from keras_ae.data import Preparation
@@ -100,9 +101,7 @@ class AE(Steps, Objective):
         self.reconstruction, self._term = reconstruction, RECONSTRUCTIONS.find(reconstruction)
         given = {"encoder": encoder, "decoder": decoder}
         self.custom_networks = tuple(name for name, x in given.items() if x is not None)
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.dtype_policy)
-        try:
+        with in_policy(self.dtype_policy):
             self.encoder = (
                 found.encoder(image_shape, latent_dim, self.heads, widths, classes)
                 if encoder is None
@@ -113,8 +112,6 @@ class AE(Steps, Objective):
                 if decoder is None
                 else check_decoder(decoder, image_shape, latent_dim, classes)
             )
-        finally:
-            keras.config.set_dtype_policy(before)
         if decoder is not None and self._term.of_logits and not ends_in_sigmoid(self.decoder):
             warnings.warn(
                 f"{reconstruction!r} is computed from the decoder's probabilities, as it does not end in "
@@ -561,7 +558,7 @@ class VAE(AE):
         """Load weights as Keras does; the prior in the file, fitted or not, becomes the model's prior."""
         prior = prior_in_weights(filepath, self.prior)
         if prior is not None:
-            self._replace_prior(prior)
+            self._replace_prior(self._fitting_prior(prior))
         super().load_weights(filepath, *args, **kwargs)
 
     def prior_named(self, prior):
@@ -752,7 +749,7 @@ class CVAE(VAE):
         if labels is None:
             raise ValueError(f"A CVAE needs a label, {classes}, for every image.")
         labels = labels if isinstance(labels, np.ndarray) else ops.convert_to_numpy(labels)
-        if shares and labels.ndim == 2 and (labels.shape[1] > 1 or self.num_classes == 1):
+        if shares and labels.ndim == 2 and (labels.shape[1] > 1 or labels.dtype.kind == "f"):
             if labels.shape != (n, self.num_classes):
                 raise ValueError(f"Shares of {self.num_classes} classes must be {n} rows of them.")
             return labels.astype("float32")

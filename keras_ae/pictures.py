@@ -264,6 +264,8 @@ def curves(histories, figures=("loss", "reconstruction", "kl", "kl_weight")):
     long = max(map(len, histories.values()), default=0) > LONG
     rows = [row for history in histories.values() for row in history]
     shown = [name for name in figures if any(name in row for row in rows)]
+    if not shown:
+        raise UserError("There is no history of epochs to plot.")
     figure, plots = _plot(3.4 * len(shown), 2.9, columns=len(shown))
     lines = {}  # of the first panel, {label: line}
     dashed = None  # a line of the first panel that shows the training beside a validation

@@ -507,6 +507,9 @@ def prior_in_weights(path, prior):
     if not shapes:
         return StandardNormal(prior.latent_dim, name="prior")
     if kind is ClassMixture:
+        first, d = shapes[0], prior.latent_dim
+        if len(first) != 2 or shapes != [first, (*first, d), (*first, d, d)]:
+            raise ValueError(f"{path} has a prior whose arrays do not fit each other")
         return ClassMixture(prior.latent_dim, *shapes[0], name="prior")
     raise ValueError(
         f"{path} has a {kind.__name__} as its prior, with arrays of {', '.join(map(str, shapes))}: give the model "

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from keras_ae import evaluation, latents, pictures
+from keras_ae import checkpoints, evaluation, latents, pictures
 from keras_ae.errors import UserError, printable
 from keras_ae.priors import StandardNormal
 
@@ -63,15 +63,15 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     progress("measuring …")
     settings = checkpoint.described or {"latent_dim": model.latent_dim, "backbone": model.backbone}
     environment = checkpoint.run.get("environment", {})
-    # Show the dataset's name, not its path, because users send the page to others.
-    settings = {**settings, "dataset": test.name} if "dataset" in settings else settings
+    if "dataset" in settings:  # its name, not its path, because users send the page to others
+        settings = {**settings, "dataset": checkpoints.dataset_name(settings["dataset"])}
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
     measured = figures or _measured(model, _first(inputs, MEASURED), seed)
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
     section("Settings", _table({k: _setting(v) for k, v in about.items()}))
 
     history = checkpoint.history()
-    if history:
+    if any("loss" in row for row in history):
         drawn = pictures.curves({str(folder): history})
         section("Training", _plot(drawn, "Dashed: training images; full lines: test images."))
     frames = checkpoint.epochs()

@@ -306,6 +306,10 @@ class Settings:
     def from_dict(cls, values):
         """Make settings from a dict; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if values.get("model") == "ae" and "size" not in values:
-            names -= {"kl_weight"}  # version 0.1.0 stored one for an ae as well
-        return cls(**{name: value for name, value in values.items() if name in names})
+        return cls(**{name: value for name, value in of_a_run(values).items() if name in names})
+
+
+def of_a_run(values):
+    """The settings in a run.json, without the KL weight that version 0.1.0 stored for an ae as well."""
+    stray = values.get("model") == "ae" and "size" not in values
+    return {k: v for k, v in values.items() if k != "kl_weight"} if stray else values

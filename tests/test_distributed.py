@@ -188,10 +188,8 @@ def test_two_devices_of_tensorflow_by_mirrored_strategy(mnist_env, tmp_path):
         with open(folders[0] / "history.csv") as file:
             columns = [c for c in next(csv.reader(file)) if c != "seconds"]
         for column, one, two in zip(columns, *(figures(folder).T for folder in folders)):
-            if column in ("kl", "val_kl"):  # a small part of the loss here, and made of noise
-                continue
-            # Each device draws noise of its own.
-            tolerance = 1e-5 if "kl_weight" in column else 4e-3
+            # An image that is taken twice is one with other noise.
+            tolerance = 1e-5 if "kl_weight" in column else 1e-3 if name == "even" else 5e-2
             np.testing.assert_allclose(two, one, rtol=tolerance, err_msg=f"{name} {column}")
         sizes_of = [Image.open(folder / "epochs/002.png").size for folder in folders]
         assert sizes_of[0] == sizes_of[1]

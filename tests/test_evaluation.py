@@ -545,6 +545,24 @@ def test_a_classifier_learns_from_floats_what_it_learns_from_bytes(digits):
     np.testing.assert_allclose(batches[0][0], batches[1][0], atol=1e-6)
 
 
+def test_a_classifier_is_of_full_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = build_classifier((28, 28, 1), 10)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {layer.compute_dtype for layer in network.layers} == {"float32"}
+
+
+def test_a_single_training_image_has_no_distances(toy, judge):
+    train, test = toy
+    figures = keras_ae.evaluate(
+        small(keras_ae.VAE), train.first(1), test.first(30), samples=30, classifier=judge
+    )
+    assert figures["fid"] is None and "fewer than" in figures["reasons"]["fid"]
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int64", "float32", "bool"])
 def test_binary_images_of_every_kind(kind):
     images = np.random.default_rng(0).integers(0, 2, (9, 4, 4, 1))

@@ -14,7 +14,8 @@ from PIL import Image
 
 import keras_ae
 from keras_ae import callbacks, checkpoints, distributed, errors, fitting, models
-from keras_ae.data import DataError
+from keras_ae.data import DataError, ImageData
+from keras_ae.data.preparation import Preparation
 from keras_ae.errors import RunError, UserError
 from keras_ae.feed import Feed
 from keras_ae.fitting import steps_per_execution
@@ -821,6 +822,30 @@ def test_a_network_that_no_memory_holds(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("seed", [2**31, 2**32 - 1])
+def test_every_seed_trains(seed, tmp_path):
+    fit(small("vae", epochs=1, seed=seed), tmp_path)
+    assert checkpoints.read_run(tmp_path)["finished"]
+
+
+def test_a_loaded_model_in_another_precision_keeps_its_prior(digits):
+    model = keras_ae.VAE((28, 28, 1), 2, "mlp", (4,))
+    model.fit_prior(digits[0][:100])
+    other = fitting.in_dtype(model, "mixed_bfloat16")
+    np.testing.assert_array_equal(other.prior.means, model.prior.means)
+
+
+def test_how_the_images_of_one_run_were_prepared_is_not_said_of_the_next(digits, tmp_path):
+    model, images = keras_ae.VAE((28, 28, 1), 3, "mlp", (16, 8)), digits[0][:50]
+    prepared = ImageData(
+        "mine", "", "train", images, None, None, preparation=Preparation(crop=True)
+    )
+    fit(small("vae", epochs=1), tmp_path / "a", model=model, train=prepared, test=prepared)
+    assert model.preparation.crop
+    fit(small("vae", epochs=1), tmp_path / "b", model=model)
+    assert model.preparation is None
+
+
 class TestKerasCallbacks:
     """Averages of the weights, early stopping, TensorBoard and callbacks of users."""
 
@@ -831,6 +856,40 @@ class TestKerasCallbacks:
         folder = tmp_path_factory.mktemp("averaged")
         fit(small("vae", **self.AVERAGED), folder, data_dir=mnist_dir)
         return folder
+
+    @pytest.mark.parametrize("step", [None, 7])
+    def test_a_callback_that_ends_the_training_ends_a_resumed_epoch_too(
+        self, step, tmp_path, monkeypatch
+    ):
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                self.model.stop_training = epoch == 1
+
+        if step is not None:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                send_at_step(patch, signal.SIGTERM, step)
+                fit(small("vae", epochs=4), tmp_path, callbacks=[Stop()])
+            assert np.load(tmp_path / "backup/state.npz") is not None
+        fit(small("vae", epochs=4), tmp_path, resume=step is not None, callbacks=[Stop()])
+        assert len(history(tmp_path)) == 2
+
+    def test_a_signal_within_a_callback_costs_nothing(self, tmp_path, monkeypatch):
+        """The backup is of the step after which the run ends, wherever between the callbacks the signal came."""
+        monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 1e9)
+
+        class Kill(keras.callbacks.Callback):
+            steps = 0
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
+                if self.steps == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        kill = Kill()
+        with pytest.raises(KeyboardInterrupt):
+            fit(small("vae", epochs=2), tmp_path, callbacks=[kill])
+        with np.load(tmp_path / "backup" / "state.npz") as archive:
+            assert json.loads(str(archive["about"]))["batches_done"] == kill.steps
 
     def test_the_average_is_the_mean_of_the_weights_after_each_step(self, tmp_path):
         """Against a loop of its own over the weights that each step leaves."""

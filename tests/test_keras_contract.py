@@ -1545,6 +1545,14 @@ def test_labels_of_every_form_for_codes_and_figures(digits):
         np.testing.assert_allclose(vae.prior.means, fitted[0].prior.means, atol=1e-5)
 
 
+def test_a_single_class():
+    model, codes = mlp(CVAE, num_classes=1), np.random.default_rng(0).normal(size=(3, LATENTS))
+    decoded = model.decode(codes, 0)
+    for labels in (np.zeros(3, int), np.zeros((3, 1), int), np.ones((3, 1), "float32")):
+        np.testing.assert_array_equal(model.decode(codes, labels), decoded)
+    assert len(keras_ae.latents.interpolate(model, *codes[:2], 4, labels=0)) == 4
+
+
 def test_one_class_for_both_ends():
     model, ends = mlp(CVAE), np.random.default_rng(0).normal(size=(2, LATENTS))
     of = [keras_ae.latents.interpolate(model, *ends, 3, labels) for labels in (3, (3, 3))]

@@ -15,7 +15,7 @@ from kae.main import cli
 from PIL import Image
 
 import keras_ae
-from keras_ae import checkpoints, files, inference
+from keras_ae import checkpoints, files, fitting, inference, sweeping
 from keras_ae.settings import Settings
 
 TITLE = 22  # pixels of the line with the name of a class
@@ -222,6 +222,7 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
         (["compare", "vae", "ae", "--force"], "name it with --out"),
         (["fit", "vae", "--kl-schedule", "constant", "--kl-warmup", 0.3], "this one is constant: leave"),
         (["fit", "vae", "--from", "vae", "--kl-warmup", 0.3], "this one is constant after --from"),
+        (["sweep", "vae", "--kl-weight", 1, "--kl-schedule", "constant", "--kl-warmup", 0.3], "this one is constant: leave"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )  # fmt: skip
@@ -395,6 +396,67 @@ def test_a_sweep_by_the_folder_of_a_dataset_of_another_name(kae, tmp_path, mnist
     for _ in range(2):
         done = kae(*command, "--dataset", tmp_path / "digits")
         assert done.exit_code == 0, done.output
+
+
+def test_a_run_that_is_none_is_not_compared(kae, photo):
+    refused(kae("compare", "vae", photo), 2, f"{photo} is no run folder and no .keras file")
+    shutil.copy(kae.folder / "checkpoints" / "vae" / "model.keras", kae.folder / "mine.keras")
+    done = kae("compare", "mine.keras", "vae")
+    assert done.exit_code == 0 and "unlike terms" not in done.stdout
+    refused(kae("compare", "mine.keras", "--out", "none.png"), 1, "There is no history of epochs")
+
+
+def test_a_run_that_started_from_another_is_repeated_from_there(kae):
+    command = ["--epochs", 1, "--limit", 60, "-q"]
+    assert kae("fit", "vae", "--from", "vae", *command, "--out", "more").exit_code == 0
+    again = ["fit", "--config", "more/run.json", "vae", "-q", "--out", "again"]
+    refused(kae(*again), 2, "started from the weights of another one: name that by --from")
+    assert kae(*again, "--from", "vae").exit_code == 0
+
+
+def test_a_run_of_the_first_version_to_start_from(kae, tmp_path):
+    released = keras_ae.settings.released("ae")
+    settings = json.loads((released / "run.json").read_text())["settings"]
+    assert settings["kl_weight"] and "size" not in settings
+    done = kae(
+        "fit", "ae", "--from", released, "--epochs", 1, "--limit", 60, "-q", "--out", tmp_path / "a"
+    )
+    assert done.exit_code == 0, done.output
+    shown = ["--epochs", 1, "--limit", 60, "-q", "--out", tmp_path / "b"]
+    done = kae("fit", "--config", released / "run.json", "ae", *shown)
+    assert done.exit_code == 0, done.output
+    (tmp_path / "ae.toml").write_text('model = "ae"\nkl_weight = 0.5\n')
+    refused(kae("fit", "--config", tmp_path / "ae.toml"), 2, "kl_weight is for a vae or a cvae")
+
+
+def test_images_between_classes_alone_have_several_rows(kae):
+    done = kae("interpolate", "cvae", 3, "test:1", "test:2", "--steps", 4, "--out", "rows.npy")
+    assert done.exit_code == 0, done.output
+    assert len(np.load(kae.folder / "rows.npy")) == 4 * (5 + 1)
+
+
+def test_a_report_says_what_the_model_was_trained_on(kae, mnist_dir, tmp_path):
+    shutil.copytree(next((mnist_dir / "mnist").glob("[0-9]*")), tmp_path / "digits")
+    info = tmp_path / "digits" / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "name": "digits"}))
+    for shard in (tmp_path / "digits").glob("mnist-*"):
+        shard.rename(shard.with_name(shard.name.replace("mnist", "digits")))
+    done = kae("report", "vae", "--dataset", tmp_path / "digits", "--out", "other.html")
+    assert done.exit_code == 0, done.output
+    page = (kae.folder / "other.html").read_text()
+    assert "Of test images of digits" in page and re.search(r"dataset</t[hd]>\s*<td>mnist<", page)
+
+
+def test_a_sweep_that_was_stopped_says_how_to_go_on(kae, monkeypatch):
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "--out", "stopped", "--kl-weight", "1,2"]
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    assert kae(*command).exit_code == 0
+    monkeypatch.setattr(sweeping, "sweep", stopped)
+    monkeypatch.setattr(fitting, "can_resume", lambda run: run.name == "kl_weight-1")
+    refused(kae(*command, "--force"), 1, "go on with it by: the same command without --force")
 
 
 def test_scores_among_images_that_the_run_does_not_find(kae, tmp_path, mnist_dir):

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -1150,3 +1152,25 @@ def test_a_dataset_that_was_replaced_since_the_training_is_told(saved, kae, mnis
     assert done.exit_code == 0
     assert "mnist is of version 3.0.1 now; the model was trained on 1.2.3" in done.stderr
     assert "those of the model kind 0, kind 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(1, 5000)], [(3, 1), (3, 1, 2), (3, 1, 2, 2)], [(1, 1), (1, 1, 2), (1, 1, 3, 3)]]
+)
+def test_a_prior_in_the_weights_that_is_not_that_of_the_model(shapes, saved, kae, tmp_path):
+    """Its memory follows from one array; its classes are not those of the model."""
+    saved(model=CVAE((28, 28, 1), 2, "mlp", (4,)))
+    path = tmp_path / "run" / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(content, "r+") as file:
+        arrays = file.require_group("layers/class_mixture/vars")
+        for i, shape in enumerate(shapes):
+            arrays[str(i)] = np.zeros(shape, "float32")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, content.getvalue() if name.endswith(".h5") else part)
+    for command in (["info", "run"], ["sample", "run", "7"]):
+        done = kae(*command)
+        assert done.exit_code == 1 and "cannot be loaded" in done.stderr, done.output

@@ -34,6 +34,9 @@ def command(runs, everything, out, force, as_json):
     from keras_ae import checkpoints, pictures
 
     found = {run: checkpoints.find_checkpoint(run) for run in runs}
+    for run, place in found.items():
+        if place.path.suffix != ".keras":
+            raise click.UsageError(f"{run} is no run folder and no .keras file.")
     histories = {run: place.history() for run, place in found.items()}
     if out:
         figure = pictures.curves(histories)
@@ -96,7 +99,8 @@ def table(settings, figures, everything=False, rows=(*FIGURES, *COMMON)):
     for head, *cells in lines:
         cells = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))
         yield "  ".join([f"{head:{widths[0]}}", *cells]).rstrip()
-    terms = list(dict.fromkeys(str(settings[run].get("reconstruction")) for run in runs))
+    terms = [settings[run].get("reconstruction") for run in runs]
+    terms = list(dict.fromkeys(str(term) for term in terms if term is not None))
     if len(terms) > 1:
         yield (
             f"loss, reconstruction and elbo are of unlike terms ({', '.join(map(printable, terms))}) and do "

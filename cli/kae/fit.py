@@ -18,7 +18,8 @@ from keras_ae.files import read_text
 from keras_ae.settings import Settings
 
 LARGEST = 1e300  # that a number in a file of settings may be
-OF_A_RUN = "kae.of_a_run"  # in a context: whether --config is the run.json of a run
+# In a context: whether --config is the run.json of a run, and what checkpoint that run started from, or None.
+OF_A_RUN, STARTED = "kae.of_a_run", "kae.started"
 FOLLOWS = "[default: follows from the images]"
 KINDS = {
     "hidden": "a list of numbers",
@@ -91,7 +92,9 @@ def read_config(context, parameter, path):
     try:
         text = read_text(path)
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        values = values.get("settings", values)
+        record, values = values, values.get("settings", values)
+        started = record.get("from") if values is not record else None
+        values = choices.of_a_run(values) if values is not record else values
         values = {name.replace("-", "_"): value for name, value in values.items()}
     except OSError as error:
         raise click.UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -115,6 +118,7 @@ def read_config(context, parameter, path):
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
     context.meta[OF_A_RUN] = path.suffix == ".json"
+    context.meta[STARTED] = started
 
 
 def dataset_asked_for(context, name, data_dir):
@@ -226,11 +230,10 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     values["dataset"] = dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)
-    if asked("kl_warmup") and settings.kl_schedule == "constant":
+    check_warmup(context, settings, start)
+    if context.meta.get(STARTED) and not (start or resume):
         raise click.UsageError(
-            "--kl-warmup is for a KL weight that rises, and this one is constant"
-            + (" after --from" if start else "")
-            + ": leave it out, or say --kl-schedule linear."
+            "The run of --config started from the weights of another one: name that by --from."
         )
     if resume and force:
         raise click.UsageError(
@@ -268,7 +271,8 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
-    with explained(folder, resuming(settings, folder, data_dir)), console.usage_errors():
+    again = resuming(settings, folder, data_dir, tensorboard)
+    with explained(folder, again), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
             start=start, trusted=bool(context.find_root().params.get("modules")),
@@ -297,11 +301,25 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     return None
 
 
-def resuming(settings, folder, data_dir):
+def check_warmup(context, settings, start=None):
+    """Refuse --kl-warmup where no KL weight rises."""
+    given = context.get_parameter_source("kl_warmup") is click.core.ParameterSource.COMMANDLINE
+    if given and settings.kl_schedule == "constant":
+        raise click.UsageError(
+            "--kl-warmup is for a KL weight that rises, and this one is constant"
+            + (" after --from" if start else "")
+            + ": leave it out, or say --kl-schedule linear."
+        )
+
+
+def resuming(settings, folder, data_dir, tensorboard=False):
     """The command line that continues a run."""
     words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
     words += ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
-    return console.hint("fit", settings.model, *words, *console.elsewhere(data_dir), "--resume")
+    more = ["--tensorboard"] if tensorboard else []
+    return console.hint(
+        "fit", settings.model, *words, *console.elsewhere(data_dir), *more, "--resume"
+    )
 
 
 def verbosity(quiet):
@@ -310,8 +328,11 @@ def verbosity(quiet):
 
 
 @contextlib.contextmanager
-def explained(folder, again):
-    """Explain in one line that a run was stopped or cannot be written, and how to continue it."""
+def explained(folder, again, runs=None):
+    """Explain in one line that a run was stopped or cannot be written, and how to continue it.
+
+    `runs` is a pattern of the folders in it that may hold the run; None if `folder` does.
+    """
     from keras_ae import fitting
 
     try:
@@ -319,7 +340,9 @@ def explained(folder, again):
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; go on with it by: {again}"
-            if any(fitting.can_resume(run) for run in (folder, *folder.glob("*/")))
+            if any(
+                fitting.can_resume(run) for run in ([folder] if runs is None else folder.glob(runs))
+            )
             else "Stopped before the run began."
         ) from None
     except OSError as error:
@@ -347,7 +370,7 @@ def settings_to_start_with(context, start, data_dir, values):
             raise click.UsageError(
                 f"{found.path} has the {name} {decided}, not {values[name]}: leave --{name.replace('_', '-')} out."
             )
-    stored = dict(found.settings)
+    stored = dict(choices.of_a_run(found.settings))
     if "dataset" in stored:
         stored["dataset"] = (
             values["dataset"] if options.given("dataset") else console.dataset_of(found, data_dir)

@@ -68,7 +68,7 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     beside = any(image is not None for _, _, image in places)
     for (start, a, left), (end, b, right) in zip(places, places[1:]):
         cells = []
-        for row in range(rows):
+        for row in range(max(len(start), len(end))):
             labels = None if a is None else (a, b)
             codes = start[row % len(start)], end[row % len(end)]
             between = latents.interpolate(network, *codes, steps, labels, spherical)

@@ -54,6 +54,7 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     values["dataset"] = fit.dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values, kl_weight=kl_weights[0])
+    fit.check_warmup(context, settings)
     console.check_clock()
     console.start_backend(training=True)
     from keras_ae import checkpoints, distributed, pictures, sweeping
@@ -70,7 +71,8 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     if folder is None:
         place = checkpoints.default_folder(settings)
         folder = place.with_name(f"sweep-{place.name}")
-    with fit.explained(folder, "the same command"), console.usage_errors():
+    again = "the same command" + (" without --force" if force else "")
+    with fit.explained(folder, again, "kl_weight-*"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
             kl_weights,

@@ -9,6 +9,7 @@ a DataError, whose one line of text says what to do.
 """
 
 import hashlib
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -179,7 +180,10 @@ def verify(name, data_dir=None) -> dict:
     data_dir = resolve_data_dir(data_dir)
     prepared = disk.find(name, data_dir)
     if prepared is None:
-        raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}`")
+        where = (
+            "" if data_dir == resolve_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
+        )
+        raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}{where}`")
     splits = {}
     for split, count in prepared.splits.items():
         digest, labels, shape = hashlib.sha256(), [], ()

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import shutil
 import socket
 import tempfile
@@ -115,7 +116,7 @@ def _find_builder(name, data_dir, source):
 
     if "/" in name and disk.expanded(name, "HOME").is_dir():
         raise DataError(
-            f"there is no TFDS dataset in {name}: `kae data import NAME {name}` makes one of a folder of "
+            f"there is no TFDS dataset in {name}: `kae data import NAME {shlex.quote(name)}` makes one of a folder of "
             "class folders"
         )
     parts = disk.parse_name(name)

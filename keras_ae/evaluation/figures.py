@@ -342,7 +342,7 @@ def _judged(classifier, train_images, sets, labels, seed, reasons):
             accuracy, per_class = conditional_accuracy(probabilities, labels)
             figures["conditional_accuracy"] = accuracy
             figures["conditional_accuracy_per_class"] = per_class
-    if min(len(images), len(images if drawn is None else drawn)) <= NEIGHBOURS:
+    if min(len(images), len(train_images), len(images if drawn is None else drawn)) <= NEIGHBOURS:
         reasons["fid"] = reasons["precision"] = f"fewer than {NEIGHBOURS + 1} images or samples"
         return figures
     reference = Reference(classifier(select(train_images, slice(REFERENCE)))[0], seed)
