@@ -38,12 +38,15 @@ from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inference import batch_in_memory, memory_of_training
 from keras_ae.inputs import check_range
+from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import MODELS
+from keras_ae.pictures import to_float
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings, has_kl
 
 IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
+COMPARED = 200  # training and test images whose errors are compared at the end of a run
 # Overfitting: smallest ratio of the test error to the training error, and to the test error of an earlier epoch.
 GAP, RISE = (
     1.25,
@@ -418,8 +421,6 @@ class Run:
             self.report(
                 f"stopped early: no lower validation loss in {settings.early_stopping} epochs"
             )
-        if advice := parted(history, settings):
-            self.report(advice)
         more = {}
         if hasattr(model, "fit_prior"):
             self.report("fitting the prior to the codes of the training images")
@@ -435,6 +436,10 @@ class Run:
             checkpoints.save_model(model, self.folder / "model.keras")
             if hasattr(model.prior, "components"):
                 more["prior"] = {"components": model.prior.components}
+        if parted(history, settings):  # by means over an epoch, in which the weights still changed
+            measured = [error_of(model, x.first(COMPARED)) for x in (self.train, self.test)]
+            if advice := parted(history, settings, measured):
+                self.report(advice)
         seconds_per_epoch = statistics.median(row["seconds"] for row in history)
         figures = {
             "epochs": len(history),
@@ -451,11 +456,20 @@ class Run:
         return {"run": str(self.folder), **figures, "history": history}
 
 
-def parted(history, settings):
+def error_of(model, images):
+    """The mean reconstruction term of the images of an `ImageData`, in evaluation mode and without noise."""
+    rebuilt = model.reconstruct(model.inputs_of(images))
+    term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images.images), rebuilt)
+    return float(keras.ops.convert_to_numpy(term).mean())
+
+
+def parted(history, settings, measured=None):
     """A warning if the model overfits: if test images are reconstructed worse than training images. Else None.
 
     That is so if the error of test images is more than `GAP` times that of training images, or more than
     `RISE` times its lowest value so far while the error of training images has fallen since then.
+
+    `measured`: the errors of training and test images at the end, if not those of the last epoch.
     """
     rows = [row for row in history if {"reconstruction", "val_reconstruction"} <= row.keys()]
     if not rows or rows[-1]["reconstruction"] <= 0:
@@ -463,6 +477,8 @@ def parted(history, settings):
     best, last = min(rows, key=lambda row: row["val_reconstruction"]), rows[-1]
     train, test = last["reconstruction"], last["val_reconstruction"]
     rises = test > RISE * best["val_reconstruction"] and train < best["reconstruction"]
+    if measured is not None:
+        train, test = measured
     if test < GAP * train and not rises:
         return None
     lowest = f", and was {best['val_reconstruction']:.4g} in epoch {best['epoch']}" if rises else ""

@@ -772,6 +772,11 @@ def test_where_test_images_part_from_training_images(tmp_path):
     # Both rise: that is what a KL weight that rises does.
     assert fitting.parted(rows((30, 31), (40, 42), (50, 53)), settings) is None
     assert "l1 is 40 an image, 33% above 30;" in fitting.parted(rows((50, 52), (30, 40)), settings)
+    # In the last epoch the weights still changed; measured at the end, both are rebuilt alike.
+    assert fitting.parted(rows((50, 52), (30, 40)), settings, measured=(39, 40)) is None
+    assert "l1 is 41 an image, 37% above 30;" in fitting.parted(
+        rows((50, 52), (30, 40)), settings, measured=(30, 41)
+    )
     said = fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings)
     assert "20% above 40, and was 46 in epoch 2;" in said and said.endswith("--early-stopping 5")
     said = fitting.parted(rows((30, 40)), small("vae"))

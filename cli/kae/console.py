@@ -68,9 +68,8 @@ def start_backend(training=False):
             keras.config.set_image_data_format("channels_last")
             # Of and to the device that the environment asks for: torch's "meta" has no numbers.
             keras.ops.convert_to_numpy(keras.ops.zeros(1))
-            if (
-                name == "jax"
-            ):  # Keras does not keep the strict rules that JAX's variables may ask for
+            if name == "jax":
+                # Keras does not keep the strict rules that JAX's variables may ask for.
                 import jax
 
                 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -437,6 +436,10 @@ def dataset_named(name, data_dir):
     from keras_ae import data
 
     if name != "mnist" and not data.is_prepared(name, data_dir):
+        if name == "arrays":
+            raise click.UsageError(
+                "The run was trained on arrays, which are not kept: say --dataset, a dataset of such images."
+            )
         where = "a folder" if os.path.isabs(name) or Path(name).is_dir() else "not prepared here"
         raise click.UsageError(
             f"The run names {name} as its dataset, which is {where}: say --dataset {name}, or its folder, if you "
@@ -458,11 +461,16 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
             f"note: {train.name} is of version {train.version} now; the model was trained on {before['version']}"
         )
     if network.num_classes and test.class_names and network.names != tuple(test.class_names):
-        theirs, ours = (", ".join(names[:5]) for names in (test.class_names, network.names))
+        theirs, ours = map(first_few, (test.class_names, network.names))
         say(
-            f"note: the classes of {test.name} are {theirs}…, those of the model {ours}…; they go by their numbers"
+            f"note: the classes of {test.name} are {theirs}, those of the model {ours}; they go by their numbers"
         )
     return train, test
+
+
+def first_few(names, most=5):
+    """The first names of a list, for a message."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def load_test(*args, **kwargs):

@@ -223,14 +223,11 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     from there.
     """
 
-    def asked(name):
-        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
     source = settings_to_start_with(context, start, data_dir, values) if start else None
     values["dataset"] = dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)
-    check_warmup(context, settings, start)
+    check_warmup(settings, start)
     if context.meta.get(STARTED) and not (start or resume):
         raise click.UsageError(
             "The run of --config started from the weights of another one: name that by --from."
@@ -257,7 +254,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         # The dataset's folder may have moved, so `fit` compares the contents instead.
         dataset = (
             settings.dataset
-            if asked("dataset")
+            if options.typed("dataset")
             else console.dataset_named(stored.dataset, data_dir)
         )
         settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
@@ -285,7 +282,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         return console.print_json(result)
     epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
     report(
-        f"{epochs} in {result['seconds']:.0f} s, {result['seconds_per_epoch']:.1f} s an "
+        f"{epochs} in {result['seconds']:.0f} s in all, {result['seconds_per_epoch']:.1f} s an "
         f"epoch\nwrote {folder}: model.keras, run.json, history.csv, epochs/*.png"
     )
     name = out or folder.name
@@ -301,10 +298,9 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     return None
 
 
-def check_warmup(context, settings, start=None):
+def check_warmup(settings, start=None):
     """Refuse --kl-warmup where no KL weight rises."""
-    given = context.get_parameter_source("kl_warmup") is click.core.ParameterSource.COMMANDLINE
-    if given and settings.kl_schedule == "constant":
+    if options.typed("kl_warmup") and settings.kl_schedule == "constant":
         raise click.UsageError(
             "--kl-warmup is for a KL weight that rises, and this one is constant"
             + (" after --from" if start else "")

@@ -34,6 +34,12 @@ def given(name):
     return source is not click.core.ParameterSource.DEFAULT
 
 
+def typed(name):
+    """Whether the user gave it on the command line, and not in a file of settings."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=True, path_type=Path),

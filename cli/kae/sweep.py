@@ -54,7 +54,7 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     values["dataset"] = fit.dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values, kl_weight=kl_weights[0])
-    fit.check_warmup(context, settings)
+    fit.check_warmup(settings)
     console.check_clock()
     console.start_backend(training=True)
     from keras_ae import checkpoints, distributed, pictures, sweeping
