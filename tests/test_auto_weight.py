@@ -81,10 +81,10 @@ def test_bce_has_no_scale_and_is_the_evidence_lower_bound(digits):
     assert cvae.scale_of_likelihood() == 1.0
 
 
-def test_info_shows_the_scale_that_the_weight_is_a_factor_on(tmp_path):
+def test_info_shows_the_weight_and_the_scale_in_it(tmp_path):
     model = VAE((8, 8, 1), 2, "mlp", (4,), kl_weight="auto")
     model.likelihood_scale.assign(0.25)
     checkpoints.save_model(model, tmp_path / "auto.keras")
     done = CliRunner().invoke(cli, ["info", str(tmp_path / "auto.keras"), "--json"])
     facts = json.loads(done.stdout)
-    assert (facts["kl_weight"], facts["likelihood_scale"]) == (1.0, 0.25)
+    assert (facts["kl_weight"], facts["likelihood_scale"]) == (0.25, 0.25)

@@ -77,8 +77,9 @@ def checkpoint(model):
     if hasattr(network, "prior"):
         facts["prior"] = network.prior.describe()
         facts["kl_weight"] = float(network.kl_weight)
-        if network.likelihood_scale is not None:  # with "auto", the weight is a factor on it
+        if network.likelihood_scale is not None:  # with "auto", a factor on it
             facts["likelihood_scale"] = network.scale_of_likelihood()
+            facts["kl_weight"] *= facts["likelihood_scale"]
     for name in ("finished", "settings", "data", "environment", "prior", "final"):
         if name in found.run:
             facts["run_" + name if name in facts else name] = found.run[name]
