@@ -139,17 +139,13 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
     return Classifier(network, accuracy(network, test), "trained now")
 
 
+@in_policy("float32")  # whatever precision the user's own models have
 def build_classifier(image_shape, num_classes, seed=0):
     """Build a network: image (N, H, W, C) in [0, 1] -> {"features" (N, 64), "logits", "probabilities" (N, K)}.
 
     It has pairs of convolutions, the first of stride 2 and the second of stride 1, until the shorter side is
     8 pixels or less; then a dense layer of 64 features.
     """
-    with in_policy("float32"):  # whatever precision the user's own models have
-        return _network(image_shape, num_classes, seed)
-
-
-def _network(image_shape, num_classes, seed):
     seeds = iter(range(100 * seed, 100 * seed + 100))
 
     def convolution(x, filters, size, strides, name):

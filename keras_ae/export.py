@@ -115,13 +115,11 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part, modules)
         check(path, format, part, force)  # again: another command may have written there meanwhile
-        files = sorted(
-            made.parent.iterdir(), key=lambda new: new.name == path.name
-        )  # the graph last
+        # The graph last, after its weights.
+        files = sorted(made.parent.iterdir(), key=lambda new: new.name == path.name)
         for new in filter(Path.is_file, files):
-            if (
-                not force and (path.parent / new.name).exists()
-            ):  # such as weights beside a large graph
+            # A large graph has its weights in a file of another name.
+            if not force and (path.parent / new.name).exists():
                 raise ExportError(f"{path.parent / new.name} exists; --force replaces it.")
             with open(new, "rb+") as file:
                 os.fsync(file.fileno())

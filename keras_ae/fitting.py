@@ -34,13 +34,12 @@ from keras_ae.callbacks import (
 )
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import RunError
+from keras_ae.evaluation.evidence import reconstruction_term
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inference import batch_in_memory, memory_of_training
 from keras_ae.inputs import check_range
-from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import MODELS
-from keras_ae.pictures import to_float
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings, has_kl
 
@@ -459,8 +458,7 @@ class Run:
 def error_of(model, images):
     """The mean reconstruction term of the images of an `ImageData`, in evaluation mode and without noise."""
     rebuilt = model.reconstruct(model.inputs_of(images))
-    term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images.images), rebuilt)
-    return float(keras.ops.convert_to_numpy(term).mean())
+    return float(reconstruction_term(model, images.images, rebuilt).mean())
 
 
 def parted(history, settings, measured=None):

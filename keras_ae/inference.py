@@ -146,7 +146,9 @@ def _joined(*batches):
 
 def _array(output):
     """A float32 array of a tensor or an array, which may have another precision."""
-    if BACKEND == "torch" and not isinstance(output, np.ndarray):
+    if isinstance(output, np.ndarray):
+        return output.astype("float32", copy=False)
+    if BACKEND == "torch":
         # For a tensor in CPU memory, `keras.ops.convert_to_numpy` is slower.
         return output.detach().float().cpu().numpy()
     return np.array(output).astype("float32", copy=False)

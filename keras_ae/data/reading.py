@@ -227,9 +227,8 @@ def _class_names(folder, key, label):
     names = []
     path = folder / f"{key}.labels.txt"
     if path.exists():
-        if not path.resolve().is_relative_to(
-            folder.resolve()
-        ):  # what it says would be shown as names
+        # What it says would be shown as names.
+        if not path.resolve().is_relative_to(folder.resolve()):
             raise DataError(
                 f"its {path.name} is a link to a file elsewhere: put a copy in its place"
             )

@@ -132,11 +132,16 @@ def mutual_information(mean, log_var, seed=0):
     return float(total / n)
 
 
+def reconstruction_term(model, images, rebuilt):
+    """The model's own reconstruction term of M images and what they were rebuilt as: (M,) float64, sums over pixels."""
+    term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images), rebuilt)
+    return keras.ops.convert_to_numpy(term).astype("float64")
+
+
 def negative_log_likelihood(model, images, codes, labels):
     """-log p(x|z) of M images and their codes: (M,) float64 in nats, and the likelihood's name."""
     rebuilt = model.decode(codes, labels, batch_size=BATCH)
-    term = RECONSTRUCTIONS.find(model.reconstruction)(to_float(images), rebuilt)
-    term = keras.ops.convert_to_numpy(term).astype("float64")
+    term = reconstruction_term(model, images, rebuilt)
     values = math.prod(model.image_shape)
     return nll_per_image(term, model.reconstruction, values, model.scale_of_likelihood())
 

@@ -2,14 +2,15 @@
 
 import math
 
-import keras
 import numpy as np
 
 from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, chunks, rows_of
-from keras_ae.evaluation.evidence import negative_log_likelihood, why_no_likelihood
-from keras_ae.losses import RECONSTRUCTIONS
-from keras_ae.pictures import to_float
+from keras_ae.evaluation.evidence import (
+    negative_log_likelihood,
+    reconstruction_term,
+    why_no_likelihood,
+)
 
 DRAWS = 4  # codes per image over which its evidence is averaged
 SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
@@ -101,9 +102,8 @@ def _scores(model, images, labels, seed):
 
 def _of_part(model, images, labels, seed):
     inputs = images if labels is None else (images, labels)
-    term = RECONSTRUCTIONS.find(model.reconstruction)
     rebuilt = model.reconstruct(inputs, batch_size=BATCH)
-    error = keras.ops.convert_to_numpy(term(to_float(images), rebuilt)).astype("float64")
+    error = reconstruction_term(model, images, rebuilt)
     found = {"reconstruction_error": error / math.prod(model.image_shape)}
     if not hasattr(model, "posterior"):
         return found
