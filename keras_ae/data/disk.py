@@ -211,10 +211,13 @@ def _as_numbers(version: str) -> tuple[int, ...]:
 
 def _versions(root: Path) -> list[str]:
     """The version folders in `root` that hold a dataset, oldest first."""
-    if not root.is_dir():
-        return []
-    names = [d.name for d in root.iterdir() if (d / "dataset_info.json").exists()]
-    return sorted(filter(VERSION.fullmatch, names), key=_as_numbers)
+    while root.is_dir():
+        listed = [d for d in root.iterdir() if VERSION.fullmatch(d.name)]
+        found = [d.name for d in listed if (d / "dataset_info.json").exists()]
+        if found or all(d.exists() for d in listed):
+            return sorted(found, key=_as_numbers)
+        # Else an import replaced the only one since it was listed.
+    return []
 
 
 def _default_config(root: Path) -> str | None:

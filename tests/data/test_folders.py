@@ -298,6 +298,23 @@ def test_a_reader_never_finds_none(digits):
     assert not failed and seen >= {"1.0.0", "1.0.3"}
 
 
+def test_a_version_that_is_replaced_after_it_was_listed(digits, monkeypatch):
+    _, folder = digits
+    root = data.import_folder("mine", folder).path.parent
+    listing, version = type(root).iterdir, root / "1.0.0"
+
+    def replaced_meanwhile(path):
+        nonlocal version
+        listed = list(listing(path))
+        if path == root and version.name != "1.0.3":
+            newer = version.with_name(disk.next_version(version.name))
+            version = version.rename(newer)
+        return iter(listed)
+
+    monkeypatch.setattr(type(root), "iterdir", replaced_meanwhile)
+    assert disk.find("mine", root.parent).path == root / "1.0.3"
+
+
 def test_a_version_that_is_replaced_while_it_is_read_is_looked_for_again(digits, monkeypatch):
     data.import_folder("mine", digits[1])
     read, replaced = disk._read_info, []
