@@ -405,7 +405,8 @@ def profile(epoch):
 
     model, callbacks = epoch.model, epoch.keras.callbacks.CallbackList
     undo = [
-        timed(model, "compute_loss", "network and loss, forwards"),
+        timed(model, "outputs_of", "network, forwards"),
+        timed(model, "compute_loss", "loss, forwards"),
         timed(torch.autograd, "grad", "backwards"),
         timed(model.optimizer, "apply", "optimizer"),
         timed(Feed, "__getitem__", "data"),

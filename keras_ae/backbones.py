@@ -520,21 +520,19 @@ def _with_inputs(network, inputs, outputs, role):
 
 
 def ends_in_sigmoid(decoder):
-    """Whether a decoder is a Functional model that ends in a sigmoid, without forward hooks of torch.
+    """Whether a decoder is a Functional model that ends in a sigmoid, and does nothing else there.
 
-    It may also end in another such model. A hook on any of them makes this False, because it would not be
-    called if the sigmoid were computed outside the decoder.
+    It may also end in another such model. Forward hooks of torch, an activity regularizer or a replaced `call`
+    of any of them make this False, because they would be left out if the sigmoid were computed outside the decoder.
     """
     outputs = getattr(decoder, "outputs", None)
     if not outputs or not type(decoder).__module__.startswith("keras."):
         return False  # a user's class may have its own `call`
     last = outputs[0]._keras_history.operation
-    if any(
-        getattr(layer, hooks, None)
-        for layer in (decoder, last)
-        for hooks in ("_forward_hooks", "_forward_pre_hooks")
-    ):
-        return False
+    for layer in (decoder, last):
+        hooks = getattr(layer, "_forward_hooks", None) or getattr(layer, "_forward_pre_hooks", None)
+        if hooks or layer.activity_regularizer is not None or "call" in vars(layer):
+            return False
     if isinstance(last, keras.Model):
         return ends_in_sigmoid(last)
     return type(last) is layers.Activation and last.activation is keras.activations.sigmoid

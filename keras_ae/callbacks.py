@@ -240,6 +240,12 @@ class SwapEMA(keras.callbacks.SwapEMAWeights):
     def _finalize_ema_values(self):
         """Does nothing: Keras uses this hook at the end of `fit`; see `set_model`."""
 
+    def finish(self, model):
+        """Leave the model of a finished run as Keras does: the average is its weights, and the start of the next average."""
+        super().set_model(model)
+        vars(model.optimizer).pop("finalize_variable_values", None)
+        super()._finalize_ema_values()
+
 
 class ProgressLine(keras.callbacks.Callback):
     """Prints progress like Keras, in one line that fits the terminal, with the time left for the run.

@@ -277,6 +277,8 @@ def read_run(folder):
             for key, kind in KINDS.items():
                 if not isinstance(run.get(key, kind()), kind):
                     raise ValueError(f"its {key} is no {kind.__name__}")
+            if not all(isinstance(name, str) for name in run.get("own", {}).values()):
+                raise ValueError("what is of the user's own has no names")
             if not isinstance(run.get("environment", {}).get("versions", {}), dict):
                 raise ValueError("its versions are no dict")
     except (FileNotFoundError, NotADirectoryError):
@@ -484,7 +486,8 @@ def read_backup(folder, model):
         counts = about["epochs_done"], about["batches_done"]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"it was made after {counts}")
-        if [row["epoch"] for row in about["history"]] != list(range(1, counts[0] + 1)):
+        epochs = [row["epoch"] for row in about["history"]]
+        if len(epochs) != counts[0] or epochs != list(range(1, counts[0] + 1)):
             raise ValueError("its history is of other epochs")
         for row in about["history"]:
             numbers = all(

@@ -21,7 +21,7 @@ import numpy as np
 from keras import layers
 
 from keras_ae import model_file
-from keras_ae.backbones import in_policy
+from keras_ae.backbones import LAST, in_policy
 from keras_ae.data import load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
@@ -155,6 +155,7 @@ def build_classifier(image_shape, num_classes, seed=0):
             strides=strides,
             padding="same",
             use_bias=False,
+            data_format=LAST,
             kernel_initializer=keras.initializers.HeNormal(next(seeds)),
             name=name,
         )(x)
@@ -167,7 +168,7 @@ def build_classifier(image_shape, num_classes, seed=0):
         x = convolution(x, filters, size, 2, f"conv_{i}")
         x = convolution(x, filters, 3, 1, f"conv_{i + 1}")
         filters, size, i = 64, 3, i + 2
-    x = layers.Flatten(name="flatten")(x)
+    x = layers.Flatten(LAST, name="flatten")(x)
     initializer = keras.initializers.HeNormal(next(seeds))
     features = layers.Dense(
         FEATURES, activation="relu", kernel_initializer=initializer, name="features"

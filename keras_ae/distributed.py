@@ -45,7 +45,8 @@ def start():
     """Connect to the other processes of `torchrun`: by gloo between CPUs, by NCCL between GPUs.
 
     Raises:
-        UserError: on a backend other than torch; or the variables that torchrun sets are missing or odd.
+        UserError: on a backend other than torch; or the variables that torchrun sets are missing or odd; or there
+            are more processes than GPUs; or the others do not answer.
     """
     if torch is None:
         raise UserError(
@@ -54,10 +55,18 @@ def start():
     backend = "gloo"
     try:
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if number >= gpus:
+                raise UserError(
+                    f"torchrun started process {number} on this machine, which has {gpus} GPUs: "
+                    f"--nproc-per-node {gpus} at most, or CUDA_VISIBLE_DEVICES= for processes on the CPU."
+                )
+            torch.cuda.set_device(number)
             backend = "cpu:gloo,cuda:nccl"
-        with _watched():
-            torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend)
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"The processes of torchrun cannot connect to each other: {why}") from error
     except (ValueError, KeyError) as error:
         why = (
             f"no {error.args[0]}" if isinstance(error, KeyError) else str(error).partition("\n")[0]

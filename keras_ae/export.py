@@ -119,8 +119,11 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         files = sorted(made.parent.iterdir(), key=lambda new: new.name == path.name)
         for new in filter(Path.is_file, files):
             # A large graph has its weights in a file of another name.
-            if not force and (path.parent / new.name).exists():
-                raise ExportError(f"{path.parent / new.name} exists; --force replaces it.")
+            taken = path.parent / new.name
+            if taken.is_dir():
+                raise ExportError(f"{taken} is a folder, and the export has a file of that name.")
+            if not force and os.path.lexists(taken):
+                raise ExportError(f"{taken} exists; --force replaces it.")
             with open(new, "rb+") as file:
                 os.fsync(file.fileno())
         if len(files) > 1:  # a kill between the moves must not leave an old graph over new weights
@@ -155,7 +158,7 @@ def check(path, format, part, force):
         raise ValueError(f"A file of format {format} ends in {suffix}; got {path}.")
     need(f"Writing {format}", *FORMATS[format].packages)
     for taken in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
-        if taken.exists() and not force:
+        if os.path.lexists(taken) and not force:
             raise ExportError(f"{taken} exists; --force replaces it.")
     if suffix and path.is_dir():
         raise ExportError(f"{path} is a folder; give a file.")

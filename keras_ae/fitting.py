@@ -380,7 +380,8 @@ class Run:
             weight = 1.0 if settings.kl_weight == "auto" else settings.kl_weight
             callbacks.append(KLAnnealing(settings.kl_schedule, weight, settings.kl_warmup))
         if settings.ema is not None:
-            callbacks.append(SwapEMA(done))
+            self.ema = SwapEMA(done)
+            callbacks.append(self.ema)
         callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
@@ -436,7 +437,8 @@ class Run:
             if hasattr(model.prior, "components"):
                 more["prior"] = {"components": model.prior.components}
         if parted(history, settings):  # by means over an epoch, in which the weights still changed
-            measured = [error_of(model, x.first(COMPARED)) for x in (self.train, self.test)]
+            sets = [evaluation.first_in_memory(x, COMPARED) for x in (self.train, self.test)]
+            measured = [error_of(model, x) for x in sets]
             if advice := parted(history, settings, measured):
                 self.report(advice)
         seconds_per_epoch = statistics.median(row["seconds"] for row in history)
@@ -447,7 +449,9 @@ class Run:
             "images_per_second": round(len(self.train.images) / max(seconds_per_epoch, 1e-9), 1),
         }
         # From now on it is any other Keras model, whose callbacks see every batch.
-        model.steps_per_execution = 1
+        if settings.ema is not None:
+            self.ema.finish(model)
+        model.steps_per_execution = model._compile_config.config["steps_per_execution"] = 1
         model.train_function = model.test_function = model.predict_function = None
         measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
         self.write_record(True, **more, final={**history[-1], **figures, **measured})
@@ -477,7 +481,7 @@ def parted(history, settings, measured=None):
     rises = test > RISE * best["val_reconstruction"] and train < best["reconstruction"]
     if measured is not None:
         train, test = measured
-    if test < GAP * train and not rises:
+    if train <= 0 or test <= train or (test < GAP * train and not rises):
         return None
     lowest = f", and was {best['val_reconstruction']:.4g} in epoch {best['epoch']}" if rises else ""
     early = "--early-stopping 5"

@@ -13,8 +13,10 @@ LARGEST = 16.0  # floats with a larger absolute value are no images in [0, 1], n
 
 def unit_range(images):
     """Images as float32 in [0, 1]: integers in 0..255 are divided by 255; floats and booleans keep their values."""
-    if not hasattr(images, "dtype"):
-        images = ops.convert_to_tensor(images)
+    if not hasattr(images, "dtype") or ops.is_tensor(images):
+        images = ops.convert_to_tensor(
+            images
+        )  # on torch, this also moves a DataLoader's batch to the GPU
     dtype = keras.backend.standardize_dtype(images.dtype)
     if dtype == "float32":
         return images
@@ -30,6 +32,8 @@ def one_hot(labels, num_classes):
     Raises:
         ValueError: the labels have another shape.
     """
+    if ops.is_tensor(labels):
+        labels = ops.convert_to_tensor(labels)  # on torch, to the device of the model
     rank = rank_of(labels)
     if rank is None and "int" in keras.backend.standardize_dtype(labels.dtype):
         labels, rank = ops.reshape(labels, (-1,)), 1

@@ -162,7 +162,8 @@ def _is_preparation(value):
 def _is_function(value):
     """Whether a value is a serialized function that is registered in this process under the name Keras looks up."""
     name = isinstance(value, dict) and value.get("class_name") == "function" and value.get("config")
-    return isinstance(name, str) and callable(keras.saving.get_registered_object(name))
+    found = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    return callable(found) and not isinstance(found, type)
 
 
 def _name(value):

@@ -306,6 +306,13 @@ class AE(Steps, Objective):
             more["quantization"] = keras.saving.serialize_keras_object(self.quantization)
         if self.preparation is not None:
             more["preparation"] = self.preparation.to_dict()
+        built = {"encoder", "decoder"} - {*self.custom_networks}
+        parts = [layer for name in built for layer in getattr(self, name)._flatten_layers()]
+        if self.quantization is None and any(getattr(x, "quantization_mode", None) for x in parts):
+            raise ValueError(
+                "Some layers of this model are quantized, and its file can hold one that is quantized as a whole: "
+                "quantize(mode) of the model, without filters, in int8, int4 or float8."
+            )
         return {
             **super().get_config(),
             **more,
@@ -403,7 +410,7 @@ class VAE(AE):
         self.kl_weight_at_start = "auto" if auto else float(kl_weight)
         if not auto and not 0 <= self.kl_weight_at_start < math.inf:
             raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {kl_weight!r}.')
-        self.kl_weight = self._scalar("kl_weight", 1.0 if auto else kl_weight)
+        self._kl_weight = self._scalar("kl_weight", 1.0 if auto else kl_weight)
         self.likelihood_scale = self._scalar("likelihood_scale", 0.0) if auto else None
         if auto:
             self._check_likelihood()
@@ -453,6 +460,18 @@ class VAE(AE):
                 self.likelihood_scale.assign(running_scale(self.likelihood_scale, likeliest))
             values[self.likelihood_scale_tracker] = ops.convert_to_tensor(self.likelihood_scale)
         self.track({self.kl_weight_tracker: self._weight_of_kl(), **values}, 1)
+
+    @property
+    def kl_weight(self):
+        """The current weight of the KL term, a scalar Keras variable. Assigning a number changes its value."""
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value):
+        value = float(keras.ops.convert_to_numpy(value))
+        if not 0 <= value < math.inf:
+            raise ValueError(f"kl_weight must be 0 or more; got {value}.")
+        self._kl_weight.assign(value)
 
     def scale_of_likelihood(self):
         """The scale b (a float) of the likelihood that the loss assumes: see `Reconstruction.likelihood`.
@@ -516,9 +535,9 @@ class VAE(AE):
 
     def _prior_inputs(self, inputs, labels, seed):
         """The inputs and labels that `fit_prior` uses: at most PRIOR_IMAGES of them."""
+        labels = None if labels is None else _indices(labels)
         if not is_array(inputs):
             return inputs, labels
-        labels = None if labels is None else _indices(labels)
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"There are {len(inputs)} images and {len(labels)} labels.")
         rows = _chosen_rows(len(inputs), seed)
@@ -557,9 +576,14 @@ class VAE(AE):
     def load_weights(self, filepath, *args, **kwargs):
         """Load weights as Keras does; the prior in the file, fitted or not, becomes the model's prior."""
         prior = prior_in_weights(filepath, self.prior)
+        before = self.prior
         if prior is not None:
             self._replace_prior(self._fitting_prior(prior))
-        super().load_weights(filepath, *args, **kwargs)
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            self._replace_prior(before)
+            raise
 
     def prior_named(self, prior):
         """The model's own prior for "fitted", N(0, I) for "normal"; a prior layer is returned as it is.

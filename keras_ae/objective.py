@@ -59,6 +59,11 @@ class Objective(StepMixin, keras.Model):
             )
 
     def __init__(self, **kwargs):
+        if kwargs.get("activity_regularizer") is not None:
+            raise ValueError(
+                f"{self._an(capital=True)} takes no activity_regularizer: give it to a layer of an encoder or decoder "
+                "of your own, or add a term to the loss."
+            )
         # autocast=False: images and targets stay float32; the networks cast their inputs themselves.
         super().__init__(autocast=False, **kwargs)
         self.inner_steps = InnerSteps()
@@ -174,17 +179,25 @@ class Objective(StepMixin, keras.Model):
                 raise ValueError(f"The weight of the term {term!r} must be a scalar; got {shape}.")
 
     def step_loss(self, data, training):
-        """Compute the loss of a batch from `fit`, and update all trackers and metrics."""
+        """Compute the loss of a batch from `fit`, and update all trackers and metrics.
+
+        Returns:
+            (loss, logs), where `logs` is what `compute_metrics` returned; {} if there was nothing to call it for.
+        """
         x, y, sample_weight = self.unpack(data)
         x = self.scaled(x)
         outputs = self.outputs_of(x, training)
         loss = self.compute_loss(x, y, outputs, sample_weight, training=training)
         if self._loss_tracker is not None:  # made by compile()
             self.track({self._loss_tracker: loss}, ops.shape(outputs["reconstruction"])[0])
-        own_metrics = type(self).compute_metrics is not Objective.compute_metrics
-        if self._compile_metrics is not None or own_metrics:
-            self.compute_metrics(x, y, outputs, sample_weight)
-        return loss
+        if self._compile_metrics is None and not self.overridden("compute_metrics"):
+            return loss, {}
+        reconstruction = outputs["reconstruction"]
+        return loss, self.compute_metrics(x, self.target(x, y), reconstruction, sample_weight)
+
+    def overridden(self, method):
+        """Whether a user's subclass overrides a method of this class, by its name."""
+        return getattr(type(self), method) is not getattr(Objective, method)
 
     def outputs_of(self, x, training):
         """The result of `forward` in a step; latents are drawn, in training as in evaluation."""
@@ -217,9 +230,7 @@ class Objective(StepMixin, keras.Model):
         return keras.utils.unpack_x_y_sample_weight(data)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Update the metrics of `compile(metrics=…)`, which get (target, reconstruction)."""
-        if isinstance(y_pred, dict):
-            y_pred = y_pred["reconstruction"]
+        """Update the metrics of `compile(metrics=…)`, which get (target, reconstruction); return all logs."""
         if sample_weight is not None:
             sample_weight = _rows_of(sample_weight)
         return super().compute_metrics(x, self.target(x, y), y_pred, sample_weight)
@@ -383,7 +394,8 @@ class Objective(StepMixin, keras.Model):
     def _symbolic_build(self, iterator=None, data_batch=None):
         # Keras builds from the first batch; convert it from any form that `fit` takes.
         metrics = self._compile_metrics
-        if data_batch is None and metrics is not None and not metrics.built:
+        unbuilt = not all(layer.built for layer in self._flatten_layers())
+        if data_batch is None and (unbuilt or metrics is not None and not metrics.built):
             for _, _, batch in iterator or ():
                 data_batch = batch[0] if isinstance(batch, (list, tuple)) else next(batch)
                 break

@@ -258,8 +258,12 @@ class Settings:
         if self.early_stopping and self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 "early_stopping begins after the warm-up of the KL weight, and that takes all "
-                f"{self.epochs} epochs: give a kl_warmup below 1, such as 0.5"
-                + (", or more epochs." if self.kl_warmup < 1 else ".")
+                f"{self.epochs} epochs: give "
+                + (
+                    "more epochs."
+                    if self.epochs < 2
+                    else "a kl_warmup below 1, such as 0.5, or more epochs."
+                )
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is a momentum in (0, 1), such as 0.999; got {self.ema}.")

@@ -92,6 +92,13 @@ def test_a_small_backup_that_takes_all_memory(vae, tmp_path):
     tracemalloc.stop()
 
 
+def test_a_backup_of_more_epochs_than_its_history(vae, tmp_path):
+    vae.compile(Adam())
+    checkpoints.write_backup(tmp_path, vae, Progress([], 1 << 40))
+    with pytest.raises(CheckpointError, match="its history is of other epochs"):
+        checkpoints.read_backup(tmp_path, vae)
+
+
 class TestAtomic:
     def test_the_file_appears_whole_and_alone(self, tmp_path):
         checkpoints.write_bytes(tmp_path / "new" / "a.txt", "hello")
@@ -327,7 +334,7 @@ class TestRunJson:
         "edit",
         [
             {"data": [1]}, {"data": "mnist"}, {"environment": 7}, {"environment": {"versions": [1]}}, {"final": [1]},
-            {"finished": "yes"}, {"finished": [False]}, {"prior": 3}, {"settings": [1]}, {"earlier_environments": {}},
+            {"own": {"dataset": 5}}, {"own": {"model": None}}, {"finished": "yes"}, {"finished": [False]}, {"prior": 3}, {"settings": [1]}, {"earlier_environments": {}},
             {"settings": {"model": None}}, {"settings": {"hidden": "ab"}}, {"settings": {"hidden": [1, "2"]}},
             {"settings": {"kl_weight": "1"}}, {"settings": {"ema": []}}, {"settings": {"epochs": True}},
             {"settings": {"epochs": float("inf")}}, {"settings": {"dataset": 7}}, {"format": "1"}, {"format": [1]},

@@ -11,6 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from kae import console
 from PIL import Image
 
 from keras_ae import data
@@ -236,6 +237,13 @@ class TestSample:
         assert (kae.folder / "mine.png").read_text() == "mine"
         assert kae("sample", "vae", "--out", "mine.png", "--force").returncode == 0
         assert Image.open(kae.folder / "mine.png").format == "PNG"
+
+    def test_a_link_to_nothing_is_taken(self, kae, fit):
+        fit("vae")
+        (kae.folder / "mine.png").symlink_to("gone.png")
+        refused(kae("sample", "vae", "--out", "mine.png"), 1, "mine.png exists", "--force")
+        (kae.folder / "samples").mkdir(exist_ok=True)
+        assert console.free_name(kae.folder / "mine.png") == kae.folder / "mine-2.png"
 
     @pytest.mark.long
     def test_label_10(self, kae, fit):

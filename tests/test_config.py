@@ -87,7 +87,10 @@ def test_run_json_asks_for_the_same_run(asked, tmp_path, settings):
         ("binarize = 3", "binarize must be true or false"),
         ('model = "ae"\naugment = 3', "augment must be some of flip, shift, colour; got '3'"),
         ('model = "ae"\nhidden = 0', "hidden must be widths of 1 or more"),
-        ('model = "ae"\nhidden = [1.5]', "'1.5' is not a list of whole numbers"),
+        ('model = "ae"\nhidden = [1.5]', "hidden must be a list of numbers"),
+        (f'model = "ae"\nhidden = [0x{"f" * 5000}]', "hidden must be a list of numbers"),
+        (f'model = "ae"\naugment = ["flip", 0x{"f" * 5000}]', "augment must be a list of words"),
+        ('model = "ae"\nepochs = []', "epochs must be a whole number"),
         ("epochs = 3", "Missing argument"),
     ],
 )

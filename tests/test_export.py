@@ -195,6 +195,16 @@ def test_a_kill_between_two_files_leaves_no_old_graph_over_new_weights(cvae, tmp
     assert not path.exists() and path.with_suffix(".bin").read_bytes() != b"old"
 
 
+def test_a_folder_in_the_place_of_the_weights_costs_no_old_graph(cvae, tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.xml"
+    path.write_text("old")
+    path.with_suffix(".bin").mkdir()
+    with pytest.raises(export.ExportError, match="model.bin is a folder"):
+        export.export(cvae, path, "openvino", force=True)
+    assert path.read_text() == "old"
+
+
 def test_force_keeps_what_lies_in_a_saved_model_of_others(cvae, tmp_path):
     (tmp_path / "saved_model.pb").touch()
     (tmp_path / "notes.txt").write_text("mine")

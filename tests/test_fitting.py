@@ -777,6 +777,8 @@ def test_where_test_images_part_from_training_images(tmp_path):
     assert "l1 is 41 an image, 37% above 30;" in fitting.parted(
         rows((50, 52), (30, 40)), settings, measured=(30, 41)
     )
+    for measured in ((0.0, 3.0), (48.0, 45.0)):  # exactly rebuilt; test images are rebuilt better
+        assert fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings, measured) is None
     said = fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings)
     assert "20% above 40, and was 46 in epoch 2;" in said and said.endswith("--early-stopping 5")
     said = fitting.parted(rows((30, 40)), small("vae"))
@@ -964,7 +966,9 @@ class TestKerasCallbacks:
 
     def test_stopping_before_the_warm_up_ends_is_refused(self):
         with pytest.raises(ValueError, match="kl_warmup below 1"):
-            small("vae", early_stopping=3)
+            small("vae", early_stopping=3, epochs=2)
+        with pytest.raises(ValueError, match="all 1 epochs: give more epochs"):
+            small("vae", early_stopping=3, epochs=1)
         assert small("vae", early_stopping=3, kl_warmup=0.5, epochs=5).warmup_epochs == 3
 
     def test_callbacks_of_users_see_a_written_epoch(self, tmp_path):

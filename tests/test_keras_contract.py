@@ -28,11 +28,13 @@ from keras_ae import (
     KLAnnealing,
     Settings,
     checkpoints,
+    classifier,
     evaluation,
     export,
     fast,
 )
 from keras_ae.data.arrays import splits_of_arrays
+from keras_ae.inputs import one_hot, unit_range
 from keras_ae.losses import bce
 from keras_ae.priors import ClassMixture, Prior, StandardNormal
 from keras_ae.resampling import Conv2DTranspose
@@ -1799,3 +1801,203 @@ def test_a_decoder_whose_logits_are_not_seen_is_told():
     np.testing.assert_allclose(array(keras.ops.sigmoid(logits)), model.decode(codes), atol=1e-6)
     with pytest.warns(UserWarning, match="does not end in Activation"):
         VAE(SHAPE, LATENTS, "mlp", (8,), reconstruction="bce", decoder=within)
+
+
+def test_a_generator_that_ran_out_is_told(digits):
+    model = compiled(mlp())
+    batches = ((digits[0][i : i + 4],) for i in range(0, 8, 4))
+    with pytest.warns(UserWarning, match="ran out of data"):
+        model.fit(batches, epochs=2, verbose=0)
+
+
+class Told(VAE):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        assert y.shape == y_pred.shape
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {**logs, "mine": ops.mean(y_pred) * 0 + 3.0}
+
+
+def test_what_compute_metrics_returns_is_logged(digits):
+    history = (
+        compiled(mlp(Told)).fit(digits[0][:8], validation_data=digits[0][8:16], verbose=0).history
+    )
+    assert history["mine"] == history["val_mine"] == [3.0]
+    assert {"loss", "kl", "val_loss"} <= history.keys()
+
+
+@pytest.mark.parametrize("what", ["regularizer", "call"])
+def test_a_decoder_that_does_more_than_its_sigmoid_is_asked_where_bce_takes_logits(what, digits):
+    latent = keras.Input((LATENTS,))
+    x = keras.layers.Reshape(SHAPE)(keras.layers.Dense(28 * 28)(latent))
+    last = keras.layers.Activation("sigmoid")
+    decoder = keras.Model(latent, last(x))
+    if what == "regularizer":
+        last.activity_regularizer = keras.regularizers.L1(0.1)
+    else:
+        decoder.call = lambda *args, **kwargs: type(decoder).call(decoder, *args, **kwargs) * 0
+    with pytest.warns(UserWarning, match="computed from the decoder's probabilities"):
+        model = compiled(mlp(AE, decoder=decoder, reconstruction="bce"))
+    logs = model.test_on_batch(digits[0][:4], return_dict=True)
+    if what == "regularizer":
+        penalty = 0.1 * np.abs(model.predict(digits[0][:4], verbose=0)).sum() / 4
+        assert logs["loss"] - logs["reconstruction"] == pytest.approx(penalty, rel=1e-4)
+    else:
+        assert model.predict(digits[0][:4], verbose=0).max() == 0
+
+
+def test_a_part_that_is_quantized_by_itself_is_not_saved_without_a_word(tmp_path):
+    model = mlp()
+    quietly(lambda: model.decoder.quantize("int8"))
+    with pytest.raises(ValueError, match="quantized as a whole"):
+        model.save(tmp_path / "model.keras")
+
+
+def test_kl_weight_is_set_by_assignment(digits, tmp_path):
+    model = compiled(mlp())
+    before = model.test_on_batch(digits[0][:4], return_dict=True)
+    model.kl_weight = 0.5
+    after = model.test_on_batch(digits[0][:4], return_dict=True)
+    assert float(after["kl_weight"]) == 0.5 != float(before["kl_weight"])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.scale_of_likelihood() == model.scale_of_likelihood() == 0.5
+    model.fit(digits[0][:8], callbacks=[KLAnnealing("constant", 0.25)], verbose=0)
+    assert model.scale_of_likelihood() == 0.25
+    with pytest.raises(ValueError, match="kl_weight must be 0 or more"):
+        model.kl_weight = -1
+
+
+def test_the_average_of_a_run_is_any_other_of_keras(digits, tmp_path):
+    settings = Settings("vae", epochs=2, batch_size=8, limit=None, ema=0.5, kl_weight=0.1)
+    model = mlp()
+    keras_ae.fit(settings, tmp_path / "run", model=model, train=digits[0][:16], test=digits[0][16:20], verbose=0, report=lambda line: None)  # fmt: skip
+    assert same(
+        arrays(model.trainable_variables), arrays(model.optimizer._model_variables_moving_average)
+    )
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    counter = Counter()
+    if keras.backend.backend() == "jax":  # where Keras' own `fit` fails with an average
+        return
+    for trained in (model, again):
+        trained.fit(digits[0][:16], batch_size=8, callbacks=[counter], verbose=0, shuffle=False)
+        averages = arrays(trained.optimizer._model_variables_moving_average)
+        assert same(arrays(trained.trainable_variables), averages)  # Keras' own end of `fit`
+    assert counter.ended == [0, 1] * 2
+
+
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=several_steps)])
+def test_a_layer_as_activation_knows_that_it_trains(steps, digits):
+    image = keras.Input(SHAPE)
+    inner = keras.layers.BatchNormalization()
+    code = keras.layers.Dense(LATENTS, activation=inner)(keras.layers.Flatten()(image))
+    model = compiled(mlp(AE, encoder=keras.Model(image, code)), steps_per_execution=steps)
+    model.fit(digits[0][:16], batch_size=4, verbose=0)
+    assert not np.array_equal(array(inner.moving_mean), np.zeros(LATENTS))
+
+
+def test_a_stateless_call_changes_nothing(digits):
+    model = AE(SHAPE, LATENTS, "conv", WIDTHS["conv"])
+    before = model.get_weights()
+    trainable, others = (
+        [v.value for v in s] for s in (model.trainable_variables, model.non_trainable_variables)
+    )
+    images = ops.convert_to_tensor(digits[0][:4])
+    _, after = model.stateless_call(trainable, others, images, training=True)
+    assert same(model.get_weights(), before)
+    moved = [not np.array_equal(array(a), array(b)) for a, b in zip(others, after)]
+    assert any(moved)
+
+
+class Sometimes(AE):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = keras.metrics.Mean(name="extra")
+
+    def on_terms(self, terms, sample_weight, training):
+        if not training:
+            self.extra.update_state(2.0)
+
+
+def test_a_mean_of_nothing_is_0(digits):
+    model = compiled(mlp(Sometimes))
+    assert float(model.train_on_batch(digits[0][:4], return_dict=True)["extra"]) == 0
+    assert float(model.test_on_batch(digits[0][:4], return_dict=True)["extra"]) == 2
+
+
+def test_an_activity_regularizer_of_the_whole_is_refused():
+    with pytest.raises(ValueError, match="A VAE takes no activity_regularizer: give it to a layer"):
+        VAE(activity_regularizer="l2")
+
+
+def test_images_are_channels_last_whatever_keras_is_told(digits):
+    reference = AE(SHAPE, LATENTS, "conv", WIDTHS["conv"])
+    keras.config.set_image_data_format("channels_first")
+    try:
+        model = AE(SHAPE, LATENTS, "conv", WIDTHS["conv"])
+        model.set_weights(reference.get_weights())
+        ours = model.predict(digits[0][:4], verbose=0)
+        network = classifier.build_classifier(SHAPE, CLASSES)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    close([ours], [reference.predict(digits[0][:4], verbose=0)])
+    assert [w.shape for w in network.weights] == [
+        w.shape for w in classifier.build_classifier(SHAPE, CLASSES).weights
+    ]
+
+
+@torch_only
+def test_batches_are_moved_to_the_device_of_the_model():
+    import torch
+
+    with keras.device("meta"):
+        assert unit_range(torch.zeros(2, 2)).device.type == "meta"
+        assert one_hot(torch.zeros(2, dtype=torch.int64), 3).device.type == "meta"
+
+
+@torch_only
+def test_unfreezing_asks_for_a_new_optimizer(digits):
+    model = mlp(AE)
+    model.encoder.trainable = False
+    model.compile(Adam())
+    model.fit(digits[0][:8], verbose=0)
+    model.encoder.trainable = True
+    with pytest.raises((KeyError, ValueError), match="(?i)unknown variable|recreate"):
+        model.fit(digits[0][:8], verbose=0)
+
+
+@pytest.mark.parametrize("form", ["column", "one_hot"])
+def test_a_prior_is_fitted_to_batches_with_labels_of_every_form(form, digits):
+    labels = np.arange(N) % 2
+    given = labels[:, None] if form == "column" else np.eye(2)[labels]
+    model = mlp()
+    model.fit_prior(Batches(digits[0][:N]), given, seed=0)
+    ours = model.prior.means
+    model.fit_prior(digits[0][:N], labels, seed=0)
+    close([ours], [model.prior.means])
+
+
+def test_weights_that_do_not_fit_leave_the_prior(digits, tmp_path):
+    mlp(VAE, size="small").save_weights(tmp_path / "other.weights.h5")
+    model = VAE(SHAPE, LATENTS, "mlp", (5,))
+    model.fit_prior(digits[0][:20])
+    before = model.prior
+    with pytest.raises(ValueError):
+        model.load_weights(tmp_path / "other.weights.h5")
+    assert model.prior is before
+
+
+class Late(CVAE):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.late = keras.layers.Dense(1, kernel_initializer="zeros")
+
+    def forward(self, inputs, training=False, sample=False):
+        outputs = super().forward(inputs, training, sample)
+        return {**outputs, "reconstruction": outputs["reconstruction"] + self.late(outputs["mean"])[:, None, None]}  # fmt: skip
+
+
+def test_a_layer_that_is_built_by_the_first_batch(digits):
+    model = compiled(mlp(Late))
+    model.fit(digits[0][:8], np.arange(8), verbose=0)
+    assert model.late.built

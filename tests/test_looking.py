@@ -456,7 +456,18 @@ def test_a_sweep_that_was_stopped_says_how_to_go_on(kae, monkeypatch):
     assert kae(*command).exit_code == 0
     monkeypatch.setattr(sweeping, "sweep", stopped)
     monkeypatch.setattr(fitting, "can_resume", lambda run: run.name == "kl_weight-1")
-    refused(kae(*command, "--force"), 1, "go on with it by: the same command without --force")
+    refused(kae(*command, "--force"), 1, "go on with it by: the same command without --force, once you moved kl_weight-1, kl_weight-2 away")  # fmt: skip
+    replaced = json.loads((kae.folder / "stopped" / "kl_weight-1" / "run.json").read_text())
+    replaced["settings"]["seed"] = 1
+
+    def stopped_later(*arguments, **options):
+        checkpoints.write_run(kae.folder / "stopped" / "kl_weight-1", replaced)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "sweep", stopped_later)
+    refused(kae(*command, "--force"), 1, "without --force, once you moved kl_weight-2 away")
+    (kae.folder / "started.json").write_text(json.dumps({**replaced, "from": {"name": "vae"}}))
+    refused(kae(*command, "--config", "started.json"), 2, "which a sweep does not")
 
 
 def test_scores_among_images_that_the_run_does_not_find(kae, tmp_path, mnist_dir):
@@ -469,6 +480,7 @@ def test_scores_among_images_that_the_run_does_not_find(kae, tmp_path, mnist_dir
     folder = next((mnist_dir / "mnist").glob("[0-9]*"))
     done = kae("score", "elsewhere", "--limit", 20, "--dataset", folder)
     assert done.exit_code == 0 and "scoring 20 images among 20 test images" in done.stderr
+    assert f"are not here: those of {folder} are taken for usual" in done.stderr
     done = kae("score", "vae", "--limit", 20, "--dataset", folder)
     refused(done, 2, "is what the model was trained on: leave --dataset out")
 

@@ -423,10 +423,15 @@ def test_a_name_of_a_module_that_is_not_imported(good, tmp_path):
             "reconstruction",
             {"class_name": "function", "config": "mine", "registered_name": "function"},
         ),
+        (  # a class of ours is registered, and no function
+            "reconstruction",
+            {"class_name": "function", "config": "keras_ae>VAE", "registered_name": "function"},
+        ),
     ):
         asks_for(**{name: value})(tmp_path / "copy.keras", good[1])
+        called = "keras_ae>VAE" if "VAE" in str(value) else "mine"
         with pytest.raises(
-            checkpoints.CheckpointError, match=f"the {name} 'mine': import the module"
+            checkpoints.CheckpointError, match=f"the {name} '{called}': import the module"
         ):
             checkpoints.load_model(tmp_path / "copy.keras")
 

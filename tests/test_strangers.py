@@ -883,6 +883,10 @@ def test_a_working_folder_that_is_gone(tmp_path):
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"},
             "unset WORLD_SIZE",
         ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "256.1.1.1", "MASTER_PORT": "1234"},
+            "cannot connect to each other",
+        ),
     ],
 )
 @pytest.mark.skipif(BACKEND != "torch", reason="torchrun is for torch")

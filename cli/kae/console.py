@@ -196,7 +196,7 @@ def check_free(path, force):
         raise click.ClickException(f"{path} is a folder; give a file.")
     if path.exists() and not path.is_file():
         raise click.ClickException(f"{path} is no regular file; give another.")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:  # also a link to nothing
         raise click.ClickException(f"{path} exists; --force replaces it.")
 
 
@@ -213,7 +213,7 @@ def target_of(out, default, suffixes, force):
 def free_name(path):
     """A path, or the first of path-2, path-3, … that does not exist."""
     candidates = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
-    return path if not path.exists() else next(p for p in candidates if not p.exists())
+    return next(p for p in itertools.chain([path], candidates) if not os.path.lexists(p))
 
 
 def stem_of(model):

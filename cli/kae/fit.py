@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import sys
@@ -65,10 +66,9 @@ class Widths(click.ParamType):
     name = "N,N"
 
     def convert(self, value, param, context):
-        if isinstance(value, tuple | list):
-            value = ",".join(map(str, value))
+        parts = value if isinstance(value, tuple | list) else str(value).split(",")
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            return tuple(int(part) for part in parts)
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 512,256", param, context)
 
@@ -106,10 +106,14 @@ def read_config(context, parameter, path):
             close = difflib.get_close_matches(name, DEFAULTS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"{path}: there is no setting {name!r}{hint}")
-        endless = isinstance(value, (int, float)) and not abs(value) < LARGEST
         kind = KINDS.get(name, "a whole number" if name in WHOLE else "a word or a number")
         allowed = str | int | None if name in WHOLE else str | int | float | None
-        listed = name in ("hidden", "augment") and isinstance(value, list)
+        item = {"hidden": int, "augment": str}.get(name)
+        listed = isinstance(value, list) and item and all(type(x) is item for x in value)
+        endless = any(
+            isinstance(x, (int, float)) and not abs(x) < LARGEST
+            for x in (value if listed else [value])
+        )
         if name == "binarize":
             fits = isinstance(value, bool | None)
         else:  # to Python, true is a number
@@ -268,7 +272,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
-    again = resuming(settings, folder, data_dir, tensorboard)
+    again = functools.partial(resuming, settings, folder, data_dir, tensorboard)
     with explained(folder, again), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
@@ -327,7 +331,8 @@ def verbosity(quiet):
 def explained(folder, again, runs=None):
     """Explain in one line that a run was stopped or cannot be written, and how to continue it.
 
-    `runs` is a pattern of the folders in it that may hold the run; None if `folder` does.
+    `again` returns how to continue. `runs` is a pattern of the folders in `folder` that may hold the run; None
+    if `folder` does.
     """
     from keras_ae import fitting
 
@@ -335,7 +340,7 @@ def explained(folder, again, runs=None):
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Stopped. The run is kept in {folder}; go on with it by: {again}"
+            f"Stopped. The run is kept in {folder}; go on with it by: {again()}"
             if any(
                 fitting.can_resume(run) for run in ([folder] if runs is None else folder.glob(runs))
             )
@@ -344,7 +349,7 @@ def explained(folder, again, runs=None):
     except OSError as error:
         raise click.ClickException(
             f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
-            f"; once there is room, go on with it by: {again}"
+            f"; once there is room, go on with it by: {again()}"
         ) from error
 
 

@@ -107,6 +107,10 @@ def command(
             usual = rows_of(known, ~odd)
             if not 0 < odd.sum() < len(odd):
                 raise click.UsageError("--odd must leave test images of both kinds.")
+    if named and not files:
+        console.say(
+            f"the images that this model was trained on are not here: those of {own} are taken for usual"
+        )
     console.say(
         f"scoring {len(scored.images):,} images among {len(usual.images):,} test images of {usual.name} …"
     )

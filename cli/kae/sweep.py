@@ -55,6 +55,10 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     with console.usage_errors():
         settings = Settings(**values, kl_weight=kl_weights[0])
     fit.check_warmup(settings)
+    if context.meta.get(fit.STARTED):
+        raise click.UsageError(
+            "The run of --config started from the weights of another one, which a sweep does not: leave --config out."
+        )
     console.check_clock()
     console.start_backend(training=True)
     from keras_ae import checkpoints, distributed, pictures, sweeping
@@ -71,7 +75,17 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     if folder is None:
         place = checkpoints.default_folder(settings)
         folder = place.with_name(f"sweep-{place.name}")
-    again = "the same command" + (" without --force" if force else "")
+    runs = {run: checkpoints.read_run(run) for run in folder.glob("kl_weight-*") if force}
+
+    def again():
+        old = [
+            run.name
+            for run, record in runs.items()
+            if record and checkpoints.read_run(checkpoints.place_of(run)) == record
+        ]
+        moved = f", once you moved {', '.join(sorted(old))} away, not replaced yet" if old else ""
+        return "the same command" + (f" without --force{moved}" if force else "")
+
     with fit.explained(folder, again, "kl_weight-*"), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,

@@ -198,7 +198,7 @@ def _entry(prepared, split) -> tuple[str, Path]:
         if entry.is_file()
         for status in [entry.stat()]
     )
-    info = (prepared.path / "dataset_info.json").read_text()
+    info = (prepared.path / "dataset_info.json").read_text("utf-8")
     made_from = repr((LAYOUT, prepared.name, prepared.version, split, info, files))
     key = hashlib.sha256(made_from.encode()).hexdigest()
     name = f"{prepared.name}-{prepared.version}-{split}".replace("/", "-").replace(".", "_")

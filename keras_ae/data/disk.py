@@ -214,7 +214,7 @@ def _versions(root: Path) -> list[str]:
     while root.is_dir():
         listed = [d for d in root.iterdir() if VERSION.fullmatch(d.name)]
         found = [d.name for d in listed if (d / "dataset_info.json").exists()]
-        if found or all(d.exists() for d in listed):
+        if found or all(os.path.lexists(d) for d in listed):
             return sorted(found, key=_as_numbers)
         # Else an import replaced the only one since it was listed.
     return []

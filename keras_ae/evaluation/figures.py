@@ -205,9 +205,7 @@ def final_figures(model, test, seed=0, binarize=False):
         A dict: "measured", the number of images; "psnr"; and, for a model with a posterior, "elbo",
         "likelihood" and "bits_per_dimension", which are None if the loss is not a likelihood.
     """
-    # Of large images fewer, as their reconstructions and differences are floats in memory.
-    most = max(memory_bound(), LEAST) // (16 * math.prod(test.images.shape[1:]))
-    test = test.first(min(MEASURED, max(1, most)))
+    test = first_in_memory(test, MEASURED)
     if binarize:
         test = dataclasses.replace(test, images=binarized(test.images, seed))
     inputs = model.inputs_of(test)
@@ -217,6 +215,12 @@ def final_figures(model, test, seed=0, binarize=False):
         evidence = of_likelihood(model, inputs, seed, {})
         figures |= {k: evidence[k] for k in ("elbo", "likelihood", "bits_per_dimension")}
     return figures
+
+
+def first_in_memory(data, most):
+    """The first images of an `ImageData`, at most `most`: of large ones fewer, as reconstructions are floats."""
+    room = max(memory_bound(), LEAST) // (16 * math.prod(data.images.shape[1:]))
+    return data.first(min(most, max(1, room)))
 
 
 # The groups

@@ -137,6 +137,7 @@ class Adam(keras.optimizers.Adam):
             or not all(map(operator.is_, known.variables, variables))
             or known.weights[0] is not variables[0].value
         ):
+            self._check_variables_are_known(variables)
             which = [self._get_variable_index(variable) for variable in variables]
             moments = [(self._momentums[i], self._velocities[i]) for i in which]
             self._looked_up = known = types.SimpleNamespace(

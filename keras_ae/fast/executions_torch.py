@@ -48,6 +48,7 @@ class RunningMeans:
         if not self._variables or len(self._variables) < len(self.metrics):
             return None
         totals, counts = zip(*self._variables.values())
+        counts = torch._foreach_clamp_min(counts, 1e-12)  # a mean of nothing is 0, as in Keras
         means = torch._foreach_div(totals, counts)
         return {metric.name: mean for metric, mean in zip(self.metrics, means)}
 
@@ -82,7 +83,8 @@ class Steps:
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         # If the last execution has fewer steps, Keras thinks that data ran out, and would warn in every epoch.
-        if iterator is not None and iterator.steps_per_epoch is None:
+        several = iterator is not None and iterator.steps_per_execution > 1
+        if several and iterator.steps_per_epoch is None and iterator.data_adapter.num_batches:
             iterator._interrupted_warning = lambda: None
         super()._symbolic_build(iterator, data_batch)
 

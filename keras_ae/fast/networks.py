@@ -115,6 +115,7 @@ class Program:
                 or layer.dtype_policy is not policy
                 or layer.compute_dtype != "float32"
                 or layer.activity_regularizer is not None
+                or isinstance(getattr(layer, "activation", None), keras.layers.Layer)
                 or getattr(layer, "lora_enabled", False)
                 or getattr(layer, "quantization_mode", None)
                 or (function := FUNCTIONS[type(layer)](layer, training)) is None
@@ -240,9 +241,10 @@ def _normalisation(layer, training):
             y, gamma, beta, None, None, True, 0.0, layer.epsilon
         )
         with torch.no_grad():
-            mean.lerp_(batch_mean, 1.0 - layer.momentum)
             batch_variance = inverse_deviation.pow(-2).sub_(layer.epsilon)
-            variance.lerp_(batch_variance, 1.0 - layer.momentum)
+            # Not in place: in a `StatelessScope` the averages are tensors of the caller.
+            layer.moving_mean.assign(mean.lerp(batch_mean, 1.0 - layer.momentum))
+            layer.moving_variance.assign(variance.lerp(batch_variance, 1.0 - layer.momentum))
         return _to_keras(y) if x.ndim == 4 else y
 
     def normalise_by_averages(x):

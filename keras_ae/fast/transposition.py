@@ -18,7 +18,7 @@ def conv_transpose(x, kernel, strides):
 
     The kernel is longer than the stride by an even number on both sides, so the padding is the same on both.
     """
-    return ops.conv_transpose(x, kernel, strides, padding="same")
+    return ops.conv_transpose(x, kernel, strides, padding="same", data_format="channels_last")
 
 
 def _forward(x, kernel, strides):

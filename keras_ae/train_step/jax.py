@@ -14,10 +14,10 @@ class StepMixin:
         """
         state = [*zip(self.trainable_variables, trainable), *zip(others, values)]
         with keras.StatelessScope(state, collect_losses=True) as scope:
-            loss = self.step_loss(data, training)
+            loss, more = self.step_loss(data, training)
             if training:
                 loss = self.optimizer.scale_loss(loss)
-            logs = self.get_metrics_result()
+            logs = {**self.get_metrics_result(), **more}
         return loss, (logs, [scope.get_current_value(v) for v in others])
 
     def train_step(self, state, data):

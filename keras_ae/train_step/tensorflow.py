@@ -15,14 +15,14 @@ class StepMixin:
 
     def train_step(self, data):
         with tf.GradientTape() as tape:
-            loss = self.step_loss(data, training=True)
+            loss, logs = self.step_loss(data, training=True)
             # tf.distribute sums the gradients of the replicas, so each replica divides its loss by their number.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             loss = self.optimizer.scale_loss(loss / replicas)
         variables = self.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
-        return self.get_metrics_result()
+        return {**self.get_metrics_result(), **logs}
 
     def test_step(self, data):
-        self.step_loss(data, training=False)
-        return self.get_metrics_result()
+        _, logs = self.step_loss(data, training=False)
+        return {**self.get_metrics_result(), **logs}

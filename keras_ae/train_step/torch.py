@@ -25,7 +25,8 @@ class StepMixin:
         return super().__call__(*args, return_outputs=return_outputs, **kwargs)
 
     def train_step(self, data):
-        loss = self.optimizer.scale_loss(self.step_loss(data, training=True))
+        loss, logs = self.step_loss(data, training=True)
+        loss = self.optimizer.scale_loss(loss)
         if distributed.size() > 1:
             # Each process sums over its n images; `weighted_mean` then averages over all images.
             n = len(keras.tree.flatten(data)[0])
@@ -33,7 +34,7 @@ class StepMixin:
         variables, tensors = self.trained()
         if not variables:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-            return self.get_metrics_result()
+            return {**self.get_metrics_result(), **logs}
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         with torch.no_grad():
             if distributed.size() > 1:
@@ -41,7 +42,7 @@ class StepMixin:
                 gradients = [torch.zeros_like(t) if g is None else g for g, t in pairs]
                 gradients = distributed.weighted_mean(gradients, n)
             self.optimizer.apply(gradients, variables)
-        return self.get_metrics_result()
+        return {**self.get_metrics_result(), **logs}
 
     def trained(self):
         """The variables that a step updates, and their tensors."""
@@ -49,8 +50,8 @@ class StepMixin:
         return variables, [variable.value for variable in variables]
 
     def test_step(self, data):
-        self.step_loss(data, training=False)
-        return self.get_metrics_result()
+        _, logs = self.step_loss(data, training=False)
+        return {**self.get_metrics_result(), **logs}
 
     def get_metrics_result(self):
         """Keras' own, but with several processes, means are over the images of all of them."""

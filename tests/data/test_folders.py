@@ -315,6 +315,14 @@ def test_a_version_that_is_replaced_after_it_was_listed(digits, monkeypatch):
     assert disk.find("mine", root.parent).path == root / "1.0.3"
 
 
+def test_a_version_that_is_a_link_to_nothing(tmp_path):
+    """Perhaps the disk that it leads to is not mounted."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "1.0.0").symlink_to(tmp_path / "gone")
+    (tmp_path / "mine" / "1.0.1").symlink_to("1.0.1")
+    assert disk.find("mine", tmp_path) is None
+
+
 def test_a_version_that_is_replaced_while_it_is_read_is_looked_for_again(digits, monkeypatch):
     data.import_folder("mine", digits[1])
     read, replaced = disk._read_info, []
