@@ -34,6 +34,7 @@ from keras_ae.priors import ClassMixture, Prior, StandardNormal, copy_prior, pri
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
+SPREAD = 0.7  # of these codes around the posterior's mean, in its standard deviations
 FORMAT = 2  # of a model's config; `from_config` refuses a newer one
 
 
@@ -513,8 +514,10 @@ class VAE(AE):
         If the model was given a prior of another class, a prior of that class is fitted: see
         `keras_ae.priors.Prior.fit`.
 
-        One code per image is drawn from its posterior, because the decoder was trained on such codes. If
-        there are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
+        One code per image is drawn from its posterior, because the decoder was trained on such codes, with 0.7
+        of the standard deviation: the mixture, which smooths, then describes whole draws as well as or better
+        than if it were fitted to them, and fewer samples lie between two digits (docs/defaults.md). If there
+        are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
         which is saved with the model.
 
         Args:
@@ -526,7 +529,7 @@ class VAE(AE):
         inputs, labels = self._prior_inputs(inputs, labels, seed)
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
-        codes = mean + np.exp(0.5 * log_var) * noise
+        codes = mean + SPREAD * np.exp(0.5 * log_var) * noise
         self._replace_prior(self._prior_of(codes, labels, seed))
 
     def prior_inputs_of(self, data):
