@@ -530,8 +530,8 @@ def ends_in_sigmoid(decoder):
         return False  # a user's class may have its own `call`
     last = outputs[0]._keras_history.operation
     for layer in (decoder, last):
-        hooks = getattr(layer, "_forward_hooks", None) or getattr(layer, "_forward_pre_hooks", None)
-        if hooks or layer.activity_regularizer is not None or "call" in vars(layer):
+        more = ("_forward_hooks", "_forward_pre_hooks", "activity_regularizer")
+        if any(getattr(layer, name, None) for name in more) or "call" in vars(layer):
             return False
     if isinstance(last, keras.Model):
         return ends_in_sigmoid(last)

@@ -16,6 +16,7 @@ from keras_ae import checkpoints, distributed, pictures
 from keras_ae.data.images import opened
 from keras_ae.errors import RunError, need
 from keras_ae.files import atomic
+from keras_ae.inference import in_memory
 
 REDRAWN_SECONDS = 0.2  # between two updates of the progress line
 BACKUP_SECONDS = 60.0  # between two backups in an epoch: a kill costs at most so much training
@@ -97,6 +98,10 @@ class StopAtNaN(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch, logs=None):
+        if "loss" not in logs:
+            raise RunError(
+                f"train_step of {type(self.model).__name__} logs no 'loss', which a run writes down: return it as well"
+            )
         if np.isfinite(logs["loss"]):
             return
         # Find the first bad step since the last call. A user's own train step may record no losses.
@@ -482,8 +487,8 @@ def picture_of(model, shown):
     )
     if not hasattr(model, "sample"):
         return picture
-    labels = np.arange(model.num_classes).repeat(10)[:400] if model.num_classes else None
-    n = 40 if labels is None else len(labels)
+    n = in_memory(model.image_shape, min(400, 10 * model.num_classes) or 40)
+    labels = np.arange(model.num_classes).repeat(10)[:n] if model.num_classes else None
     samples = model.sample(n, labels, seed=0, prior="normal")
     if labels is None:
         drawn = pictures.grid(samples, columns=10)

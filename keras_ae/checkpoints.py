@@ -195,7 +195,7 @@ class Checkpoint:
     def name(self):
         """The name of the run's folder, or else that of the file; for pages that users send to others."""
         if self.run and self.path.name == "model.keras":
-            return self.path.parent.resolve().name
+            return os.path.basename(os.path.realpath(self.path.parent))
         return self.path.name
 
 

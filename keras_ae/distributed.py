@@ -34,7 +34,7 @@ def launched_by_torchrun():
         UserError: WORLD_SIZE is no number.
     """
     given = os.environ.get("WORLD_SIZE", "1")
-    if not given.isdecimal():
+    if not given.isdecimal() or len(given) > 9:
         raise UserError(
             f"WORLD_SIZE is the number of processes that torchrun started; got {given!r}."
         )

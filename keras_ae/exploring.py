@@ -21,6 +21,7 @@ from PIL import Image
 from keras_ae import graphs
 from keras_ae.errors import UserError
 from keras_ae.evaluation import kl_per_latent
+from keras_ae.inference import in_memory
 from keras_ae.latents import principal_directions
 from keras_ae.pictures import to_float, to_uint8
 from keras_ae.priors import ClassMixture, StandardNormal
@@ -125,7 +126,7 @@ def _base64(content):
 def _data(model, test, seed):
     """The data of the page other than its title and networks, as a dict for JSON."""
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(test.images))[:CODES]
+    rows = rng.permutation(len(test.images))[: in_memory(test.images.shape[1:], CODES)]
     rows.sort()
     images = np.asarray(test.images[rows])
     labels = None if test.labels is None else np.asarray(test.labels)[rows]

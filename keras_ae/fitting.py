@@ -37,8 +37,9 @@ from keras_ae.errors import RunError
 from keras_ae.evaluation.evidence import reconstruction_term
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
-from keras_ae.inference import batch_in_memory, memory_of_training
+from keras_ae.inference import batch_in_memory, in_memory, memory_of_training
 from keras_ae.inputs import check_range
+from keras_ae.model_file import MOST_NUMBERS
 from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings, has_kl
@@ -297,8 +298,10 @@ class Run:
         self.test_feed = self._feed(self.test, validated, shuffle=False)
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
         steps = steps_per_execution(settings.batch_size, self.user_callbacks)
+        if keras.backend.backend() == "tensorflow" and self.model.logs_more:
+            steps = 1  # Keras' own loop runs, which takes no KL weights in advance
         self.model.compile(optimizer, steps_per_execution=steps)
-        shown = self.test.first(PICTURED)
+        shown = self.test.first(in_memory(self.model.image_shape, PICTURED))
         drawn = binarized(shown.images, settings.seed) if settings.binarize else shown.images
         self.shown = dataclasses.replace(shown, images=drawn)
 
@@ -437,8 +440,8 @@ class Run:
             if hasattr(model.prior, "components"):
                 more["prior"] = {"components": model.prior.components}
         if parted(history, settings):  # by means over an epoch, in which the weights still changed
-            sets = [evaluation.first_in_memory(x, COMPARED) for x in (self.train, self.test)]
-            measured = [error_of(model, x) for x in sets]
+            most = in_memory(model.image_shape, COMPARED)
+            measured = [error_of(model, x.first(most)) for x in (self.train, self.test)]
             if advice := parted(history, settings, measured):
                 self.report(advice)
         seconds_per_epoch = statistics.median(row["seconds"] for row in history)
@@ -694,6 +697,11 @@ def check_trainable(model, images):
         raise RunError(
             "The model has nothing to train: all its weights are frozen (trainable=False)."
         )
+    if math.prod(model.image_shape) > MOST_NUMBERS:
+        raise RunError(
+            f"Images of {' x '.join(map(str, model.image_shape))} have more than {MOST_NUMBERS:,} numbers, which no "
+            "model file may: import them smaller (--resize)."
+        )
     needed = memory_of_training([model.encoder, model.decoder], images)
     if needed > (memory := total_memory()):
         raise RunError(
@@ -795,8 +803,11 @@ def check_folder(folder, epochs, resume, force):
 
 
 def can_resume(folder):
-    """Whether there is an unfinished run in a folder."""
-    record = checkpoints.read_run(checkpoints.place_of(folder))
+    """Whether there is an unfinished run in a folder, whose run.json is not damaged."""
+    try:
+        record = checkpoints.read_run(checkpoints.place_of(folder))
+    except checkpoints.CheckpointError:
+        return False
     return bool(record) and not record.get("finished")
 
 

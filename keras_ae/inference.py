@@ -110,6 +110,14 @@ def images_at_a_time(one):
     return max(1, _bound() // one)
 
 
+def in_memory(image_shape, most, least=LEAST):
+    """How many images of a shape, at most `most` and at least one, fit in memory with what is computed of them.
+
+    Reconstructions and differences are floats, in all 16 bytes per value. `least`: bytes that are allowed always.
+    """
+    return min(most, max(1, max(memory_bound(), least) // (16 * math.prod(image_shape))))
+
+
 def check_memory(size, what):
     """Check, before memory is allocated, that it is not more than allowed.
 

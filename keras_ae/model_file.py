@@ -26,7 +26,7 @@ from keras_ae.settings import SIZES
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
-PIXELS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
+MOST_NUMBERS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
 DEPTH = 64  # most hidden layers
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
@@ -213,7 +213,7 @@ def _check_config(whole, trusted):
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
         raise ValueError(f"its config lacks {min(missing)}")
     height, width, channels = config["image_shape"]
-    if height * width * channels > PIXELS:
+    if height * width * channels > MOST_NUMBERS:
         raise ValueError(f"its config asks for images of {height} x {width} x {channels}")
     if (prior := config.get("prior")) is not None:
         if (prior_cls := _class_of(prior, PRIORS, Prior)) is None:

@@ -26,7 +26,7 @@ from keras_ae.data import Preparation
 from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
-from keras_ae.inference import View, in_batches
+from keras_ae.inference import View, check_memory, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, peek, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
@@ -245,8 +245,14 @@ class AE(Steps, Objective):
         """Some outputs of `forward`, for the same inputs that `fit` takes: {name: array}."""
         if names not in self._views.networks:
             self._views.networks[names] = View(self, names)
-        batches = (self.unpack(batch)[0] for batch in batches_of(inputs, batch_size))
-        parts = [self._view(names, x, batch_size) for x in batches]
+        arrays = inputs if isinstance(inputs, (tuple, list)) else [inputs]
+        n = len(arrays[0]) if arrays and is_array(arrays[0]) else 0  # unknown of batches
+        parts = []
+        for batch in batches_of(inputs, batch_size):
+            parts.append(self._view(names, self.unpack(batch)[0], batch_size))
+            if len(parts) == 1:
+                one = sum(x.nbytes // max(1, len(x)) for x in parts[0].values())
+                check_memory(n * one, f"{n:,} outputs")
         if not parts:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
             empty = np.zeros((1, *self.image_shape), "float32")
             one = (empty, np.zeros(1, "int64")) if self.num_classes else empty
@@ -469,10 +475,21 @@ class VAE(AE):
 
     @kl_weight.setter
     def kl_weight(self, value):
+        if isinstance(value, keras.Variable):
+            raise ValueError(
+                "kl_weight is a variable of the model already: assign a number, or override term_weights to weigh the "
+                "KL term by another."
+            )
         value = float(keras.ops.convert_to_numpy(value))
         if not 0 <= value < math.inf:
             raise ValueError(f"kl_weight must be 0 or more; got {value}.")
         self._kl_weight.assign(value)
+
+    def __setattr__(self, name, value):
+        if name == "kl_weight":  # Keras would track a value before the property refuses it
+            VAE.kl_weight.fset(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def scale_of_likelihood(self):
         """The scale b (a float) of the likelihood that the loss assumes: see `Reconstruction.likelihood`.
@@ -515,9 +532,9 @@ class VAE(AE):
         `keras_ae.priors.Prior.fit`.
 
         One code per image is drawn from its posterior, because the decoder was trained on such codes, with 0.7
-        of the standard deviation: the mixture, which smooths, then describes whole draws as well as or better
-        than if it were fitted to them, and fewer samples lie between two digits (docs/defaults.md). If there
-        are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
+        of the standard deviation: the mixture, which smooths, then describes whole draws about as well as if it
+        were fitted to them, and fewer samples lie between two digits (docs/defaults.md). A prior of another
+        class is fitted to whole draws. If there are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
         which is saved with the model.
 
         Args:
@@ -529,7 +546,8 @@ class VAE(AE):
         inputs, labels = self._prior_inputs(inputs, labels, seed)
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
-        codes = mean + SPREAD * np.exp(0.5 * log_var) * noise
+        spread = SPREAD if issubclass(self._kind_of_prior(), ClassMixture) else 1.0
+        codes = mean + spread * np.exp(0.5 * log_var) * noise
         self._replace_prior(self._prior_of(codes, labels, seed))
 
     def prior_inputs_of(self, data):
@@ -573,8 +591,14 @@ class VAE(AE):
         self._replace_prior(copy_prior(self._fitting_prior(prior)))
 
     def _replace_prior(self, prior):
-        self._tracker.untrack(self.prior)  # otherwise it would stay in the model's layers
-        self.prior = prior
+        locked = self._tracker.locked  # by Keras, in `build` and `quantize`
+        self._tracker.unlock()
+        try:
+            self._tracker.untrack(self.prior)  # otherwise it would stay in the model's layers
+            self.prior = prior
+        finally:
+            if locked:
+                self._tracker.lock()
 
     def load_weights(self, filepath, *args, **kwargs):
         """Load weights as Keras does; the prior in the file, fitted or not, becomes the model's prior."""

@@ -187,7 +187,7 @@ class Objective(StepMixin, keras.Model):
         x, y, sample_weight = self.unpack(data)
         x = self.scaled(x)
         outputs = self.outputs_of(x, training)
-        loss = self.compute_loss(x, y, outputs, sample_weight, training=training)
+        loss = self._compute_loss(x, y, outputs, sample_weight, training)
         if self._loss_tracker is not None:  # made by compile()
             self.track({self._loss_tracker: loss}, ops.shape(outputs["reconstruction"])[0])
         if self._compile_metrics is None and not self.overridden("compute_metrics"):
@@ -198,6 +198,11 @@ class Objective(StepMixin, keras.Model):
     def overridden(self, method):
         """Whether a user's subclass overrides a method of this class, by its name."""
         return getattr(type(self), method) is not getattr(Objective, method)
+
+    @property
+    def logs_more(self):
+        """Whether a user's subclass may log more than its metrics."""
+        return self.overridden("train_step") or self.overridden("compute_metrics")
 
     def outputs_of(self, x, training):
         """The result of `forward` in a step; latents are drawn, in training as in evaluation."""
@@ -231,6 +236,8 @@ class Objective(StepMixin, keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Update the metrics of `compile(metrics=…)`, which get (target, reconstruction); return all logs."""
+        if isinstance(y_pred, dict):
+            y_pred = y_pred["reconstruction"]
         if sample_weight is not None:
             sample_weight = _rows_of(sample_weight)
         return super().compute_metrics(x, self.target(x, y), y_pred, sample_weight)
@@ -274,7 +281,10 @@ class Objective(StepMixin, keras.Model):
         super().compile(optimizer, **kwargs)
 
     def compile_from_config(self, config):
-        """Compile as the saved model was. Keras' own method does not do this for an overridden `compile`."""
+        """Compile as the saved model was. Keras' own method does this for no overridden `compile`, not even ours."""
+        if not type(self).compile.__module__.startswith("keras_ae."):
+            super().compile_from_config(config)
+            return
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
@@ -400,7 +410,10 @@ class Objective(StepMixin, keras.Model):
                 data_batch = batch[0] if isinstance(batch, (list, tuple)) else next(batch)
                 break
         if data_batch is not None:
-            data_batch = self.unpack(data_batch)
+            x, y, sample_weight = self.unpack(data_batch)
+            if metrics is not None:
+                y = self.target(self.scaled(x), y)
+            data_batch = x, y, sample_weight
         super()._symbolic_build(iterator, data_batch)
 
 

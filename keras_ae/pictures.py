@@ -14,6 +14,7 @@ from keras_ae.files import open_file
 INK = 230  # grey level of the names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
 LONG = 40  # curves of more epochs have no dots
+WIDEST = 65_535  # pixels of a side of a GIF
 DRAWN = 1e150  # no axis can show numbers this large
 LETTERS = 60  # longer names are cut
 
@@ -181,6 +182,10 @@ def animation(pictures, path, seconds=0.5):
         seconds: how long each picture is shown.
     """
     first, *rest = pictures
+    if max(first.size) > WIDEST:
+        raise UserError(
+            f"A GIF has at most {WIDEST:,} pixels a side; these have {max(first.size):,}."
+        )
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]
     rest = (picture.convert("RGB") for picture in rest)  # one at a time
     first = first.convert("RGB")

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_ae import checkpoints, evaluation, latents, pictures
 from keras_ae.errors import UserError, printable
+from keras_ae.inference import in_memory
 from keras_ae.priors import StandardNormal
 
 SHOWN = 20  # test images shown with their reconstructions
@@ -52,8 +53,9 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     kind = type(model).__name__
     conditional = bool(model.num_classes)
     inputs = model.inputs_of(test)
-    first = _first(inputs, PLOTTED)
-    labels = None if test.labels is None else test.labels[:PLOTTED]
+    most = in_memory(test.images.shape[1:], MEASURED)
+    first = _first(inputs, min(PLOTTED, most))
+    labels = None if test.labels is None else test.labels[: min(PLOTTED, most)]
     names = None if labels is None else [test.class_names[y] for y in labels[:SHOWN]]
     sections = []
 
@@ -66,7 +68,7 @@ def report(checkpoint, model, test, seed=0, figures=None, progress=lambda line: 
     if "dataset" in settings:  # its name, not its path, because users send the page to others
         settings = {**settings, "dataset": checkpoints.dataset_name(settings["dataset"])}
     about = {**settings, **{f"made by {k}": v for k, v in environment.get("versions", {}).items()}}
-    measured = figures or _measured(model, _first(inputs, MEASURED), seed)
+    measured = figures or _measured(model, _first(inputs, most), seed)
     section("Figures", f"<p>Of test images of {_text(test.name)}.</p>", _table(measured))
     section("Settings", _table({k: _setting(v) for k, v in about.items()}))
 

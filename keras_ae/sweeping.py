@@ -57,7 +57,7 @@ def sweep(
     if not kl_weights or len(set(kl_weights)) < len(kl_weights):
         raise ValueError(f"A sweep takes KL weights that are all different; got {kl_weights}.")
     runs = {
-        Path(folder) / f"kl_weight-{weight:g}": dataclasses.replace(settings, kl_weight=weight)
+        place_of(folder, weight): dataclasses.replace(settings, kl_weight=weight)
         for weight in kl_weights
     }
     if len(runs) < len(kl_weights):
@@ -79,6 +79,11 @@ def sweep(
             report(f"{count}: finished already in {place}")
         results.append({**_figures(place, own), "trained": trained})
     return results
+
+
+def place_of(folder, kl_weight):
+    """The folder of a run in the folder of a sweep."""
+    return Path(folder) / f"kl_weight-{kl_weight:g}"
 
 
 def _record(place, settings, named):

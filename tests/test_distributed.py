@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_ae import distributed
+from keras_ae.errors import UserError
 
 # 100 images in batches of 24, 24, 24, 24 and 4, the test images in one of 100.
 SMALL = ["--limit", "100", "--batch-size", "24", "--latent-dim", "3", "--epochs", "2", "--quiet"]
@@ -223,3 +225,22 @@ def test_the_shares_of_all_are_the_batch(monkeypatch, n):
         assert all(share.tolist() == list(range(n)) for share in shares)
     else:
         assert sorted(np.concatenate(shares)) == list(range(n))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torchrun is for torch")
+def test_more_processes_than_gpus_and_processes_that_do_not_meet(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(UserError, match="process 1 on this machine, which has 1 GPUs"):
+            distributed.start()
+
+    def fail(backend):
+        raise RuntimeError("The client socket has timed out\nat line 7")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    with pytest.raises(UserError, match="cannot connect to each other: The client socket has"):
+        distributed.start()

@@ -34,6 +34,7 @@ from keras_ae import (
     fast,
 )
 from keras_ae.data.arrays import splits_of_arrays
+from keras_ae.errors import RunError
 from keras_ae.inputs import one_hot, unit_range
 from keras_ae.losses import bce
 from keras_ae.priors import ClassMixture, Prior, StandardNormal
@@ -1818,11 +1819,20 @@ class Told(VAE):
 
 
 def test_what_compute_metrics_returns_is_logged(digits):
-    history = (
-        compiled(mlp(Told)).fit(digits[0][:8], validation_data=digits[0][8:16], verbose=0).history
-    )
-    assert history["mine"] == history["val_mine"] == [3.0]
-    assert {"loss", "kl", "val_loss"} <= history.keys()
+    for metrics in ([], ["mae"]):
+        model = compiled(mlp(Told), metrics=metrics)
+        history = model.fit(digits[0][:8], validation_data=digits[0][8:16], verbose=0).history
+        assert history["mine"] == history["val_mine"] == [3.0]
+        assert {"loss", "kl", "val_loss", *metrics} <= history.keys()
+
+
+def test_what_forward_returns_is_taken_for_metrics(digits):
+    model = compiled(mlp(), metrics=["mae"])
+    model.evaluate(digits[0][:4], verbose=0)  # builds the metrics
+    images = ops.convert_to_tensor(digits[0][:4])
+    outputs = model(images, return_outputs=True)
+    logs = model.compute_metrics(images, None, outputs)
+    assert float(logs["mae"]) > 0
 
 
 @pytest.mark.parametrize("what", ["regularizer", "call"])
@@ -1865,6 +1875,10 @@ def test_kl_weight_is_set_by_assignment(digits, tmp_path):
     assert model.scale_of_likelihood() == 0.25
     with pytest.raises(ValueError, match="kl_weight must be 0 or more"):
         model.kl_weight = -1
+    n = len(model.variables)
+    with pytest.raises(ValueError, match="assign a number"):
+        model.kl_weight = mlp().kl_weight
+    assert len(model.variables) == n
 
 
 def test_the_average_of_a_run_is_any_other_of_keras(digits, tmp_path):
@@ -2001,3 +2015,67 @@ def test_a_layer_that_is_built_by_the_first_batch(digits):
     model = compiled(mlp(Late))
     model.fit(digits[0][:8], np.arange(8), verbose=0)
     assert model.late.built
+
+
+def test_a_decoder_that_ends_in_an_operation(digits):
+    latent = keras.Input((LATENTS,))
+    x = keras.layers.Reshape(SHAPE)(keras.layers.Dense(28 * 28)(latent))
+    with pytest.warns(UserWarning, match="computed from the decoder's probabilities"):
+        model = mlp(AE, decoder=keras.Model(latent, ops.sigmoid(x)), reconstruction="bce")
+    compiled(model).fit(digits[0][:8], verbose=0)
+
+
+@pytest.mark.parametrize("lock", ["build", "quantize"])
+def test_a_model_that_keras_locked_takes_a_prior(lock, digits, tmp_path):
+    fitted = mlp()
+    fitted.fit_prior(digits[0][:50])
+    fitted.save_weights(tmp_path / "fitted.weights.h5")
+    model = mlp()
+    if lock == "build":
+        model.build((None, *SHAPE))
+        model.load_weights(tmp_path / "fitted.weights.h5")
+    else:
+        quietly(lambda: model.quantize("int8"))
+        model.set_prior(fitted.prior)
+    assert np.array_equal(model.prior.means, fitted.prior.means)
+    model.fit_prior(digits[0][:50])
+    with pytest.raises(ValueError):  # it is locked as before
+        model.another = keras.layers.Dense(1)
+
+
+@keras.saving.register_keras_serializable("test_keras_contract")
+class TwoOptimizers(VAE):
+    def compile(self, generator, other):
+        super().compile(generator)
+        self.other = other
+
+    def compute_loss(self, x, y, y_pred, sample_weight):
+        return super().compute_loss(x, y, y_pred, sample_weight) + 1
+
+
+def test_a_compile_and_a_compute_loss_of_ones_own(digits, tmp_path):
+    model = mlp(TwoOptimizers)
+    model.compile(keras.optimizers.SGD(1e-4), keras.optimizers.SGD(1e-4))
+    logs = model.train_on_batch(digits[0][:4], return_dict=True)
+    parts = float(logs["reconstruction"]) + float(logs["kl"])
+    assert float(logs["loss"]) == pytest.approx(parts + 1, rel=1e-5)
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="method is custom"):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert same(loaded.get_weights(), model.get_weights())
+
+
+class Nameless(VAE):
+    """Logs its loss by another name."""
+
+    def get_metrics_result(self):
+        logs = dict(super().get_metrics_result())
+        return {"total": logs.pop("loss"), **logs}
+
+
+def test_a_model_that_logs_no_loss(digits, tmp_path):
+    history = compiled(mlp(Nameless), steps_per_execution=1).fit(digits[0][:8], verbose=0).history
+    assert history["total"][0] > 0
+    settings = Settings("vae", epochs=1, batch_size=8, limit=None, kl_weight=0.1)
+    with pytest.raises(RunError, match="train_step of Nameless logs no 'loss'"):
+        keras_ae.fit(settings, tmp_path / "run", model=mlp(Nameless), train=digits[0][:16], test=digits[0][16:20], verbose=0, report=lambda line: None)  # fmt: skip

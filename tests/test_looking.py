@@ -16,6 +16,7 @@ from PIL import Image
 
 import keras_ae
 from keras_ae import checkpoints, files, fitting, inference, sweeping
+from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
 TITLE = 22  # pixels of the line with the name of a class
@@ -468,6 +469,41 @@ def test_a_sweep_that_was_stopped_says_how_to_go_on(kae, monkeypatch):
     refused(kae(*command, "--force"), 1, "without --force, once you moved kl_weight-2 away")
     (kae.folder / "started.json").write_text(json.dumps({**replaced, "from": {"name": "vae"}}))
     refused(kae(*command, "--config", "started.json"), 2, "which a sweep does not")
+    # A damaged run is replaced, too, and one of another weight is no run of this sweep.
+    monkeypatch.undo()
+    for weight in ("1", "9"):
+        (kae.folder / "stopped" / f"kl_weight-{weight}").mkdir(exist_ok=True)
+        (kae.folder / "stopped" / f"kl_weight-{weight}" / "run.json").write_text("{")
+    assert kae(*command, "--force").exit_code == 0
+
+
+def test_no_picture_is_written_over_what_it_is_made_of(kae):
+    Image.new("L", (28, 28)).save(kae.folder / "photo.png")
+    before = (kae.folder / "photo.png").read_bytes()
+    done = kae("reconstruct", "vae", "photo.png", "--out", "photo.png", "--force")
+    refused(done, 2, "photo.png is one of the files to read")
+    done = kae("interpolate", "vae", "photo.png", "0", "--out", "photo.png", "--force")
+    refused(done, 2, "photo.png is one of the files to read")
+    assert (kae.folder / "photo.png").read_bytes() == before
+
+
+def test_reconstructions_of_more_images_than_memory_holds(kae, monkeypatch):
+    network = keras_ae.load_model(kae.folder / "checkpoints" / "vae" / "model.keras")
+    monkeypatch.setenv("KAE_MEMORY", "1")
+
+    class Many:
+        """Black images that take no memory."""
+
+        shape, dtype = (400_000, 28, 28, 1), np.dtype("uint8")
+
+        def __len__(self):
+            return self.shape[0]
+
+        def __getitem__(self, rows):
+            return np.zeros((len(range(*rows.indices(len(self)))), *self.shape[1:]), "uint8")
+
+    with pytest.raises(UserError, match="400,000 outputs would be about 1.2 GiB"):
+        network.reconstruct(Many())
 
 
 def test_scores_among_images_that_the_run_does_not_find(kae, tmp_path, mnist_dir):

@@ -124,6 +124,13 @@ def test_images_of_no_size_or_of_too_much(batch, sides, tmp_path, monkeypatch):
         OnnxFeatures(write(tmp_path / "f.onnx", [3, *sides], batch=batch), (4, 6, 3))
 
 
+def test_features_too_many_to_compare(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_MEMORY", "1")
+    path = write(tmp_path / "wide.onnx", (3, 50, 50))
+    with pytest.raises(UserError, match="a comparison of 7,500 features would be about"):
+        OnnxFeatures(path, (50, 50, 3))
+
+
 def test_what_is_no_network_of_features(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         OnnxFeatures(tmp_path / "none.onnx", (4, 6, 3))

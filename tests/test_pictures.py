@@ -162,6 +162,11 @@ def test_names_and_titles_in_every_mode(channels):
     assert one.mode == plain.mode
 
 
+def test_an_animation_wider_than_a_gif(tmp_path):
+    with pytest.raises(UserError, match="at most 65,535 pixels a side"):
+        pictures.animation([Image.new("L", (70_000, 2))] * 2, tmp_path / "a.gif")
+
+
 def test_an_animation_shows_each_picture_and_repeats(tmp_path):
     frames = [pictures.grid(constant_images(v, shape=(8, 8, 1)), zoom=1) for v in (0, 100, 200)]
     pictures.animation(frames, tmp_path / "a.gif", seconds=0.2)

@@ -144,7 +144,7 @@ def test_arrays_are_no_name_and_are_not_printed():
 @pytest.mark.parametrize(
     ("dataset", "shape", "images", "expected"),
     [
-        ("mnist", (28, 28, 1), 60_000, (16, 0.5, 128, 15)),
+        ("mnist", (28, 28, 1), 60_000, (16, 0.5, 128, 14)),
         ("fashion_mnist", (28, 28, 1), 60_000, (64, "auto", 128, 13)),
         ("photographs", (32, 32, 3), 5_000, (64, "auto", 32, 108)),
         ("emoji", (64, 64, 3), 6_805, (192, "auto", 32, 80)),

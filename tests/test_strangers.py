@@ -878,14 +878,11 @@ def test_a_working_folder_that_is_gone(tmp_path):
     "variables, says",
     [
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is the number"),
+        ({"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is the number"),
         ({"WORLD_SIZE": "2"}, "unset WORLD_SIZE"),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"},
             "unset WORLD_SIZE",
-        ),
-        (
-            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "256.1.1.1", "MASTER_PORT": "1234"},
-            "cannot connect to each other",
         ),
     ],
 )

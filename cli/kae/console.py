@@ -210,6 +210,13 @@ def target_of(out, default, suffixes, force):
     return out
 
 
+def check_no_input(files, *outputs):
+    """Refuse to write over an image file that is read."""
+    for output in filter(Path.exists, outputs):
+        if any(file.exists() and output.samefile(file) for file in files):
+            raise click.UsageError(f"{output} is one of the files to read: --out writes elsewhere.")
+
+
 def free_name(path):
     """A path, or the first of path-2, path-3, … that does not exist."""
     candidates = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
@@ -220,7 +227,7 @@ def stem_of(model):
     """The beginning of a default name: the name of a run folder or of a model file."""
     path = Path(model)
     if path.is_dir():
-        return path.resolve().name
+        return os.path.basename(os.path.realpath(path))
     return path.stem if path.suffix == ".keras" else path.name
 
 

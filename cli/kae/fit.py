@@ -251,7 +251,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     # With torchrun, only the first process prints messages.
     quiet = quiet or distributed.rank() > 0
     folder = out or checkpoints.default_folder(settings)
-    if source and not out and source.resolve() == folder.resolve():
+    if source and not out and os.path.realpath(source) == os.path.realpath(folder):
         folder = folder.with_name(f"{folder.name}-more")
     if resume:
         stored = fitting.stored_settings(folder)
@@ -331,8 +331,7 @@ def verbosity(quiet):
 def explained(folder, again, runs=None):
     """Explain in one line that a run was stopped or cannot be written, and how to continue it.
 
-    `again` returns how to continue. `runs` is a pattern of the folders in `folder` that may hold the run; None
-    if `folder` does.
+    `again` returns how to continue. `runs` are the folders in `folder` that may hold the run; None if `folder` does.
     """
     from keras_ae import fitting
 
@@ -341,9 +340,7 @@ def explained(folder, again, runs=None):
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; go on with it by: {again()}"
-            if any(
-                fitting.can_resume(run) for run in ([folder] if runs is None else folder.glob(runs))
-            )
+            if any(map(fitting.can_resume, [folder] if runs is None else runs))
             else "Stopped before the run began."
         ) from None
     except OSError as error:

@@ -39,6 +39,7 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
         if number is None and any(path.is_dir() for path in files):
             number = IMAGES
         files = console.find_files(files)[:number]
+        console.check_no_input(files, target)
         images = console.load_files(network, files, labels, crop, invert)
     else:
         console.check_file_options(labels, crop, invert)

@@ -81,11 +81,7 @@ def command(
     usual, odd = known, None
     if files:
         files = console.find_files(files)
-        for output in filter(Path.exists, [picture, *([target] if target else [])]):
-            if any(output.samefile(file) for file in files):
-                raise click.UsageError(
-                    f"{output} is one of the files to score: --out writes elsewhere."
-                )
+        console.check_no_input(files, picture, *([target] if target else []))
         # Without --label, a cvae scores each file under every class; this label is only a placeholder.
         anything = tuple(network.names[:1]) if network.num_classes else ()
         scored = console.load_files(network, files, labels or anything, crop, invert)

@@ -1,5 +1,6 @@
 """kae sweep: one run for each of several KL weights, and their comparison."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -75,18 +76,22 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     if folder is None:
         place = checkpoints.default_folder(settings)
         folder = place.with_name(f"sweep-{place.name}")
-    runs = {run: checkpoints.read_run(run) for run in folder.glob("kl_weight-*") if force}
+    places = [sweeping.place_of(folder, weight) for weight in kl_weights]
+
+    def written(place):
+        with contextlib.suppress(OSError):
+            found = (checkpoints.place_of(place) / "run.json").stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
+
+    before = {place: written(place) for place in places if force}
 
     def again():
-        old = [
-            run.name
-            for run, record in runs.items()
-            if record and checkpoints.read_run(checkpoints.place_of(run)) == record
-        ]
+        old = [p.name for p, file in before.items() if file and written(p) == file]
         moved = f", once you moved {', '.join(sorted(old))} away, not replaced yet" if old else ""
         return "the same command" + (f" without --force{moved}" if force else "")
 
-    with fit.explained(folder, again, "kl_weight-*"), console.usage_errors():
+    with fit.explained(folder, again, places), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
             kl_weights,

@@ -20,6 +20,7 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
+TURNS = 9  # how often a folder is listed again, where what was listed is gone by now
 MOST_FILES = 99_999  # of a split: TFDS numbers them with five digits
 
 
@@ -211,7 +212,9 @@ def _as_numbers(version: str) -> tuple[int, ...]:
 
 def _versions(root: Path) -> list[str]:
     """The version folders in `root` that hold a dataset, oldest first."""
-    while root.is_dir():
+    for _ in range(TURNS):
+        if not root.is_dir():
+            break
         listed = [d for d in root.iterdir() if VERSION.fullmatch(d.name)]
         found = [d.name for d in listed if (d / "dataset_info.json").exists()]
         if found or all(os.path.lexists(d) for d in listed):
@@ -238,7 +241,7 @@ def _read_info(path: Path) -> Prepared:
         splits = {s["name"]: sum(map(_count, s.get("shardLengths", []))) for s in info["splits"]}
         if not VERSION.fullmatch(version):
             raise ValueError("its version is no version")
-        names = (name, file_format, *splits)
+        names = (name, version, file_format, *splits)
         if any(not 0 < len(text) < 256 or not text.isprintable() for text in names):
             raise ValueError("its names are no names")
         return Prepared(name, version, file_format, splits, path)

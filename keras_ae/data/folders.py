@@ -20,7 +20,7 @@ import numpy as np
 from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
 from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.images import MODES, SUFFIXES, opened, read_image, upright_size
+from keras_ae.data.images import MODES, PIXELS, SUFFIXES, opened, read_image, upright_size
 from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import generate, quiet_tfds, reason
 from keras_ae.data.reading import PREPARATION
@@ -82,7 +82,10 @@ def import_folder(
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
-    if folder.resolve().is_relative_to((data_dir / name).resolve()):
+    real = (
+        Path(os.path.realpath(path)) for path in (folder, data_dir / name)
+    )  # links may lead in a circle
+    if next(real).is_relative_to(next(real)):
         raise DataError(
             f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
         )
@@ -297,7 +300,12 @@ def _survey(splits, resize, mode, unreadable):
         if not kept:
             raise DataError(f"no image of {split} can be read")
     mode = mode or ("grey" if grey else "rgb")
-    return (*(resize or first[0][::-1]), 1 if mode == "grey" else 3)
+    height, width = resize or first[0][::-1]
+    if height * width > PIXELS:
+        raise DataError(
+            f"images of {height}x{width} have more than {PIXELS:,} pixels: give --resize HEIGHTxWIDTH"
+        )
+    return (height, width, 1 if mode == "grey" else 3)
 
 
 def _encode(image):

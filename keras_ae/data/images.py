@@ -11,12 +11,13 @@ from PIL import Image, ImageOps
 
 from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
-from keras_ae.errors import LEAST, memory_bound
+from keras_ae.errors import LEAST, UserError, memory_bound
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
+PIXELS = 1 << 26  # most pixels of an image of a dataset: a small file can unpack to any size
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
 
 
@@ -48,7 +49,9 @@ def opened(path, advice="mend or remove it"):
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which is Pillow's limit: scale it "
             "down first"
         ) from error
-    except DataError:
+    except (
+        UserError
+    ):  # a DataError from above, or an error of the caller, which is no fault of the file
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"

@@ -11,16 +11,17 @@ import os
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from keras_ae.data import disk
 from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared
+from keras_ae.data.images import PIXELS
 from keras_ae.data.preparation import Preparation
 from keras_ae.files import open_file, read_json, read_text
 
-PIXELS = 1 << 26  # most pixels of an image: a small file can unpack to any size
 BATCH = 1024  # most records that are held in memory at a time
 CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
 CLASSES = 1 << 20
@@ -228,7 +229,7 @@ def _class_names(folder, key, label):
     path = folder / f"{key}.labels.txt"
     if path.exists():
         # What it says would be shown as names.
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise DataError(
                 f"its {path.name} is a link to a file elsewhere: put a copy in its place"
             )
@@ -303,6 +304,12 @@ def _array_records(shards):
     from array_record.python.array_record_module import ArrayRecordReader
 
     def count(path):
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the files of array_record are not read from {path.parent}, whose name is not UTF-8: rename that folder"
+            ) from error
         with open_file(path):  # raises a clear error, which the reader below would not
             pass
         reader = ArrayRecordReader(os.fspath(path))

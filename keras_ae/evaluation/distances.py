@@ -125,7 +125,7 @@ def _frechet_with_interval(features, reference):
     n, _, width = features.shape
     other_mean, *_ = other = reference.gaussian
     # With the sums of each part of the images, the moments of every resample of parts are known.
-    parts = [part for part in np.array_split(features, min(n, PARTS)) if len(part)]
+    parts = np.array_split(features, 1 if width > NARROW else min(n, PARTS))
     counts, sums, products = [], [], []
     for part in parts:
         rows = part.reshape(-1, width).astype("float64") - other_mean

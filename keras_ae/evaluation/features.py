@@ -232,6 +232,10 @@ class OnnxFeatures:
                 raise UserError(
                     f"{self.path} gave an output of {features.shape} for {len(part)} images, and no features."
                 )
+            width = features.shape[1]
+            check_memory(
+                8 * 6 * width**2, f"a comparison of {width:,} features"
+            )  # matrices in float64
             if not np.isfinite(features).all():
                 raise NotFinite(f"{self.path} gave features that are no finite numbers.")
             parts.append(features[:n])

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
 from keras_ae.data.arrays import StoredImages, select, splits_of_arrays
-from keras_ae.errors import LEAST, UserError, memory_bound
+from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
     NEIGHBOURS,
@@ -31,7 +31,7 @@ from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, normal
 from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
-from keras_ae.inference import check_memory
+from keras_ae.inference import check_memory, in_memory
 
 CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
 PAIRS = 1_000  # most images for which the nearest training image is searched
@@ -205,7 +205,7 @@ def final_figures(model, test, seed=0, binarize=False):
         A dict: "measured", the number of images; "psnr"; and, for a model with a posterior, "elbo",
         "likelihood" and "bits_per_dimension", which are None if the loss is not a likelihood.
     """
-    test = first_in_memory(test, MEASURED)
+    test = test.first(in_memory(test.images.shape[1:], MEASURED))
     if binarize:
         test = dataclasses.replace(test, images=binarized(test.images, seed))
     inputs = model.inputs_of(test)
@@ -215,12 +215,6 @@ def final_figures(model, test, seed=0, binarize=False):
         evidence = of_likelihood(model, inputs, seed, {})
         figures |= {k: evidence[k] for k in ("elbo", "likelihood", "bits_per_dimension")}
     return figures
-
-
-def first_in_memory(data, most):
-    """The first images of an `ImageData`, at most `most`: of large ones fewer, as reconstructions are floats."""
-    room = max(memory_bound(), LEAST) // (16 * math.prod(data.images.shape[1:]))
-    return data.first(min(most, max(1, room)))
 
 
 # The groups
@@ -364,12 +358,13 @@ def _judged(classifier, train_images, sets, labels, seed, reasons):
 
 
 def _within_memory(images, limit, progress):
-    """Lowers the limit to what fits into memory. Reconstructions and what is computed from them are
-    floats, in all 16 bytes per pixel."""
-    if not isinstance(images, StoredImages):
-        return limit
-    most = max(1, memory_bound() // (16 * (images.size // len(images))))
-    if most >= min(len(images), limit or len(images)):
+    """Lowers the limit to what fits into memory: see `in_memory`."""
+    wanted = min(len(images), limit or len(images))
+    least = (
+        {"least": 0} if isinstance(images, StoredImages) else {}
+    )  # those are large by the user's own bound
+    most = in_memory(images.shape[1:], wanted, **least)
+    if most == wanted:
         return limit
     progress(f"measuring the first {most:,} test images, for which there is memory")
     return most

@@ -10,8 +10,7 @@ class Steps:
     def make_train_function(self, force=False):
         with self.distribute_strategy.scope():
             ours = not self.run_eagerly and not tf.distribute.has_strategy()
-        # Our loop logs the metrics alone, and a step of a user's may log more.
-        ours &= not self.overridden("train_step") and not self.overridden("compute_metrics")
+        ours &= not self.logs_more  # our loop logs the metrics alone
         self.inner_steps.takes_kl_weights = ours
         if self.train_function is not None and not force:
             return
@@ -38,7 +37,8 @@ class Steps:
         @tf.function(reduce_retracing=True, jit_compile=self.jit_compile, autograph=False)
         def step(data):
             data = keras.tree.map_structure(lambda x: None if isinstance(x, none) else x, data)
-            return self.train_step(data)["loss"]
+            # A user's own metrics may have no loss.
+            return self.train_step(data).get("loss", tf.constant(0.0))
 
         @tf.function(reduce_retracing=True, autograph=False)
         def steps(iterator, kl_weights):

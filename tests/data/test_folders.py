@@ -315,6 +315,17 @@ def test_a_version_that_is_replaced_after_it_was_listed(digits, monkeypatch):
     assert disk.find("mine", root.parent).path == root / "1.0.3"
 
 
+def test_folders_that_are_links_in_a_circle(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    refused("is no folder|cannot be read", tmp_path / "loop")
+
+
+def test_images_that_no_reader_takes(folder):
+    for i in range(2):
+        put(folder / f"{i}.png", Image.new("1", (9000, 9000)))
+    refused("give --resize", folder)
+
+
 def test_a_version_that_is_a_link_to_nothing(tmp_path):
     """Perhaps the disk that it leads to is not mounted."""
     (tmp_path / "mine").mkdir()

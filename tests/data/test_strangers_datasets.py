@@ -197,7 +197,7 @@ def test_metadata_that_is_something_else(make_dataset, name, text):
         {"splits": [{"name": "train", "shardLengths": ["-4"]}]},
         {"splits": [{"name": "train", "shardLengths": [1e400]}]},
         {"splits": [{"name": "train", "shardLengths": ["9" * 5000]}]},
-        {"splits": [{"name": "\x1b]0;train", "shardLengths": ["30"]}]},
+        {"splits": [{"name": "\x1b]0;train", "shardLengths": ["30"]}]}, {"version": "1.0." + "1" * 5000},
         {"configName": 7}, {"supervisedKeys": 3}, {"supervisedKeys": {"tuple": {"items": [3, {}]}}},
     ],
     ids=str,
