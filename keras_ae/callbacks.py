@@ -99,9 +99,7 @@ class StopAtNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if "loss" not in logs:
-            raise RunError(
-                f"train_step of {type(self.model).__name__} logs no 'loss', which a run writes down: return it as well"
-            )
+            raise self._missing("loss")
         if np.isfinite(logs["loss"]):
             return
         # Find the first bad step since the last call. A user's own train step may record no losses.
@@ -112,8 +110,14 @@ class StopAtNaN(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         # If the last step of an epoch breaks the weights, the validation loss shows it first.
+        if "val_loss" not in logs:
+            raise self._missing("val_loss")
         step = (epoch + 1) * self.params["steps"]
         self._check(logs["val_loss"], f"after step {step} (validation of epoch {epoch + 1})")
+
+    def _missing(self, name):
+        kind = type(self.model).__name__
+        return RunError(f"{kind} logs no {name!r}, which a run writes down: log it as well")
 
     def _check(self, loss, when):
         if not np.isfinite(loss):

@@ -246,7 +246,8 @@ class AE(Steps, Objective):
         if names not in self._views.networks:
             self._views.networks[names] = View(self, names)
         arrays = inputs if isinstance(inputs, (tuple, list)) else [inputs]
-        n = len(arrays[0]) if arrays and is_array(arrays[0]) else 0  # unknown of batches
+        first = arrays[0] if arrays else None
+        n = len(first) if is_array(first) and rank_of(first) else 0  # unknown of batches
         parts = []
         for batch in batches_of(inputs, batch_size):
             parts.append(self._view(names, self.unpack(batch)[0], batch_size))
@@ -487,7 +488,7 @@ class VAE(AE):
 
     def __setattr__(self, name, value):
         if name == "kl_weight":  # Keras would track a value before the property refuses it
-            VAE.kl_weight.fset(self, value)
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 

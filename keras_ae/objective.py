@@ -3,6 +3,8 @@
 loss = sum over the terms of [ weight * mean over the batch of the term ] + sum of `self.losses`
 """
 
+import inspect
+
 import keras
 from keras import ops
 
@@ -49,6 +51,7 @@ class Objective(StepMixin, keras.Model):
     """
 
     terms: tuple[str, ...] = ()
+    _training = True  # for a `compute_loss` of a user's that does not pass `training` on
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -110,7 +113,7 @@ class Objective(StepMixin, keras.Model):
 
     # The loss
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=None):
         """Compute the scalar that a step minimises, and update the trackers of the terms.
 
         Args:
@@ -118,11 +121,12 @@ class Objective(StepMixin, keras.Model):
             y: images to reconstruct; None for the images in x.
             y_pred: the result of `forward` for x; if this is no dict, `forward` is called again.
             sample_weight: (N,) or (N, 1), how much each image counts.
-            training: whether this is a training step.
+            training: whether this is a training step; None for that of the step which calls it, else True.
 
         Raises:
             ValueError: the terms are not those that the class names, or have another shape.
         """
+        training = self._training if training is None else training
         # A train step of Keras or of a user passes only the reconstruction.
         outputs = y_pred if isinstance(y_pred, dict) else self.outputs_of(x, training)
         target = self.target(x, y)
@@ -147,6 +151,16 @@ class Objective(StepMixin, keras.Model):
         weighted = [weights[k] * mean if k in weights else mean for k, mean in means.items()]
         weighted += self.additional_losses()
         return sum(weighted[1:], weighted[0])
+
+    def _compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        """Keras' own: calls a `compute_loss` of a user's that may lack `training`. Ours still knows of it there."""
+        if self._compute_loss_has_training_arg:
+            return self.compute_loss(x, y, y_pred, sample_weight, training=training)
+        self._training = training
+        try:
+            return self.compute_loss(x, y, y_pred, sample_weight)
+        finally:
+            self._training = True
 
     def _check_names(self):
         for term in self.terms:
@@ -282,10 +296,13 @@ class Objective(StepMixin, keras.Model):
 
     def compile_from_config(self, config):
         """Compile as the saved model was. Keras' own method does this for no overridden `compile`, not even ours."""
-        if not type(self).compile.__module__.startswith("keras_ae."):
+        arguments = keras.saving.deserialize_keras_object(config)
+        try:
+            inspect.signature(self.compile).bind(**arguments)
+        except TypeError:  # a user's, with other arguments
             super().compile_from_config(config)
             return
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**arguments)
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 

@@ -96,9 +96,11 @@ def test_a_small_backup_that_takes_all_memory(vae, tmp_path):
 
 def test_a_backup_of_more_epochs_than_its_history(vae, tmp_path):
     vae.compile(Adam())
+    vae.optimizer.build(vae.trainable_variables)
     checkpoints.write_backup(tmp_path, vae, Progress([], 1 << 40))
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
         checkpoints.read_backup(tmp_path, vae)
+    assert "history is of other epochs" in str(caught.value.__cause__)
 
 
 class TestAtomic:

@@ -238,6 +238,8 @@ def test_more_processes_than_gpus_and_processes_that_do_not_meet(monkeypatch):
         with pytest.raises(UserError, match="process 1 on this machine, which has 1 GPUs"):
             distributed.start()
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
     def fail(backend):
         raise RuntimeError("The client socket has timed out\nat line 7")
 

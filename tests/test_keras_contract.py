@@ -2059,10 +2059,22 @@ def test_a_compile_and_a_compute_loss_of_ones_own(digits, tmp_path):
     logs = model.train_on_batch(digits[0][:4], return_dict=True)
     parts = float(logs["reconstruction"]) + float(logs["kl"])
     assert float(logs["loss"]) == pytest.approx(parts + 1, rel=1e-5)
+    model.evaluate(digits[0][:4], verbose=0)
     model.save(tmp_path / "model.keras")
     with pytest.warns(UserWarning, match="method is custom"):
         loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert same(loaded.get_weights(), model.get_weights())
+
+
+def test_evaluation_trains_no_scale_through_a_compute_loss_of_ones_own(digits):
+    model = mlp(TwoOptimizers, kl_weight="auto")
+    model.compile(keras.optimizers.SGD(1e-4), keras.optimizers.SGD(1e-4))
+    model.fit(digits[0][:8], verbose=0)
+    before = float(model.likelihood_scale)
+    model.evaluate(digits[0][8:16], verbose=0)
+    assert float(model.likelihood_scale) == before > 0
+    model.fit(digits[0][:8], verbose=0)
+    assert float(model.likelihood_scale) != before
 
 
 class Nameless(VAE):
@@ -2077,5 +2089,5 @@ def test_a_model_that_logs_no_loss(digits, tmp_path):
     history = compiled(mlp(Nameless), steps_per_execution=1).fit(digits[0][:8], verbose=0).history
     assert history["total"][0] > 0
     settings = Settings("vae", epochs=1, batch_size=8, limit=None, kl_weight=0.1)
-    with pytest.raises(RunError, match="train_step of Nameless logs no 'loss'"):
+    with pytest.raises(RunError, match="Nameless logs no 'loss'"):
         keras_ae.fit(settings, tmp_path / "run", model=mlp(Nameless), train=digits[0][:16], test=digits[0][16:20], verbose=0, report=lambda line: None)  # fmt: skip
