@@ -240,10 +240,10 @@ class TestSample:
 
     def test_a_link_to_nothing_is_taken(self, kae, fit):
         fit("vae")
-        (kae.folder / "mine.png").symlink_to("gone.png")
-        refused(kae("sample", "vae", "--out", "mine.png"), 1, "mine.png exists", "--force")
+        (kae.folder / "linked.png").symlink_to("gone.png")
+        refused(kae("sample", "vae", "--out", "linked.png"), 1, "linked.png exists", "--force")
         (kae.folder / "samples").mkdir(exist_ok=True)
-        assert console.free_name(kae.folder / "mine.png") == kae.folder / "mine-2.png"
+        assert console.free_name(kae.folder / "linked.png") == kae.folder / "linked-2.png"
 
     @pytest.mark.long
     def test_label_10(self, kae, fit):

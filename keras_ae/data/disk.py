@@ -21,6 +21,7 @@ NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d
 
 
 TURNS = 9  # how often a folder is listed again, where what was listed is gone by now
+PIXELS = 1 << 26  # most pixels of an image of a dataset: a small file can unpack to any size
 MOST_FILES = 99_999  # of a split: TFDS numbers them with five digits
 
 

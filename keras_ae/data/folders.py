@@ -19,8 +19,8 @@ import numpy as np
 
 from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
-from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.images import MODES, PIXELS, SUFFIXES, opened, read_image, upright_size
+from keras_ae.data.disk import PIXELS, DataError, Prepared
+from keras_ae.data.images import MODES, SUFFIXES, opened, read_image, upright_size
 from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import generate, quiet_tfds, reason
 from keras_ae.data.reading import PREPARATION

@@ -17,8 +17,7 @@ import numpy as np
 
 from keras_ae.data import disk
 from keras_ae.data.arrays import ImageData, StoredImages
-from keras_ae.data.disk import DataError, Prepared
-from keras_ae.data.images import PIXELS
+from keras_ae.data.disk import PIXELS, DataError, Prepared
 from keras_ae.data.preparation import Preparation
 from keras_ae.files import open_file, read_json, read_text
 
