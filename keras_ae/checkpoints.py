@@ -22,6 +22,7 @@ import os
 import re
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 try:
@@ -464,7 +465,8 @@ def read_backup(folder, model):
     try:
         with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             members = archive.zip.infolist()
-            if sum(member.file_size for member in members) > path.stat().st_size:
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it is compressed, and may unpack to any size")
             arrays = dict(archive)
         about = json.loads(str(arrays["about"]))

@@ -27,6 +27,7 @@ from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
 from keras_ae.files import atomic
+from keras_ae.inference import in_memory
 from keras_ae.pictures import to_float
 from keras_ae.settings import released
 
@@ -64,8 +65,11 @@ class Classifier:
 def classify(network, images):
     """Classify images (N, H, W, C), uint8 or float in [0, 1]: features (N, 64), probabilities (N, K)."""
     features, probabilities = [], []
-    for i in range(0, len(images), 10_000):  # a whole training set of floats may not fit in memory
-        outputs = network.predict(to_float(images[i : i + 10_000]), batch_size=500, verbose=0)
+    step = in_memory(
+        images.shape[1:], 10_000
+    )  # a whole training set of floats may not fit in memory
+    for i in range(0, len(images), step):
+        outputs = network.predict(to_float(images[i : i + step]), batch_size=500, verbose=0)
         features.append(outputs["features"])
         probabilities.append(outputs["probabilities"])
     return np.concatenate(features), np.concatenate(probabilities)

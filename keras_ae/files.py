@@ -65,7 +65,8 @@ def _new_file(path):
     """A hidden file beside `path`. It is locked, so that `sweep` does not remove it while it is written."""
     while True:
         # Keep the suffix: Keras chooses the format by it. The leading dot hides the file in listings.
-        name = f"{UNFINISHED}{path.stem[:100]}-{secrets.token_hex(8)}{path.suffix}"
+        stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have 255 bytes
+        name = f"{UNFINISHED}{stem}-{secrets.token_hex(8)}{path.suffix}"
         temporary = str(path.parent / name)
         # Use the permissions of an ordinary new file: 0o666 less the umask.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)

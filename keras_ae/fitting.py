@@ -170,10 +170,11 @@ class Run:
         """A context that removes a new run if it fails before it has replaced the run in its folder."""
         try:
             yield
-        except (KeyboardInterrupt, OSError):  # `resume` can continue it
-            raise
+        except (KeyboardInterrupt, OSError, MemoryError, distributed.LostWorker):
+            raise  # `resume` can continue it
         except BaseException:
-            if self.place != self.folder and not self.resume:
+            here = inode_of(self.folder) == self.inode  # else another folder has this name now
+            if here and self.place != self.folder and not self.resume:
                 checkpoints.remove_next(self.folder)
             raise
 
@@ -457,6 +458,7 @@ class Run:
         model.steps_per_execution = model._compile_config.config["steps_per_execution"] = 1
         model.train_function = model.test_function = model.predict_function = None
         measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
+        check_there(self.folder, self.inode)
         self.write_record(True, **more, final={**history[-1], **figures, **measured})
         checkpoints.remove_backup(self.folder)
         return {"run": str(self.folder), **figures, "history": history}

@@ -6,7 +6,7 @@ are the model's inputs: images (N, H, W, C), or for a CVAE the pair (images, lab
 
 import numpy as np
 
-from keras_ae.errors import UserError, need
+from keras_ae.errors import NotFinite, UserError, need
 from keras_ae.evaluation import kl_per_latent
 from keras_ae.inference import check_memory
 
@@ -66,7 +66,12 @@ def principal_directions(codes):
 
     Raises:
         UserError: the covariance would take too much memory.
+        NotFinite: some codes are NaN or infinite.
     """
+    if not np.isfinite(codes).all():
+        raise NotFinite(
+            "Some codes are no finite numbers: the model's weights or its prior are broken"
+        )
     latents = np.shape(codes)[1]
     check_memory(4 * 8 * latents**2, f"the covariance of {latents:,} latents")
     _, vectors = np.linalg.eigh(np.cov(np.asarray(codes, "float64"), rowvar=False, ddof=0))

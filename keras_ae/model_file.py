@@ -21,13 +21,12 @@ from keras_ae.data import Preparation
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import AE, CVAE, MODELS
 from keras_ae.priors import PRIORS, Prior
-from keras_ae.settings import SIZES
+from keras_ae.settings import DEPTH, SIZES
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
 MOST_NUMBERS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
-DEPTH = 64  # most hidden layers
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
 STATES = 4  # copies of the weights allowed in a file; saved with Adam it has three

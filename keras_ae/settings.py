@@ -11,6 +11,7 @@ KL_SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical", "constant")
 LR_SCHEDULES = ("onecycle", "cosine", "constant")
 DTYPES = ("float32", "mixed_bfloat16")
 MOST = 2**31 - 1  # largest number of latents, epochs, images …
+DEPTH = 64  # most hidden layers of a network of convolutions or dense layers
 HEAVIEST = 1e30  # largest weight of the KL term: a float32 goes to 3e38
 SIZES = ("small", "base", "large")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd")
@@ -208,6 +209,8 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self):
+        if "\0" in self.dataset:
+            raise ValueError("dataset has a NUL character in it, which no name has.")
         for field, names in {
             **{field: names() for field, names in REGISTERED.items()},
             "size": SIZES,
@@ -271,6 +274,10 @@ class Settings:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
             object.__setattr__(self, "hidden", tuple(self.hidden))
+            if len(self.hidden) > DEPTH:
+                raise ValueError(
+                    f"hidden must be {DEPTH} widths or fewer; got {len(self.hidden):,}."
+                )
             if not self.hidden or min(self.hidden) < 1:
                 raise ValueError(f"hidden must be widths of 1 or more; got {self.hidden}.")
             if max(self.hidden) > MOST:

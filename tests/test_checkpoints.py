@@ -94,6 +94,15 @@ def test_a_small_backup_that_takes_all_memory(vae, tmp_path):
     tracemalloc.stop()
 
 
+def test_a_compressed_backup_that_lies_about_its_size(vae, tmp_path):
+    (tmp_path / "backup").mkdir()
+    with zipfile.ZipFile(tmp_path / "backup" / "state.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("about.npy", b"x" * 10)
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        checkpoints.read_backup(tmp_path, vae)
+    assert "compressed" in str(caught.value.__cause__)
+
+
 def test_a_backup_of_more_epochs_than_its_history(vae, tmp_path):
     vae.compile(Adam())
     vae.optimizer.build(vae.trainable_variables)

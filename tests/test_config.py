@@ -91,6 +91,9 @@ def test_run_json_asks_for_the_same_run(asked, tmp_path, settings):
         (f'model = "ae"\nhidden = [0x{"f" * 5000}]', "hidden must be a list of numbers"),
         (f'model = "ae"\naugment = ["flip", 0x{"f" * 5000}]', "augment must be a list of words"),
         ('model = "ae"\nepochs = []', "epochs must be a whole number"),
+        (f'model = "ae"\nhidden = {[1] * 65}', "hidden must be 64 widths or fewer; got 65"),
+        ("a." * 20_000 + "a = 1", "it has more than 10,000 letters"),
+        ('model = "ae"\ndataset = "a\\u0000b"', "dataset has a NUL character"),
         ("epochs = 3", "Missing argument"),
     ],
 )

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.decomposition import PCA
 
 from keras_ae import AE, CVAE, VAE, latents
-from keras_ae.errors import UserError
+from keras_ae.errors import NotFinite, UserError
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +145,8 @@ class TestEmbed:
             latents.embed(np.eye(2))
         with pytest.raises(ValueError, match="pca, tsne, umap"):
             latents.embed(np.eye(5), "isomap")
+
+
+def test_codes_that_are_no_numbers_vary_in_no_direction():
+    with pytest.raises(NotFinite):
+        latents.principal_directions(np.full((5, 3), np.inf))

@@ -1047,11 +1047,12 @@ def test_a_data_directory_of_many(tmp_path, kae):
 
 def test_models_whose_numbers_are_odd(saved, kae, mnist_env):
     """Finite numbers of which a command makes what is no number, or no picture."""
-    vae, dims = VAE((28, 28, 1), 2, "mlp", (4,)), (1, 1, 2)
+    vae, dims = VAE((28, 28, 1), 3, "mlp", (4,)), (1, 1, 3)
 
     def prior(mean, factor):
-        arrays = (np.zeros((1, 1), "float32"), np.full(dims, mean), np.eye(2)[None, None] * factor)
-        mixture = ClassMixture(2, name="prior")
+        factors = np.eye(3) * factor if np.ndim(factor) == 0 else factor
+        arrays = (np.zeros((1, 1), "float32"), np.full(dims, mean), factors[None, None])
+        mixture = ClassMixture(3, name="prior")
         for name, value in zip(mixture.arrays, arrays):
             setattr(mixture, name, value.astype("float32"))
         return mixture
@@ -1061,6 +1062,11 @@ def test_models_whose_numbers_are_odd(saved, kae, mnist_env):
     for command in (["sample", "huge"], ["manifold", "huge"]):
         done = kae(*command)
         assert done.exit_code == 1 and "finite numbers" in done.stderr, done.output
+    steep = np.array([[1e-38, 0, 0], [-1e38, 1e-38, 0], [0, -1e38, 1e-38]])
+    vae.set_prior(prior(0.0, steep))
+    saved("steep", vae)
+    done = kae("score", "steep", "--limit", "20", "--odd", "3")
+    assert done.exit_code == 1 and "finite numbers" in done.stderr, done.output
     with pytest.raises(ValueError, match="diagonal"):
         prior(0.0, 0.0).check()
     of_classes = CVAE((28, 28, 1), 2, "mlp", (4,))

@@ -56,6 +56,11 @@ def start_backend(training=False):
         )
     need(f"KERAS_BACKEND={name}", *BACKENDS[name])
     if "keras" not in sys.modules:
+        if os.path.exists("matplotlibrc") and not os.path.isfile("matplotlibrc"):
+            raise click.ClickException(
+                "matplotlibrc in this folder is no file, and matplotlib, which Keras imports, would read it without end: "
+                "rename it, or work in another folder."
+            )
         # The objects of an import are never garbage. To search them for garbage would take 0.4 of 2.8 s,
         # and as much again later.
         enabled = gc.isenabled()
@@ -227,7 +232,7 @@ def stem_of(model):
     """The beginning of a default name: the name of a run folder or of a model file."""
     path = Path(model)
     if path.is_dir():
-        return os.path.basename(os.path.realpath(path))
+        return os.path.basename(os.path.realpath(path)) or "model"  # of the folder /
     return path.stem if path.suffix == ".keras" else path.name
 
 

@@ -18,6 +18,7 @@ from keras_ae import settings as choices
 from keras_ae.files import read_text
 from keras_ae.settings import Settings
 
+LONGEST = 10_000  # letters in a TOML file of settings
 LARGEST = 1e300  # that a number in a file of settings may be
 # In a context: whether --config is the run.json of a run, and what checkpoint that run started from, or None.
 OF_A_RUN, STARTED = "kae.of_a_run", "kae.started"
@@ -91,6 +92,8 @@ def read_config(context, parameter, path):
         return
     try:
         text = read_text(path)
+        if path.suffix != ".json" and len(text) > LONGEST:  # a long dotted key takes tomllib hours
+            raise ValueError(f"it has more than {LONGEST:,} letters")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         record, values = values, values.get("settings", values)
         started = record.get("from") if values is not record else None

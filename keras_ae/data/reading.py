@@ -342,6 +342,11 @@ def _tf_records(shards):
             yield from batch
 
 
+LONGEST_RECORD = (
+    8 * PIXELS
+)  # bytes: a file with a hole in it can be much longer than what is on the disk
+
+
 def _tf_record_batches(path):
     with open_file(path) as file:
         left = os.fstat(file.fileno()).st_size
@@ -351,7 +356,7 @@ def _tf_record_batches(path):
             header = file.read(12)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else left
             left -= FIELDS + length
-            if left < 0:
+            if left < 0 or length > LONGEST_RECORD:
                 raise ValueError(f"{path.name} is cut short or not a TFRecord file")
             records.append(file.read(length))
             checksums.append(struct.unpack("<I", file.read(4))[0])
