@@ -352,11 +352,14 @@ def read_source(folder):
     """The folder that `write_source` stored, or None."""
     try:
         with open_file(Path(folder) / "backup" / "dataset") as file:
-            return os.fsdecode(file.read(4096)) or None
+            source = os.fsdecode(file.read(4096))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{folder}/backup/dataset cannot be read: {error}") from error
+    if "\0" in source:
+        raise CheckpointError(f"{folder}/backup/dataset is damaged: it names no folder")
+    return source or None
 
 
 def read_history(folder):

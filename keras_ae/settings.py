@@ -209,7 +209,7 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self):
-        if "\0" in self.dataset:
+        if isinstance(self.dataset, str) and "\0" in self.dataset:
             raise ValueError("dataset has a NUL character in it, which no name has.")
         for field, names in {
             **{field: names() for field, names in REGISTERED.items()},
