@@ -65,9 +65,8 @@ class Classifier:
 def classify(network, images):
     """Classify images (N, H, W, C), uint8 or float in [0, 1]: features (N, 64), probabilities (N, K)."""
     features, probabilities = [], []
-    step = in_memory(
-        images.shape[1:], 10_000
-    )  # a whole training set of floats may not fit in memory
+    # A whole training set of floats may not fit in memory.
+    step = in_memory(images.shape[1:], 10_000)
     for i in range(0, len(images), step):
         outputs = network.predict(to_float(images[i : i + step]), batch_size=500, verbose=0)
         features.append(outputs["features"])

@@ -65,7 +65,8 @@ def _new_file(path):
     """A hidden file beside `path`. It is locked, so that `sweep` does not remove it while it is written."""
     while True:
         # Keep the suffix: Keras chooses the format by it. The leading dot hides the file in listings.
-        stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have 255 bytes
+        # A name may have 255 bytes. Half a letter is left out: not all writers take it.
+        stem = os.fsencode(path.stem)[:100].decode(errors="ignore")
         name = f"{UNFINISHED}{stem}-{secrets.token_hex(8)}{path.suffix}"
         temporary = str(path.parent / name)
         # Use the permissions of an ordinary new file: 0o666 less the umask.

@@ -298,9 +298,7 @@ class Run:
         validated = distributed.on_first(lambda: batch_in_memory(self.model, 256))
         self.test_feed = self._feed(self.test, validated, shuffle=False)
         optimizer = build_optimizer(settings, settings.epochs * self.feed.steps)
-        steps = steps_per_execution(settings.batch_size, self.user_callbacks)
-        if keras.backend.backend() == "tensorflow" and self.model.logs_more:
-            steps = 1  # Keras' own loop runs, which takes no KL weights in advance
+        steps = steps_per_execution(settings.batch_size, self.user_callbacks, self.model)
         self.model.compile(optimizer, steps_per_execution=steps)
         shown = self.test.first(in_memory(self.model.image_shape, PICTURED))
         drawn = binarized(shown.images, settings.seed) if settings.binarize else shown.images
@@ -743,11 +741,12 @@ def build_optimizer(settings, total_steps):
     return keras.optimizers.get({"class_name": settings.optimizer, "config": config})
 
 
-def steps_per_execution(batch_size, callbacks=()):
+def steps_per_execution(batch_size, callbacks=(), model=None):
     """Number of steps between two calls of the callbacks: up to 16, about a second for a slow network.
 
     It is 1 if a user's callback has a hook for batches, if the levers (`fast.ON`) are off, or if Keras
-    spreads the batches over devices: then Keras' own loop runs, which takes no KL weights in advance.
+    spreads the batches over devices, or on tensorflow for a model that logs more than its metrics: then Keras'
+    own loop runs, which takes no KL weights in advance.
     """
     hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
     of_keras = keras.callbacks.Callback
@@ -758,7 +757,9 @@ def steps_per_execution(batch_size, callbacks=()):
         if not isinstance(callback, keras.callbacks.TensorBoard)
         for hook in hooks
     )
-    if every_batch_wanted or not fast.ON or distributed.by_keras():
+    of_tensorflow = keras.backend.backend() == "tensorflow"
+    logs_more = of_tensorflow and model is not None and model.logs_more
+    if every_batch_wanted or logs_more or not fast.ON or distributed.by_keras():
         return 1
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
 

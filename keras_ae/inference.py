@@ -60,11 +60,18 @@ def in_batches(network, inputs, batch_size):
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")
     whole = keras.tree.map_structure(lambda *parts: _joined(*parts)[:n], *batches)
-    if not all(np.isfinite(output).all() for output in keras.tree.flatten(whole)):
-        raise NotFinite(
-            "The codes or images that the model computes are no finite numbers: its weights or its prior are broken"
-        )
+    check_finite(keras.tree.flatten(whole), "The codes or images that the model computes")
     return whole
+
+
+def check_finite(arrays, what):
+    """Check that all numbers in arrays that a model computed are finite.
+
+    Raises:
+        NotFinite: some are NaN or infinite.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NotFinite(f"{what} are no finite numbers: its weights or its prior are broken")
 
 
 def _forward_pass(network):

@@ -14,9 +14,8 @@ LARGEST = 16.0  # floats with a larger absolute value are no images in [0, 1], n
 def unit_range(images):
     """Images as float32 in [0, 1]: integers in 0..255 are divided by 255; floats and booleans keep their values."""
     if not hasattr(images, "dtype") or ops.is_tensor(images):
-        images = ops.convert_to_tensor(
-            images
-        )  # on torch, this also moves a DataLoader's batch to the GPU
+        # On torch, this also moves a DataLoader's batch to the GPU.
+        images = ops.convert_to_tensor(images)
     dtype = keras.backend.standardize_dtype(images.dtype)
     if dtype == "float32":
         return images

@@ -6,9 +6,9 @@ are the model's inputs: images (N, H, W, C), or for a CVAE the pair (images, lab
 
 import numpy as np
 
-from keras_ae.errors import NotFinite, UserError, need
+from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
-from keras_ae.inference import check_memory
+from keras_ae.inference import check_finite, check_memory
 
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
@@ -68,10 +68,7 @@ def principal_directions(codes):
         UserError: the covariance would take too much memory.
         NotFinite: some codes are NaN or infinite.
     """
-    if not np.isfinite(codes).all():
-        raise NotFinite(
-            "Some codes are no finite numbers: the model's weights or its prior are broken"
-        )
+    check_finite([codes], "Some codes of the model")
     latents = np.shape(codes)[1]
     check_memory(4 * 8 * latents**2, f"the covariance of {latents:,} latents")
     _, vectors = np.linalg.eigh(np.cov(np.asarray(codes, "float64"), rowvar=False, ddof=0))

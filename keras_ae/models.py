@@ -252,8 +252,8 @@ class AE(Steps, Objective):
         for batch in batches_of(inputs, batch_size):
             parts.append(self._view(names, self.unpack(batch)[0], batch_size))
             if len(parts) == 1:
-                one = sum(x.nbytes // max(1, len(x)) for x in parts[0].values())
-                check_memory(n * one, f"{n:,} outputs")
+                row = sum(x.nbytes // max(1, len(x)) for x in parts[0].values())
+                check_memory(n * row, f"{n:,} outputs")
         if not parts:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
             empty = np.zeros((1, *self.image_shape), "float32")
             one = (empty, np.zeros(1, "int64")) if self.num_classes else empty
@@ -535,8 +535,8 @@ class VAE(AE):
         One code per image is drawn from its posterior, because the decoder was trained on such codes, with 0.7
         of the standard deviation: the mixture, which smooths, then describes whole draws about as well as if it
         were fitted to them, and fewer samples lie between two digits (docs/defaults.md). A prior of another
-        class is fitted to whole draws. If there are more than 100,000 images, 100,000 random ones are used. The mixture replaces `self.prior`,
-        which is saved with the model.
+        class is fitted to whole draws. If there are more than 100,000 images, 100,000 random ones are used. The
+        mixture replaces `self.prior`, which is saved with the model.
 
         Args:
             inputs: the inputs that `fit` was given.

@@ -196,7 +196,7 @@ class Objective(StepMixin, keras.Model):
         """Compute the loss of a batch from `fit`, and update all trackers and metrics.
 
         Returns:
-            (loss, logs), where `logs` is what `compute_metrics` returned; {} if there was nothing to call it for.
+            (loss, logs), where `logs` is what `compute_metrics` returned; {} if that was nothing, or not called.
         """
         x, y, sample_weight = self.unpack(data)
         x = self.scaled(x)
@@ -207,7 +207,8 @@ class Objective(StepMixin, keras.Model):
         if self._compile_metrics is None and not self.overridden("compute_metrics"):
             return loss, {}
         reconstruction = outputs["reconstruction"]
-        return loss, self.compute_metrics(x, self.target(x, y), reconstruction, sample_weight)
+        logs = self.compute_metrics(x, self.target(x, y), reconstruction, sample_weight)
+        return loss, logs or {}
 
     def overridden(self, method):
         """Whether a user's subclass overrides a method of this class, by its name."""

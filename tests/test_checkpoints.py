@@ -118,6 +118,14 @@ class TestAtomic:
         assert (tmp_path / "new" / "a.txt").read_text() == "hello"
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
 
+    @pytest.mark.parametrize("name", ["像" * 80, "a" + "é" * 120])
+    def test_a_long_name_that_is_no_ascii(self, name, tmp_path):
+        path = tmp_path / f"{name}.txt"
+        with files.atomic(path) as temporary:
+            temporary.encode()
+            Path(temporary).write_text("new")
+        assert path.read_text() == "new"
+
     def test_until_the_end_readers_see_the_old_file(self, tmp_path):
         path = tmp_path / "a.txt"
         path.write_text("old")

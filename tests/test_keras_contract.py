@@ -1826,6 +1826,16 @@ def test_what_compute_metrics_returns_is_logged(digits):
         assert {"loss", "kl", "val_loss", *metrics} <= history.keys()
 
 
+class Silent(VAE):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def test_a_compute_metrics_that_returns_nothing(digits):
+    history = compiled(mlp(Silent)).fit(digits[0][:8], verbose=0).history
+    assert {"loss", "kl"} <= history.keys()
+
+
 def test_what_forward_returns_is_taken_for_metrics(digits):
     model = compiled(mlp(), metrics=["mae"])
     model.evaluate(digits[0][:4], verbose=0)  # builds the metrics

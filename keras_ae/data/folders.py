@@ -82,10 +82,8 @@ def import_folder(
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
-    real = (
-        Path(os.path.realpath(path)) for path in (folder, data_dir / name)
-    )  # links may lead in a circle
-    if next(real).is_relative_to(next(real)):
+    # Not `Path.resolve`, which raises RuntimeError for links that lead in a circle.
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data_dir / name)):
         raise DataError(
             f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
         )

@@ -48,10 +48,8 @@ def opened(path, advice="mend or remove it"):
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which is Pillow's limit: scale it "
             "down first"
         ) from error
-    except (
-        UserError
-    ):  # a DataError from above, or an error of the caller, which is no fault of the file
-        raise
+    except UserError:
+        raise  # a DataError from above, or an error of the caller, which is no fault of the file
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
         if isinstance(error, FileNotFoundError):

@@ -21,6 +21,8 @@ from keras_ae.data.disk import PIXELS, DataError, Prepared
 from keras_ae.data.preparation import Preparation
 from keras_ae.files import open_file, read_json, read_text
 
+# Most bytes of a record: a file with a hole in it can be much longer than what is on the disk.
+LONGEST_RECORD = 8 * PIXELS
 BATCH = 1024  # most records that are held in memory at a time
 CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
 CLASSES = 1 << 20
@@ -340,11 +342,6 @@ def _tf_records(shards):
     for path, _ in shards:
         for batch in _tf_record_batches(path):
             yield from batch
-
-
-LONGEST_RECORD = (
-    8 * PIXELS
-)  # bytes: a file with a hole in it can be much longer than what is on the disk
 
 
 def _tf_record_batches(path):

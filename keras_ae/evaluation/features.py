@@ -233,9 +233,8 @@ class OnnxFeatures:
                     f"{self.path} gave an output of {features.shape} for {len(part)} images, and no features."
                 )
             width = features.shape[1]
-            check_memory(
-                8 * 6 * width**2, f"a comparison of {width:,} features"
-            )  # matrices in float64
+            # Comparing them takes some six matrices of float64.
+            check_memory(6 * 8 * width**2, f"a comparison of {width:,} features")
             if not np.isfinite(features).all():
                 raise NotFinite(f"{self.path} gave features that are no finite numbers.")
             parts.append(features[:n])

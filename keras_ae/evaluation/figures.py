@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_ae.classifier import MINUTES, evaluation_classifier
 from keras_ae.data.arrays import StoredImages, select, splits_of_arrays
-from keras_ae.errors import UserError
+from keras_ae.errors import LEAST, UserError
 from keras_ae.evaluation.arrays import BATCH, images_and_labels
 from keras_ae.evaluation.distances import (
     NEIGHBOURS,
@@ -360,10 +360,8 @@ def _judged(classifier, train_images, sets, labels, seed, reasons):
 def _within_memory(images, limit, progress):
     """Lowers the limit to what fits into memory: see `in_memory`."""
     wanted = min(len(images), limit or len(images))
-    least = (
-        {"least": 0} if isinstance(images, StoredImages) else {}
-    )  # those are large by the user's own bound
-    most = in_memory(images.shape[1:], wanted, **least)
+    # Stored images are large by the user's own bound, however low that is.
+    most = in_memory(images.shape[1:], wanted, 0 if isinstance(images, StoredImages) else LEAST)
     if most == wanted:
         return limit
     progress(f"measuring the first {most:,} test images, for which there is memory")

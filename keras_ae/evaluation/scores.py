@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from keras_ae.errors import NotFinite, UserError
+from keras_ae.errors import UserError
 from keras_ae.evaluation.arrays import BATCH, chunks, rows_of
 from keras_ae.evaluation.evidence import (
     negative_log_likelihood,
     reconstruction_term,
     why_no_likelihood,
 )
+from keras_ae.inference import check_finite
 
 DRAWS = 4  # codes per image over which its evidence is averaged
 SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
@@ -117,8 +118,5 @@ def _of_part(model, images, labels, seed):
             [negative_log_likelihood(model, images, code, labels)[0] for code in codes], axis=0
         )
     found["negative_log_prior"] = -np.asarray(model.prior.log_prob(mean, labels), "float64")
-    if not all(np.isfinite(values).all() for values in found.values()):
-        raise NotFinite(
-            "Some scores are no finite numbers: the model's weights or its prior are broken"
-        )
+    check_finite(found.values(), "Some scores by the model")
     return found
