@@ -264,10 +264,12 @@ class ProgressLine(keras.callbacks.Callback):
 
     Args:
         verbose: 1 or "auto" updates the line during an epoch; 2 prints only at the end of an epoch.
+        stop: a `StopAtSignal`, which ends the run when nobody reads the line any more, as in `| head -1`.
     """
 
-    def __init__(self, verbose=1):
+    def __init__(self, verbose=1, stop=None):
         super().__init__()
+        self.stop = stop
         self.rewrites = verbose in (1, True, "auto")
         self._first = self._shown = None
 
@@ -313,9 +315,13 @@ class ProgressLine(keras.callbacks.Callback):
         left = self.params["epochs"] * self.params["steps"] - done
         return (now - began) / max(1, done - before) * left
 
-    @staticmethod
-    def _print(text):
-        print(text, end="", flush=True)
+    def _print(self, text):
+        try:
+            print(text, end="", flush=True)
+        except BrokenPipeError:
+            if self.stop is None:
+                raise
+            self.stop.stopping = True
 
 
 def figures_of(logs, terms=()):
@@ -450,6 +456,11 @@ class WriteRun(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         check_there(self.folder, self.inode)
         row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
+        if self.history and (odd := row.keys() ^ self.history[0].keys()):
+            raise RunError(
+                f"{', '.join(sorted(odd))}: logged in epoch {epoch + 1} or before it, and not in both. The figures "
+                "of a run are the same in every epoch."
+            )
         self.history.append(row)
         model = self.model
         picture = picture_of(model, self.shown)

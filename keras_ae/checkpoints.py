@@ -228,8 +228,8 @@ def find_checkpoint(model, root=ROOT):
         CheckpointError: there is no such checkpoint.
     """
     path, origin = Path(model), "path"
-    by_name = path.name == str(model)
-    if path.is_dir():
+    by_name = path.name == str(model) not in ("", "..")
+    if path.is_dir() and str(model):
         path = path / "model.keras"
     if model in models() or (by_name and not path.is_file()):
         mine, theirs = Path(root, model), released(model)
@@ -294,6 +294,13 @@ def read_run(folder):
             f"{path} is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
         )
     return run
+
+
+def read_begun(folder):
+    """As `read_run`, but {} for a run that was killed before its first backup: it is begun anew."""
+    run, left = read_run(folder), (BACKUP[0], "model.keras", "history.csv")
+    begun = run.get("finished") or any(os.path.lexists(Path(folder, name)) for name in left)
+    return run if begun else {}
 
 
 def check_depth(value):
@@ -501,7 +508,7 @@ def read_backup(folder, model):
             )
             if (
                 not numbers
-                or not {"val_loss", "seconds"} <= row.keys() == about["history"][0].keys()
+                or not {"loss", "val_loss", "seconds"} <= row.keys() == about["history"][0].keys()
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
@@ -517,8 +524,8 @@ def read_backup(folder, model):
 
 
 def lacks_backup(folder):
-    """Whether a run of two epochs or more, each of which ended with a backup, has none."""
-    return not Path(folder, BACKUP[0]).is_file() and len(read_history(folder)) > 1
+    """Whether the backup of a run, which it has from before its first step on, is missing."""
+    return not os.path.lexists(Path(folder, BACKUP[0]))
 
 
 class RunLock:
@@ -638,7 +645,8 @@ def sweep_run(folder):
 def place_of(folder):
     """The folder with run.json and backup of the run that `--resume` continues: `folder`, or `.next` in it."""
     folder = Path(folder)
-    return folder / NEXT if (folder / NEXT / "run.json").is_file() else folder
+    begun = all(os.path.lexists(folder / NEXT / name) for name in ("run.json", BACKUP[0]))
+    return folder / NEXT if begun else folder
 
 
 def take_place(folder, replaced=()):

@@ -212,7 +212,7 @@ class _Clock(keras.callbacks.Callback):
             minutes = self.steps * step / 60
             if self.minutes is not None and minutes > self.minutes:
                 raise TooLong(
-                    f"the evaluation classifier would take {minutes:.0f} minutes to train, more than the "
+                    f"the evaluation classifier would take {minutes:.2g} minutes to train, more than the "
                     f"{self.minutes:g} of --classifier-minutes"
                 )
             self.progress(
@@ -322,8 +322,12 @@ def _load(path, data):
             network.load_weights(copy)
         if not all(np.isfinite(w).all() for w in network.get_weights()):
             raise ValueError("it has weights that are no numbers")
-    except Exception:  # damaged, or of another network: a new one is trained
-        return None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # no room or no permission is no damage
+            raise UserError(
+                f"the evaluation classifier in {path} cannot be read: {error.strerror}"
+            ) from error
+        return None  # damaged, or of another network: a new one is trained
     return network
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 # Modules whose package is installed under another name.
@@ -16,10 +17,12 @@ PACKAGES = {
 
 def printable(text, keep="") -> str:
     """A text that is safe to print: control characters, and lone surrogates (which paths and JSON may
-    contain), become escapes. Characters in `keep` stay as they are."""
+    contain), become escapes. Spaces of any width, and characters in `keep`, stay as they are."""
     joiners = "\u200c\u200d"  # invisible characters that join the parts of an emoji or a word
     return "".join(
-        c if c.isprintable() or c in joiners or c in keep else c.encode("unicode_escape").decode()
+        c
+        if c.isprintable() or c in joiners or c in keep or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
         for c in str(text)
     )
 

@@ -20,6 +20,7 @@ The file contains this description as JSON: see `describe`.
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -39,6 +40,7 @@ from keras import ops
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
+from keras_ae.files import name_anew, sync
 from keras_ae.inputs import one_hot
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
@@ -114,6 +116,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         else:
             report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part, modules)
+        sync(made.parent)
         check(path, format, part, force)  # again: another command may have written there meanwhile
         # The graph last, after its weights.
         files = sorted(made.parent.iterdir(), key=lambda new: new.name == path.name)
@@ -124,11 +127,15 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                 raise ExportError(f"{taken} is a folder, and the export has a file of that name.")
             if not force and os.path.lexists(taken):
                 raise ExportError(f"{taken} exists; --force replaces it.")
-            with open(new, "rb+") as file:
-                os.fsync(file.fileno())
         if len(files) > 1:  # a kill between the moves must not leave an old graph over new weights
             path.unlink(missing_ok=True)
-        return [move(new, path.parent / new.name) for new in files]
+        try:
+            return [move(new, path.parent / new.name, force) for new in files]
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            taken = error.filename2 or error.filename
+            raise ExportError(f"{taken} exists; --force replaces it.") from error
 
 
 @contextlib.contextmanager
@@ -255,15 +262,23 @@ def hand_over(model, path, format, part, modules=()):
     if modules:
         environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part, *modules]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise ExportError(f"{FORMATS[format].backend} could not write {format}: {last}")
 
 
-def move(new, target):
-    """Move a complete file or folder to `target`, replacing what is there; returns `target`."""
-    if new.is_dir() and target.exists():
+def move(new, target, force):
+    """Move a complete file or folder to `target`; returns `target`.
+
+    With `force` it replaces what is there; without, OSError if another command wrote there just now.
+    """
+    if not force and new.is_file():
+        name_anew(new, target)
+        return target
+    if force and new.is_dir() and target.exists():
         if exchange(new, target):  # the old folder is removed with the temporary folder
             return target
         # This takes two steps. If the process ends between them, `sweep` puts the old folder back.

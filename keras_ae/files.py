@@ -42,7 +42,7 @@ def atomic(path, replace=True):
         if replace:
             os.replace(temporary, path)
         else:
-            _name_anew(temporary, path)
+            name_anew(temporary, path)
         _sync_folder(path.parent)
     finally:
         os.close(handle)
@@ -50,8 +50,8 @@ def atomic(path, replace=True):
             os.unlink(temporary)
 
 
-def _name_anew(temporary, path):
-    """Give a file another name, which no file has."""
+def name_anew(temporary, path):
+    """Give a file another name, which no file has. Raises FileExistsError."""
     try:
         os.link(temporary, path)  # one step; the name before is removed later
     except FileExistsError:
@@ -97,6 +97,16 @@ def _sync_folder(folder):
             os.close(handle)
 
 
+def sync(folder):
+    """Write all files in a folder, and their names, to the disk, before the folder replaces another one."""
+    for path in [*Path(folder).rglob("*"), Path(folder)]:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
 def write_bytes(path, content):
     """Write bytes or text to a file, whole or not at all."""
     with atomic(path) as temporary:
@@ -126,7 +136,7 @@ def check_header(path, header):
 
 
 def append_lines(path, header, lines):
-    """Append lines to a text file, either all of them or none. A new file gets the header first.
+    """Append lines to a text file, all of them or none if that fails. A new file gets the header first.
 
     On a system with locks, several processes may append to one file at the same time.
 

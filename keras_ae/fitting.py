@@ -116,7 +116,7 @@ def fit(
         run.prepare_folder()
         run.compile()
         run.restore()
-        run.write_record(False)
+        run.begin()
         run.train_epochs()
         return run.finish()
 
@@ -323,6 +323,12 @@ class Run:
         distributed.broadcast([*model.variables, *model.optimizer.variables])
         self.history = list(self.done.history)
 
+    def begin(self):
+        """Write run.json and a first backup: from now on `resume` can continue the run."""
+        self.write_record(False)
+        if self.writes and not self.resume:
+            checkpoints.write_backup(self.place, self.model, self.done)
+
     def write_record(self, finished, **more):
         """Write run.json."""
         if not self.writes:
@@ -350,9 +356,11 @@ class Run:
             **more,
         }
         place = self.folder if finished else self.place
+        checkpoints.write_run(
+            place, self.record
+        )  # first, so that the file below belongs to a known run
         if not finished:
             checkpoints.write_source(place, self.source)
-        checkpoints.write_run(place, self.record)
 
     def train_epochs(self):
         """Train for the remaining epochs."""
@@ -402,7 +410,7 @@ class Run:
             )
             callbacks.append(self.early)
         if self.verbose != 0:
-            callbacks.append(ProgressLine(self.verbose))
+            callbacks.append(ProgressLine(self.verbose, self.stop))
         return Callbacks(
             callbacks,
             self.feed,
@@ -770,11 +778,19 @@ def check_folder(folder, epochs, resume, force):
     for name in ours:
         if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
             raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
+        if name != "tensorboard" and (folder / name).exists() and not (folder / name).is_dir():
+            raise RunError(
+                f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
+            )
+    for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP):
+        if (folder / name).is_dir():
+            raise RunError(
+                f"{folder / name} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
+            )
     place = checkpoints.place_of(folder)
-    record = {} if force else checkpoints.read_run(place if resume else folder)
+    record = {} if force else checkpoints.read_begun(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    # The first backup is written at the end of the first epoch, if not before.
     unfinished = resume and not record.get("finished")
     if unfinished and place == folder and checkpoints.lacks_backup(folder):
         raise RunError(
@@ -808,7 +824,7 @@ def check_folder(folder, epochs, resume, force):
 def can_resume(folder):
     """Whether there is an unfinished run in a folder, whose run.json is not damaged."""
     try:
-        record = checkpoints.read_run(checkpoints.place_of(folder))
+        record = checkpoints.read_begun(checkpoints.place_of(folder))
     except checkpoints.CheckpointError:
         return False
     return bool(record) and not record.get("finished")
@@ -901,7 +917,7 @@ def stored_settings(folder):
         RunError: there is no run.
     """
     place = checkpoints.place_of(folder)
-    record = checkpoints.read_run(place)
+    record = checkpoints.read_begun(place)
     if not record:
         raise RunError(f"There is no run in {folder} to resume.")
     settings = checkpoints.settings_of(record, place)

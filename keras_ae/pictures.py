@@ -186,6 +186,10 @@ def animation(pictures, path, seconds=0.5):
         raise UserError(
             f"A GIF has at most {WIDEST:,} pixels a side; these have {max(first.size):,}."
         )
+    if odd := next((p.size for p in rest if p.size != first.size), None):
+        raise UserError(
+            f"A GIF has pictures of one size; these have {first.size} and {odd} pixels."
+        )
     durations = [1000 * seconds] * len(rest) + [4000 * seconds]
     rest = (picture.convert("RGB") for picture in rest)  # one at a time
     first = first.convert("RGB")

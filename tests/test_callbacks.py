@@ -151,3 +151,20 @@ def test_the_rows_of_the_picture_of_an_epoch_are_named(model, titles, digits, mo
     assert drawn == titles
     rows = np.asarray(picture.convert("L"))[:22]  # of the first title
     assert (rows > 150).any() and (rows == pictures.BACKGROUND).mean() > 0.5
+
+
+def test_a_line_that_nobody_reads_any_more_ends_the_run(monkeypatch):
+    """As by `kae fit vae 2>&1 | head -1`: the run is kept up to this step."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed, callbacks.StopAtSignal(print) as stop:
+        line = callbacks.ProgressLine(2, stop)
+        line.set_params({"epochs": 2, "steps": 4})
+        monkeypatch.setattr("sys.stdout", closed)
+        line.on_epoch_begin(0)
+        monkeypatch.undo()
+        assert stop.due()
+        with pytest.raises(BrokenPipeError):  # what is left in the file's buffer
+            closed.flush()
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()

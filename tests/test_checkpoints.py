@@ -429,7 +429,7 @@ class TestBackup:
 
         one, other = trained(3), trained(1)
         metrics = [np.float32(0.1 * i) for i in range(len(one.metrics_variables))]
-        row = {"epoch": 1, "val_loss": 2.5, "seconds": 0.5}
+        row = {"epoch": 1, "loss": 3.5, "val_loss": 2.5, "seconds": 0.5}
         progress = Progress([row], 1, 7, 1.5, metrics)
         checkpoints.write_backup(tmp_path, one, progress)
         assert checkpoints.read_backup(tmp_path, other) == progress

@@ -14,7 +14,7 @@ import pytest
 from kae import console
 from PIL import Image
 
-from keras_ae import data
+from keras_ae import checkpoints, data, models
 
 SMALL = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", "3", "--limit", "60", "--batch-size", "16"]  # fmt: skip
 
@@ -314,6 +314,31 @@ class TestBadInput:
     @pytest.mark.parametrize("command", ["sample", "compare", "animate"])
     def test_misspelt_name(self, kae, command):
         refused(kae(command, "vea"), 2, "must be ae, vae, cvae", "got 'vea'", "Did you mean vae?")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["fit", "vae", "--out", ""], "Invalid value for '--out': the path is empty"),
+            (["fit", "vae", "--from", ""], "There is no checkpoint"),
+            (
+                ["data", "list", "--data-dir", ""],
+                "Invalid value for '--data-dir': the path is empty",
+            ),
+            (["encode", "vae", ""], "the path is empty"),
+            (["sample", ""], "MODEL must be ae, vae, cvae"),
+        ],
+    )
+    def test_a_path_of_an_empty_variable(self, kae, arguments, words):
+        """As of a variable of the shell that is not set: it is not the working folder."""
+        checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
+        done = kae(*arguments)
+        refused(done, done.exit_code, words)
+        assert done.exit_code
+
+    def test_a_folder_above_is_a_path(self, kae):
+        checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
+        (kae.folder / "checkpoints").mkdir(exist_ok=True)
+        refused(kae("sample", ".."), 1, "There is no checkpoint ../model.keras")
 
     def test_missing_file(self, kae):
         refused(kae("encode", "vae", "none.png"), 1, "none.png cannot be read", "check its name")

@@ -1,10 +1,12 @@
 """Every estimator against one that shares no code with it: a closed form, SciPy or scikit-learn."""
 
+import errno
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import keras
@@ -643,6 +645,18 @@ def test_a_cache_that_cannot_be_written_is_done_without(toy, trainings, tmp_path
     lines = []
     assert evaluation_classifier(*toy, progress=lines.append).origin == "trained now"
     assert "KAE_CACHE" in lines[-1]
+
+
+def test_a_classifier_that_cannot_be_read_is_not_made_anew(toy, trainings, monkeypatch):
+    evaluation_classifier(*toy)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    with pytest.raises(UserError, match="cannot be read: No space left"):
+        evaluation_classifier(*toy)
+    assert len(trainings) == 1
 
 
 def test_what_cannot_have_a_classifier(toy, trainings, monkeypatch):

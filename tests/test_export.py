@@ -183,10 +183,10 @@ def test_a_kill_between_two_files_leaves_no_old_graph_over_new_weights(cvae, tmp
     path.write_text("old")
     path.with_suffix(".bin").write_text("old")
 
-    def move(new, target):
+    def move(new, target, force):
         if target == path:
             raise KeyboardInterrupt
-        return moved(new, target)
+        return moved(new, target, force)
 
     moved = export.move
     monkeypatch.setattr(export, "move", move)
@@ -205,6 +205,31 @@ def test_a_folder_in_the_place_of_the_weights_costs_no_old_graph(cvae, tmp_path)
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("format", ["torch", "saved_model"])
+def test_what_another_command_wrote_meanwhile_stays(format, cvae, tmp_path, monkeypatch):
+    path = tmp_path / f"model{'.pt2' if format == 'torch' else ''}"
+    move = export.move
+
+    def moved(new, target, force):
+        if format == "torch":
+            path.write_text("theirs")
+        else:
+            path.mkdir()
+            (path / "saved_model.pb").write_text("theirs")
+        return move(new, target, force)
+
+    def written(net, about, path):
+        path.write_text("ours") if format == "torch" else path.mkdir()
+
+    monkeypatch.setattr(export, "move", moved)
+    monkeypatch.setitem(export.WRITERS, format, written)
+    monkeypatch.setattr(export, "hand_over", lambda model, path, *_: written(None, None, path))
+    with pytest.raises(export.ExportError, match=r"model.* exists; --force replaces it"):
+        export.export(cvae, path, format)
+    found = path if format == "torch" else path / "saved_model.pb"
+    assert found.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
+
+
 def test_force_keeps_what_lies_in_a_saved_model_of_others(cvae, tmp_path):
     (tmp_path / "saved_model.pb").touch()
     (tmp_path / "notes.txt").write_text("mine")
@@ -218,7 +243,7 @@ def test_force_replaces_a_saved_model(tmp_path):
     for folder, content in ((target, "old"), (new, "new")):
         folder.mkdir(parents=True)
         (folder / "saved_model.pb").write_text(content)
-    assert export.move(new, target) == target
+    assert export.move(new, target, force=True) == target
     assert (target / "saved_model.pb").read_text() == "new"
 
 

@@ -52,7 +52,7 @@ def assert_readable(folder):
 
 def resume(folder):
     """Go on with the run in a folder, or begin it, where it never began."""
-    fit(small("vae"), folder, resume=bool(checkpoints.read_run(folder)))
+    fit(small("vae"), folder, resume=fitting.can_resume(folder))
 
 
 def fill_disk(patch, write):

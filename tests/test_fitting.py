@@ -1,5 +1,6 @@
 """Runs from settings to a folder, on real MNIST: contents, resuming, order, and what stops a run."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -158,6 +159,10 @@ def test_one_seed_makes_one_run_and_another_seed_another(model, tmp_path):
 
 class Killed(BaseException):
     """Stands for a signal."""
+
+
+def killed(*args, **kwargs):
+    raise Killed
 
 
 def kill_after_backup(monkeypatch, epochs, batches=0):
@@ -495,7 +500,7 @@ class TestRules:
             fit(small("ae", epochs=2), unfinished, resume=True)
 
     @pytest.mark.parametrize(
-        "part", ["position", "step", "negative step", "figure", "missing figure", "epoch"]
+        "part", ["position", "step", "negative step", "figure", "seconds", "loss", "epoch"]
     )
     def test_an_edited_backup_is_not_resumed(self, unfinished, part):
         path = unfinished / "backup" / "state.npz"
@@ -509,8 +514,8 @@ class TestRules:
             arrays[step] = np.array(-7 if "negative" in part else 2**31 - 1, arrays[step].dtype)
         elif part == "figure":
             about["history"][0]["val_loss"] = "low"
-        elif part == "missing figure":
-            del about["history"][0]["seconds"]
+        elif part in ("seconds", "loss"):
+            del about["history"][0][part]
         else:
             about["history"][0]["epoch"] = 2
         np.savez(path, **{**arrays, "about": np.array(json.dumps(about))})
@@ -1036,6 +1041,67 @@ class TestKerasCallbacks:
         with pytest.raises(errors.RunError, match="The backup of the run in .* is missing"):
             fit(small("vae", epochs=2), tmp_path, resume=True)
         assert (tmp_path / "model.keras").read_bytes() == before
+
+    def test_a_run_whose_backup_is_gone_after_one_epoch_is_not_begun_anew(self, tmp_path):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 5)
+            fit(small("vae", epochs=2), tmp_path)
+        shutil.rmtree(tmp_path / "backup")
+        before = (tmp_path / "model.keras").read_bytes()
+        with pytest.raises(errors.RunError, match="The backup of the run in .* is missing"):
+            fit(small("vae", epochs=2), tmp_path, resume=True)
+        assert (tmp_path / "model.keras").read_bytes() == before
+
+    @pytest.mark.parametrize("write", ["write_source", "save_start", "write_backup"])
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_a_run_killed_before_its_first_backup_is_begun_anew(
+        self, replaced, write, tmp_path, monkeypatch
+    ):
+        first = tmp_path / "first"
+        fit(small("vae"), first)
+        run = shutil.copytree(first, tmp_path / "run") if replaced else tmp_path / "run"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(checkpoints, write, killed)
+            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)  # a kill undoes nothing
+            fit(small("vae", seed=3), run, start=first, force=replaced)
+        assert not fitting.can_resume(run)
+        with pytest.raises(errors.RunError, match="run in .* to resume|is finished"):
+            fit(small("vae", seed=3), run, start=first, resume=True)
+        fit(small("vae", seed=3), run, start=first, force=replaced)
+        assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "made"),
+        [("backup", "file"), ("epochs", "file"), (".next", "file"), ("history.csv", "folder"), ("backup/dataset", "folder")],
+    )  # fmt: skip
+    def test_files_and_folders_in_the_way_are_told_before_the_first_step(
+        self, name, made, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(keras_ae.VAE, "train_step", killed)
+        if made == "file":
+            (tmp_path / name).write_text("mine")
+        else:
+            (tmp_path / name).mkdir(parents=True)
+        for force in (False, True):
+            with pytest.raises(errors.RunError, match=f"{name} is .*: move it away"):
+                fit(small("vae"), tmp_path, force=force)
+
+    def test_figures_that_come_and_go(self, tmp_path):
+        class Moody(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                self.model.moody = True
+
+        class Fickle(keras_ae.VAE):
+            moody = False
+
+            def get_metrics_result(self):
+                more = {"mood": 1.0} if self.moody else {}
+                return {**super().get_metrics_result(), **more}
+
+        model, settings = Fickle((28, 28, 1), 2, "mlp", (4,)), Settings("vae", epochs=3, limit=40)
+        with pytest.raises(errors.RunError, match="mood.*: logged in epoch 2"):
+            fit(settings, tmp_path, model=model, callbacks=[Moody()])
+        assert len(history(tmp_path)) == 1 and fitting.can_resume(tmp_path)
 
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
         (tmp_path / "tensorboard").write_text("in the way")

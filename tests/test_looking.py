@@ -218,6 +218,13 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
     ("command", "words"),
     [
         (["interpolate", "vae", 0, 1, "-n", 5], "-n is for rows between classes"),
+        (["interpolate", "vae", 0, 1, "--seed", 5], "--seed draws codes of classes"),
+        (["traverse", "cvae", "test:3", "--seed", 5], "--seed draws the code of a class"),
+        (["manifold", "vae", "--data-dir", "."], "--data-dir is for an ae"),
+        (["scatter", "vae", "--seed", 5], "pca draws nothing"),
+        (["reconstruct", "vae", ".", "--data-dir", "."], "--data-dir is for test images"),
+        (["encode", "vae", ".", "--limit", 3], "--limit is for test images"),
+        (["encode", "vae", ".", "--data-dir", "."], "--data-dir is for test images"),
         (["evaluate", "vae", "--no-classifier", "--classifier-minutes", 10], "leave --classifier-minutes out"),
         (["encode", "vae", "--force"], "name it with --out"),
         (["compare", "vae", "ae", "--force"], "name it with --out"),
@@ -483,6 +490,8 @@ def test_no_picture_is_written_over_what_it_is_made_of(kae):
     done = kae("reconstruct", "vae", "photo.png", "--out", "photo.png", "--force")
     refused(done, 2, "photo.png is one of the files to read")
     done = kae("interpolate", "vae", "photo.png", "0", "--out", "photo.png", "--force")
+    refused(done, 2, "photo.png is one of the files to read")
+    done = kae("traverse", "vae", "photo.png", "--out", "photo.png", "--force")
     refused(done, 2, "photo.png is one of the files to read")
     assert (kae.folder / "photo.png").read_bytes() == before
 

@@ -165,6 +165,8 @@ def test_names_and_titles_in_every_mode(channels):
 def test_an_animation_wider_than_a_gif(tmp_path):
     with pytest.raises(UserError, match="at most 65,535 pixels a side"):
         pictures.animation([Image.new("L", (70_000, 2))] * 2, tmp_path / "a.gif")
+    with pytest.raises(UserError, match="pictures of one size"):
+        pictures.animation([Image.new("L", (n, 2)) for n in (2, 3)], tmp_path / "a.gif")
 
 
 def test_an_animation_shows_each_picture_and_repeats(tmp_path):

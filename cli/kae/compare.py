@@ -121,4 +121,6 @@ def number(value, places):
     """A cell's text: a figure, or - if it is missing."""
     if value is None:
         return "-"
-    return f"{value:.{places}f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.4g}"

@@ -38,6 +38,14 @@ def echo(message, nl=True, err=False):
     click.echo(printable(message, keep="\n\t"), nl=nl, err=err)
 
 
+def echo_rows(text):
+    """Print rows of a csv on stdout, as a file would hold them; for a terminal, they are escaped."""
+    if sys.stdout.isatty():
+        echo(text, nl=False)
+    else:
+        click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
+
+
 def say(message):
     """Print a message for the user on stderr."""
     echo(message, err=True)
@@ -133,7 +141,7 @@ def usage_errors():
 def check_name(model, what="MODEL"):
     """Refuse a MODEL that is neither a path nor a known name, before the imports that take seconds."""
     path = Path(model)
-    if not path.exists() and path.suffix != ".keras" and path.name == model:
+    if not model or not path.exists() and path.suffix != ".keras" and path.name == model:
         known = settings.checkpoint_names("checkpoints")
         if model not in known and not Path("checkpoints", model).is_dir():
             raise click.UsageError(
@@ -260,13 +268,13 @@ def save_images(target, images, picture, force):
     return write(target, picture().save, force)
 
 
-def write(path, save, force, echoed=True):
+def write(path, save, force, echoed=True, quiet=False):
     """Write a file completely, or explain why that fails. `save` writes to a temporary path.
 
     Returns the path. Without `force` it is a free name if another command has taken this one by now.
 
-    If the command later prints the path on stdout (`echoed`) and that is a terminal, no message is
-    printed here.
+    If the command is `quiet`, or later prints the path on stdout (`echoed`) and that is a terminal, no message
+    is printed here.
     """
     from keras_ae.files import atomic, sweep
 
@@ -278,10 +286,10 @@ def write(path, save, force, echoed=True):
         except FileExistsError:
             if not path.is_file():
                 raise
-            return write(free_name(path), save, force, echoed)
+            return write(free_name(path), save, force, echoed, quiet)
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
-    if not (echoed and sys.stdout.isatty()):
+    if not quiet and not (echoed and sys.stdout.isatty()):
         say(f"wrote {path}")
     return path
 
@@ -352,7 +360,9 @@ def class_index(network, label):
     if (number := whole_number(label)) < network.num_classes:
         return number
     numbers = [str(y) for y in range(network.num_classes)]
-    named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
+    named = (
+        f" ({', '.join(map(printable, network.names))})" if list(network.names) != numbers else ""
+    )
     raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
 
 
@@ -378,6 +388,13 @@ def check_file_options(labels, crop, invert):
     for option, given in (("--label", labels), ("--crop", crop), ("--invert", invert)):
         if given:
             raise click.UsageError(f"{option} is for image files, and none is given.")
+
+
+def check_test_options(*options):
+    """Refuse the options of test images, pairs of (name, value), where files are given in their place."""
+    for option, given in options:
+        if given:
+            raise click.UsageError(f"{option} is for test images: leave it out, or the files.")
 
 
 def classes_of(network, files, labels):
@@ -482,7 +499,7 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
 
 def first_few(names, most=5):
     """The first names of a list, for a message."""
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (" …" if len(names) > most else "")
 
 
 def load_test(*args, **kwargs):

@@ -1,7 +1,5 @@
 """kae data: list, prepare, import and verify datasets."""
 
-from pathlib import Path
-
 import click
 
 from kae import console, options
@@ -47,7 +45,7 @@ def list_(data_dir, as_json):
 @command.command(short_help="Prepare a dataset of TFDS.")
 @click.argument("name")
 @options.data_dir_option
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of its IDX files.")
+@click.option("--from", "source", type=options.AnyPath(), help="Folder of its IDX files.")
 def prepare(name, data_dir, source):
     """Prepare a dataset: from this package (mnist), from its website, or from files that you have."""
     from keras_ae import data
@@ -74,7 +72,7 @@ class Size(click.ParamType):
 
 @command.command("import", short_help="Make a dataset of your own images.")
 @click.argument("name")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=options.AnyPath())
 @options.data_dir_option
 @click.option(
     "--resize",

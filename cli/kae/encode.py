@@ -73,9 +73,9 @@ def command(model, files, out, append, force, **chosen):
                 append_lines(target, header, rows)
                 console.say(f"added {len(names):,} rows to {target}")
                 return console.echo(target)
-            console.echo(header, nl=False)
+            console.echo_rows(header)
             while text := rows.read(1 << 20):
-                console.echo(text, nl=False)
+                console.echo_rows(text)
             return None
     if target.suffix == ".npy":
         target = console.write(target, functools.partial(save_array, network, names, blocks), force)
@@ -101,8 +101,7 @@ def source_of(network, checkpoint, files, dataset, data_dir, limit, labels, crop
             return dataclasses.replace(images, images=images.images[rows], labels=marks)
 
         return range(len(images.images)), of_dataset
-    if dataset or limit:
-        raise click.UsageError("--dataset and --limit are for test images: leave the files out.")
+    console.check_test_options(("--dataset", dataset), ("--limit", limit), ("--data-dir", data_dir))
     files = console.find_files(files)
     classes = console.classes_of(network, files, labels)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-from pathlib import Path
 
 import click
 
@@ -87,7 +86,7 @@ TABLE |= {
 )
 @click.option(
     "--features",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     help="An ONNX file with a network, such as Inception or DINOv2, whose features compare images as well.",
 )
 @options.seed_option

@@ -24,7 +24,7 @@ from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 )  # fmt: skip
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     help=f"File ({', '.join(filter(None, EXPORT_SUFFIXES.values()))}), or folder of a saved_model."
     "  [default: exports/MODEL-PART]",
 )

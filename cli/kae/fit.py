@@ -151,7 +151,7 @@ def setting(name, kind, help, **kwargs):
 @click.argument("model", type=Name(choices.models))
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     is_eager=True,
     expose_value=False,
     callback=read_config,
@@ -199,7 +199,7 @@ def setting(name, kind, help, **kwargs):
 @setting("limit", options.Count(1), "Take only the first so many images.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     help="Run folder.  [default: checkpoints/MODEL, or checkpoints/MODEL-DATASET where that is not mnist; "
     "with --from of that very run, …-more]",
 )
@@ -230,7 +230,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     from there.
     """
 
-    source = settings_to_start_with(context, start, data_dir, values) if start else None
+    source = settings_to_start_with(context, start, data_dir, values) if start is not None else None
     values["dataset"] = dataset_asked_for(context, values["dataset"], data_dir)
     with console.usage_errors():
         settings = Settings(**values)

@@ -51,6 +51,8 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
         raise click.UsageError("--dataset is for test images, and no end is one: leave it out.")
     if options.given("number") and "class" not in kinds:
         raise click.UsageError("-n is for rows between classes, and no end is one: leave it out.")
+    if options.given("seed") and "class" not in kinds:
+        raise click.UsageError("--seed draws codes of classes, and no end is one: leave it out.")
     console.check_no_input([Path(e) for e, kind in zip(ends, kinds) if kind == "file"], target)
     rows = number if "class" in kinds else 1
     console.check_number(network, (len(ends) - 1) * rows * steps, target)

@@ -37,8 +37,9 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
 
     if label is not None and not network.num_classes:
         raise click.UsageError("This model has no classes: leave the label out.")
-    if dataset and hasattr(network, "prior"):
-        raise click.UsageError("--dataset is for an ae, which has no prior: leave it out.")
+    for option, value in (("--dataset", dataset), ("--data-dir", data_dir)):
+        if value and hasattr(network, "prior"):
+            raise click.UsageError(f"{option} is for an ae, which has no prior: leave it out.")
     if network.num_classes and label is None:
         console.check_number(network, network.num_classes * side, target)
         rows = [

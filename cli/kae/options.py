@@ -28,6 +28,18 @@ class Count(click.IntRange):
         return number
 
 
+class AnyPath(click.Path):
+    """A path; an empty one, as of a variable of the shell that is not set, is none."""
+
+    def __init__(self):
+        super().__init__(path_type=Path)
+
+    def convert(self, value, param, context):
+        if value == "":
+            self.fail("the path is empty", param, context)
+        return super().convert(value, param, context)
+
+
 def given(name):
     """Whether the user gave an option of the running command, by its parameter's name."""
     source = click.get_current_context().get_parameter_source(name)
@@ -42,7 +54,7 @@ def typed(name):
 
 data_dir_option = click.option(
     "--data-dir",
-    type=click.Path(file_okay=True, path_type=Path),
+    type=AnyPath(),
     help="Where TFDS datasets lie.  [default: KAE_DATA_DIR, TFDS_DATA_DIR or ~/tensorflow_datasets]",
 )
 json_option = click.option(
@@ -68,9 +80,7 @@ def complete_model(context, parameter, incomplete):
 
 
 model_argument = click.argument("model", shell_complete=complete_model)
-files_argument = click.argument(
-    "files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|FOLDER]…"
-)
+files_argument = click.argument("files", nargs=-1, type=AnyPath(), metavar="[FILE|FOLDER]…")
 dataset_option = click.option(
     "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"
 )
@@ -97,6 +107,6 @@ def out_option(suffixes, default):
     """Make an --out option for a file with one of the suffixes; `default` is shown in its help."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=AnyPath(),
         help=f"A {' or '.join(suffixes)} file.  [default: {default}]",
     )

@@ -34,8 +34,7 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
     from keras_ae import pictures
 
     if files:
-        if dataset:
-            raise click.UsageError("--dataset is for test images: leave the files out.")
+        console.check_test_options(("--dataset", dataset), ("--data-dir", data_dir))
         if number is None and any(path.is_dir() for path in files):
             number = IMAGES
         files = console.find_files(files)[:number]

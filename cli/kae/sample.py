@@ -1,7 +1,5 @@
 """kae sample: draw new images."""
 
-from pathlib import Path
-
 import click
 
 from kae import console, options
@@ -23,7 +21,7 @@ from kae import console, options
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     help=".png for a picture, .npy for uint8 (N, H, W, C).  [default: samples/MODEL[-LABEL].png]",
 )
 @options.force_option

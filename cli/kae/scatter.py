@@ -30,6 +30,8 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     console.start_backend()
     from keras_ae import latents, pictures
 
+    if options.given("seed") and method == "pca":
+        raise click.UsageError("--seed is for tsne and umap, and pca draws nothing: leave it out.")
     need("A plot", "matplotlib")
     latents.need_method(method)
     network, checkpoint = console.load(model)

@@ -161,7 +161,7 @@ def command(
                 **({} if target else {"images": rows}),
             }
         )  # fmt: skip
-    return console.echo(target) if target else console.echo(_csv(rows), nl=False)
+    return console.echo(target) if target else console.echo_rows(_csv(rows))
 
 
 def _classes(images, names):

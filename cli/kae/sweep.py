@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kae import compare, console, fit
+from kae import compare, console, fit, options
 from keras_ae.settings import Settings
 
 ROWS = ("rate", "distortion", "elbo", "bits_per_dimension", "psnr", "epochs", "seconds")
@@ -38,7 +38,7 @@ class Weights(click.ParamType):
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.AnyPath(),
     help="Folder of the runs.  [default: checkpoints/sweep-MODEL, or sweep-MODEL-DATASET where that is not mnist]",
 )
 @click.pass_context
@@ -113,6 +113,7 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
             lambda path: pictures.save_plot(figure, path, title=PLOT),
             force or own,
             echoed=False,
+            quiet=quiet,
         )
     if as_json:
         return console.print_json(

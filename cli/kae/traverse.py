@@ -1,9 +1,11 @@
 """kae traverse: what each latent does."""
 
+from pathlib import Path
+
 import click
 
 from kae import console, options
-from kae.interpolate import places_of
+from kae.interpolate import kind_of, places_of
 
 TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
 
@@ -32,6 +34,11 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
     default = f"samples/{console.stem_of(model)}-traversals.png"
     target = console.target_of(out, default, (".png", ".npy"), force)
     network, checkpoint = console.load(model)
+    kind = kind_of(network, start)
+    if kind == "file":
+        console.check_no_input([Path(start)], target)
+    if options.given("seed") and kind != "class":
+        raise click.UsageError("--seed draws the code of a class, and FROM is none: leave it out.")
 
     import numpy as np
 

@@ -23,10 +23,12 @@ from keras_ae.data.disk import PIXELS, DataError, Prepared
 from keras_ae.data.images import MODES, SUFFIXES, opened, read_image, upright_size
 from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import generate, quiet_tfds, reason
-from keras_ae.data.reading import PREPARATION
+from keras_ae.data.reading import PREPARATION, read_preparation
+from keras_ae.files import sync
 
 DESCRIPTION = "Images imported from a folder."
 TEST_FOLDERS = ("test", "validation", "val", "valid")
+ALIKE = {"train", "training", "testing", *TEST_FOLDERS}  # names, in small letters, of splits
 FLAT = ""  # used as the only class if there are no class folders; no folder can have this name
 ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
@@ -128,6 +130,7 @@ def import_folder(
     if not written or prepared.version != version:
         raise _too_late(prepared)
     if old is not None:
+        sync(prepared.path)
         # Renamed first: if the process is killed during the removal, no partial version is left.
         aside = old.path.with_name(f"incomplete.replaced_{old.version}")
         old.path.rename(aside)
@@ -155,6 +158,8 @@ def _check_name(name, data_dir, force) -> Prepared | None:
     found = disk.find(name, data_dir)
     if found is not None and not force:
         raise DataError(f"{name} exists in {found.path}; --force replaces it")
+    if found is not None and (found.path.parent != data_dir / name or not read_preparation(found)):
+        raise DataError(f"{name} in {found.path} was made by no import: choose another name")
     return found
 
 
@@ -173,7 +178,13 @@ def _find_images(folder, test_fraction, seed):
         raise DataError(f"there is no folder {folder}")
     folders = [e for e in _visible(folder) if e.is_dir()]
     names = {f.name for f in folders}
-    if "train" in names and names <= {"train", *TEST_FOLDERS}:
+    splits_alone = names <= {"train", *TEST_FOLDERS}
+    if not splits_alone and {name.lower() for name in names} <= ALIKE:
+        raise DataError(
+            f"{folder} holds {' and '.join(sorted(names))}: call them train and test if they are splits, or otherwise if "
+            "they are classes"
+        )
+    if "train" in names and splits_alone:
         tests = [t for t in TEST_FOLDERS if t in names]
         train, ignored = _of_classes(folder / "train")
         classes = [] if train.keys() == {FLAT} else list(train)
@@ -249,6 +260,10 @@ def _train_and_test(listed, test_fraction, seed):
     if len(listed) < 2:
         raise DataError("one image is no dataset: at least two are needed, one to test on")
     if fraction == 0:
+        if seed is not None:
+            raise DataError(
+                "--seed splits the images, and --test-fraction 0 does not: leave it out"
+            )
         return {"train": listed}
     random = np.random.default_rng(0 if seed is None else seed)
     labels = np.array([label for _, label in listed])

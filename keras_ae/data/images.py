@@ -31,10 +31,19 @@ def opened(path, advice="mend or remove it"):
             # Above its limit of pixels, Pillow only warns; it raises an error above twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                deep = image.mode.startswith("I")
+                if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
                     raise DataError(
                         f"{path} has 32 bits a pixel, and nothing says which value is white: "
                         "convert it to 8 or 16 bits first"
+                    )
+                if deep and image.format == "TIFF" and not _is_plain(image):
+                    raise DataError(
+                        f"{path} is a TIFF of other than 16 bits a pixel, or whose 0 is white: convert it to 8 bits first"
+                    )
+                if deep and "transparency" in image.info:
+                    raise DataError(
+                        f"{path} has 16 bits a pixel and a transparent grey: convert it to 8 bits first"
                     )
                 raw = image.format == "TIFF" and image.info.get("compression") == "raw"
                 if raw and _lies(image):
@@ -56,6 +65,12 @@ def opened(path, advice="mend or remove it"):
             why = "there is no such file"
             advice = advice if os.path.islink(path) else "check its name"
         raise DataError(f"{path} cannot be read ({why}): {advice}") from error
+
+
+def _is_plain(image):
+    """Whether a grey TIFF has 16 bits a pixel, of which 0 is black; Pillow reads others as if they had."""
+    bits, white_is_zero = 258, 262  # tags
+    return image.tag_v2.get(bits) == (16,) and image.tag_v2.get(white_is_zero) == 1
 
 
 def upright_size(image):

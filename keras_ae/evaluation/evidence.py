@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
-from keras_ae.inference import check_memory
+from keras_ae.inference import check_finite, check_memory
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 
@@ -29,6 +29,9 @@ def elbo(model, inputs, seed=0):
     Returns:
         (N,) float64 in nats per image, and the name of the likelihood, see `losses.nll_per_image`.
 
+    Raises:
+        NotFinite: the bound of an image is NaN or infinite.
+
     References:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 3.
     """
@@ -41,8 +44,10 @@ def elbo(model, inputs, seed=0):
         nll, likelihood = negative_log_likelihood(
             model, images[rows], codes[rows], rows_of(labels, rows)
         )
-        kl = 0.5 * (np.square(mean[rows]) + np.exp(log_var[rows]) - 1 - log_var[rows])
-        result[rows] = -nll - kl.sum(-1, dtype="float64")
+        with np.errstate(over="ignore", invalid="ignore"):
+            kl = 0.5 * (np.square(mean[rows]) + np.exp(log_var[rows]) - 1 - log_var[rows])
+            result[rows] = -nll - kl.sum(-1, dtype="float64")
+    check_finite([result], "The evidence lower bounds of some images")
     return result, likelihood
 
 
@@ -126,9 +131,11 @@ def mutual_information(mean, log_var, seed=0):
     total = 0.0
     for rows in chunks(n, n):
         z = codes[rows]
-        log_q = z @ (mean * precision).T - 0.5 * np.square(z) @ precision.T + constant
-        of_itself = log_q[np.arange(len(z)), np.arange(n)[rows]]
-        total += (of_itself - logsumexp(log_q, axis=1) + np.log(n)).sum()
+        with np.errstate(over="ignore", invalid="ignore"):
+            log_q = z @ (mean * precision).T - 0.5 * np.square(z) @ precision.T + constant
+            of_itself = log_q[np.arange(len(z)), np.arange(n)[rows]]
+            total += (of_itself - logsumexp(log_q, axis=1) + np.log(n)).sum()
+    check_finite([total], "The densities of some codes")
     return float(total / n)
 
 

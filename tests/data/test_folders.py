@@ -55,6 +55,23 @@ def refused(match, *args, **kwargs):
     assert data.available() == []  # nothing half-made is left
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN",)])
+def test_splits_of_other_names_are_no_classes(names, folder):
+    for name in names:
+        put(folder / name / "a.png", np.zeros((8, 8), "uint8"))
+        put(folder / name / "b.png", np.zeros((8, 8), "uint8"))
+    refused("call them train and test", folder)
+
+
+def test_force_replaces_no_dataset_that_no_import_made(digits):
+    prepared = data.import_folder("mine", digits[1])
+    (prepared.path / "metadata.json").unlink()
+    before = sorted(path.name for path in prepared.path.iterdir())
+    with pytest.raises(data.DataError, match="was made by no import: choose another name"):
+        data.import_folder("mine", digits[1], force=True)
+    assert sorted(path.name for path in prepared.path.iterdir()) == before
+
+
 def pixels_of(split, **kwargs):
     return data.load("mine", split, **kwargs).images
 
@@ -130,6 +147,7 @@ def test_own_train_and_test_folders(digits, tmp_path):
                 put(split / part / name / f"{i}.png", image)
     refused("has its own val: --test-fraction is for one without", split, test_fraction=0.5)
     refused("has its own val: --seed is for one without", split, seed=0)
+    refused("--test-fraction 0 does not: leave it out", split / "train", test_fraction=0, seed=0)
     prepared = data.import_folder("mine", split)
     assert prepared.splits == {"train": 45, "val": 15}
     expected = sorted((i.tobytes(), name) for name in images for i in images[name][15:])

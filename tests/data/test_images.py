@@ -1,5 +1,7 @@
 """Image files of users: kinds, sizes, and what is refused."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +46,39 @@ def test_grey_becomes_rgb(saved, digits):
 def test_a_larger_image_is_scaled(saved, digits):
     images = data.read_files([saved("a.png", lambda i: i.resize((280, 280), 0))], (28, 28, 1))
     assert np.abs(images[0].astype(int) - digits[0][0]).mean() < 3
+
+
+def tiff(path, bits, zero_is_black, content):
+    """An uncompressed grey TIFF of 28 x 28 pixels."""
+    tags = [(256, 3, 28), (257, 3, 28), (258, 3, bits), (259, 3, 1), (262, 3, int(zero_is_black))]
+    tags += [(273, 4, 8), (277, 3, 1), (278, 3, 28), (279, 4, len(content))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(content)) + content
+    path.write_bytes(head + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize(("bits", "zero_is_black"), [(12, True), (16, False)])
+def test_deep_tiffs_that_pillow_reads_as_others_are_refused(bits, zero_is_black, tmp_path):
+    path = tiff(tmp_path / "a.tif", bits, zero_is_black, b"\xff" * (28 * 28 * bits // 8))
+    with pytest.raises(data.DataError, match="convert it to 8 bits first"):
+        data.read_files([path], (28, 28, 1))
+    plain = tiff(tmp_path / "b.tif", 16, True, b"\xff" * (28 * 28 * 2))
+    assert (data.read_files([plain], (28, 28, 1)) == 255).all()
+
+
+def test_a_transparent_grey_of_16_bits_is_refused(tmp_path):
+    Image.fromarray(np.zeros((28, 28), "uint16")).save(tmp_path / "a.png", transparency=0)
+    with pytest.raises(data.DataError, match="a transparent grey"):
+        data.read_files([tmp_path / "a.png"], (28, 28, 1))
+
+
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_a_pgm_of_16_bits(most, tmp_path):
+    values = np.linspace(0, most, 784).round().astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(f"P5 28 28 {most}\n".encode() + values.tobytes())
+    read = data.read_files([tmp_path / "a.pgm"], (28, 28, 1)).reshape(-1)
+    np.testing.assert_allclose(read, values / most * 255, atol=0.51)
 
 
 def test_16_bits_are_scaled_to_8(tmp_path):
