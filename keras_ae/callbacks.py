@@ -140,7 +140,7 @@ class StopAtSignal(keras.callbacks.Callback):
     def __init__(self, report):
         super().__init__()
         self.report, self.stopping, self.training, self._before = report, False, False, {}
-        self._due = None
+        self._signalled, self._due = False, None
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -158,11 +158,11 @@ class StopAtSignal(keras.callbacks.Callback):
             signal.signal(number, handler)
 
     def _stop(self, number, frame):
-        if self.stopping:
+        if self._signalled:
             if signal.Signals(number).name in INSISTENT:
                 raise KeyboardInterrupt
             return
-        self.stopping = True
+        self.stopping = self._signalled = True
         if not self.training:
             raise KeyboardInterrupt
         # Printing fails if the terminal is gone, or if the signal came in the middle of a print.
@@ -264,7 +264,7 @@ class ProgressLine(keras.callbacks.Callback):
 
     Args:
         verbose: 1 or "auto" updates the line during an epoch; 2 prints only at the end of an epoch.
-        stop: a `StopAtSignal`, which ends the run when nobody reads the line any more, as in `| head -1`.
+        stop: a `StopAtSignal`, which ends the run when the line cannot be printed any more, as in `| head -1`.
     """
 
     def __init__(self, verbose=1, stop=None):
@@ -318,7 +318,7 @@ class ProgressLine(keras.callbacks.Callback):
     def _print(self, text):
         try:
             print(text, end="", flush=True)
-        except BrokenPipeError:
+        except OSError:
             if self.stop is None:
                 raise
             self.stop.stopping = True

@@ -296,13 +296,6 @@ def read_run(folder):
     return run
 
 
-def read_begun(folder):
-    """As `read_run`, but {} for a run that was killed before its first backup: it is begun anew."""
-    run, left = read_run(folder), (BACKUP[0], "model.keras", "history.csv")
-    begun = run.get("finished") or any(os.path.lexists(Path(folder, name)) for name in left)
-    return run if begun else {}
-
-
 def check_depth(value):
     """Check that lists and dicts are not nested so deeply that it takes all of Python's stack to show them.
 
@@ -454,6 +447,11 @@ def save_start(folder, model):
     save_model(model, Path(folder) / START)
 
 
+def has_start(folder):
+    """Whether the model that a run started from is there."""
+    return (Path(folder) / START).is_file()
+
+
 def load_start(folder, trusted=False):
     """The model that the unfinished run in a folder started from.
 
@@ -466,7 +464,7 @@ def load_start(folder, trusted=False):
 def read_backup(folder, model):
     """Load a run's last backup into a compiled model, and return the `Progress` of the run at that time.
 
-    Without a backup, the run is at its start.
+    Without a backup, the run is at its start: it was killed before its first step.
 
     Raises:
         CheckpointError: the backup is damaged or of another model.
@@ -523,9 +521,15 @@ def read_backup(folder, model):
         ) from error
 
 
-def lacks_backup(folder):
-    """Whether the backup of a run, which it has from before its first step on, is missing."""
-    return not os.path.lexists(Path(folder, BACKUP[0]))
+def has_backup(folder):
+    """Whether the run in a folder has a backup, as it has from before its first step on."""
+    return os.path.lexists(Path(folder, BACKUP[0]))
+
+
+def has_trained(folder):
+    """Whether there is anything in a folder that its run wrote after its first backup."""
+    before = {Path(folder, name) for name in ("run.json", *BACKUP)}
+    return any(path not in before for path in files_of(folder))
 
 
 class RunLock:
@@ -593,7 +597,7 @@ def strangers(folder, epochs):
     """The files in a folder that no run wrote, but that a new run of `epochs` epochs would overwrite."""
     folder = Path(folder)
     taken = [folder / name for name in (*ALWAYS, *BACKUP)]
-    taken += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
+    taken += [path for path in pictures_of(folder) if _epoch_of(path) <= epochs]
     ours = set(files_of(folder))
     return [path for path in taken if os.path.lexists(path) and path not in ours]
 
@@ -609,6 +613,12 @@ def _epoch_of(picture):
     """The epoch of a picture by its file name, or 0 if the file is no such picture."""
     named = re.fullmatch(r"(\d{3,9})\.png", picture.name)
     return int(named[1]) if named else 0
+
+
+def pictures_of(folder):
+    """All that is called as the picture of an epoch in a run folder, also what is no file."""
+    epochs = Path(folder) / "epochs"
+    return sorted(filter(_epoch_of, epochs.iterdir())) if epochs.is_dir() else []
 
 
 def remove(paths):
@@ -645,8 +655,7 @@ def sweep_run(folder):
 def place_of(folder):
     """The folder with run.json and backup of the run that `--resume` continues: `folder`, or `.next` in it."""
     folder = Path(folder)
-    begun = all(os.path.lexists(folder / NEXT / name) for name in ("run.json", BACKUP[0]))
-    return folder / NEXT if begun else folder
+    return folder / NEXT if (folder / NEXT / "run.json").is_file() else folder
 
 
 def take_place(folder, replaced=()):

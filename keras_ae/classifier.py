@@ -7,6 +7,7 @@ It is trained on the dataset, without the model that it evaluates. Its weights f
 the package; `python -m keras_ae.classifier` made them.
 """
 
+import errno
 import hashlib
 import sys
 import tempfile
@@ -42,6 +43,10 @@ BATCH = 128
 LEARNING_RATE = 3e-3
 SHIFT = 2  # pixels
 VERSION = 1  # raise it when the network or its training changes
+# Errors of the system that say nothing about a file's contents.
+NO_DAMAGE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +328,7 @@ def _load(path, data):
         if not all(np.isfinite(w).all() for w in network.get_weights()):
             raise ValueError("it has weights that are no numbers")
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # no room or no permission is no damage
+        if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise UserError(
                 f"the evaluation classifier in {path} cannot be read: {error.strerror}"
             ) from error

@@ -127,12 +127,19 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                 raise ExportError(f"{taken} is a folder, and the export has a file of that name.")
             if not force and os.path.lexists(taken):
                 raise ExportError(f"{taken} exists; --force replaces it.")
-        if len(files) > 1:  # a kill between the moves must not leave an old graph over new weights
+        if (
+            force and len(files) > 1
+        ):  # a kill between the moves must not leave an old graph over new weights
             path.unlink(missing_ok=True)
+        written = []
         try:
-            return [move(new, path.parent / new.name, force) for new in files]
+            for new in files:
+                written.append(move(new, path.parent / new.name, force))
+            return written
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            for half in written if not force else ():
+                half.unlink()
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             taken = error.filename2 or error.filename
             raise ExportError(f"{taken} exists; --force replaces it.") from error

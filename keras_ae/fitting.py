@@ -232,6 +232,11 @@ class Run:
             check_origin(self.folder, self.origin, start)
             if self.origin is not None:
                 place = checkpoints.place_of(self.folder)
+                if not checkpoints.has_start(place):
+                    raise RunError(
+                        f"The run in {self.folder} was killed before it began: give the command that began it again, "
+                        "without --resume."
+                    )
                 model = checkpoints.load_start(place, trusted)
         elif start is not None:
             found = checkpoints.find_checkpoint(start)
@@ -324,7 +329,9 @@ class Run:
         self.history = list(self.done.history)
 
     def begin(self):
-        """Write run.json and a first backup: from now on `resume` can continue the run."""
+        """Write run.json and a first backup: from now on a run without one has lost it."""
+        if self.writes:
+            check_there(self.folder, self.inode)
         self.write_record(False)
         if self.writes and not self.resume:
             checkpoints.write_backup(self.place, self.model, self.done)
@@ -782,21 +789,25 @@ def check_folder(folder, epochs, resume, force):
             raise RunError(
                 f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
             )
-    for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP):
-        if (folder / name).is_dir():
+    files = [folder / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
+    files += [folder / checkpoints.NEXT / name for name in ("run.json", *checkpoints.BACKUP)]
+    for path in [*files, *checkpoints.pictures_of(folder)]:
+        if path.is_dir():
             raise RunError(
-                f"{folder / name} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
+                f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
             )
     place = checkpoints.place_of(folder)
-    record = {} if force else checkpoints.read_begun(place if resume else folder)
+    record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    unfinished = resume and not record.get("finished")
-    if unfinished and place == folder and checkpoints.lacks_backup(folder):
-        raise RunError(
-            f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from its "
-            "model, --force starts over."
-        )
+    if place == folder and not (record.get("finished") or checkpoints.has_backup(folder)):
+        if resume and checkpoints.has_trained(folder):
+            raise RunError(
+                f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from "
+                "its model, --force starts over."
+            )
+        if not resume and not checkpoints.has_trained(folder):
+            record = {}  # killed before its first step: it is begun anew
     begun = (
         ""
         if place == folder
@@ -824,7 +835,7 @@ def check_folder(folder, epochs, resume, force):
 def can_resume(folder):
     """Whether there is an unfinished run in a folder, whose run.json is not damaged."""
     try:
-        record = checkpoints.read_begun(checkpoints.place_of(folder))
+        record = checkpoints.read_run(checkpoints.place_of(folder))
     except checkpoints.CheckpointError:
         return False
     return bool(record) and not record.get("finished")
@@ -917,7 +928,7 @@ def stored_settings(folder):
         RunError: there is no run.
     """
     place = checkpoints.place_of(folder)
-    record = checkpoints.read_begun(place)
+    record = checkpoints.read_run(place)
     if not record:
         raise RunError(f"There is no run in {folder} to resume.")
     settings = checkpoints.settings_of(record, place)

@@ -91,7 +91,7 @@ def _record(place, settings, named):
 
     `named`: whether the settings name the dataset, so that a finished run must be of the same one.
     """
-    record = checkpoints.read_begun(checkpoints.place_of(place))
+    record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
     stored = settled(checkpoints.settings_of(record, place))

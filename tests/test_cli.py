@@ -326,6 +326,9 @@ class TestBadInput:
             ),
             (["encode", "vae", ""], "the path is empty"),
             (["sample", ""], "MODEL must be ae, vae, cvae"),
+            (["info", ""], "MODEL must be ae, vae, cvae"),
+            (["evaluate", "vae", "--dataset", ""], "it is empty"),
+            (["fit", "vae", "--dataset", ""], "it is empty"),
         ],
     )
     def test_a_path_of_an_empty_variable(self, kae, arguments, words):

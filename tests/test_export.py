@@ -205,28 +205,30 @@ def test_a_folder_in_the_place_of_the_weights_costs_no_old_graph(cvae, tmp_path)
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("format", ["torch", "saved_model"])
+@pytest.mark.parametrize("format", ["torch", "openvino", "saved_model"])
 def test_what_another_command_wrote_meanwhile_stays(format, cvae, tmp_path, monkeypatch):
-    path = tmp_path / f"model{'.pt2' if format == 'torch' else ''}"
+    path = tmp_path / f"model{export.EXPORT_SUFFIXES[format]}"
     move = export.move
 
     def moved(new, target, force):
-        if format == "torch":
-            path.write_text("theirs")
-        else:
+        if format == "saved_model":
             path.mkdir()
             (path / "saved_model.pb").write_text("theirs")
+        else:
+            path.write_text("theirs")
         return move(new, target, force)
 
     def written(net, about, path):
-        path.write_text("ours") if format == "torch" else path.mkdir()
+        path.mkdir() if format == "saved_model" else path.write_text("ours")
+        if format == "openvino":
+            path.with_suffix(".bin").write_text("ours")
 
     monkeypatch.setattr(export, "move", moved)
     monkeypatch.setitem(export.WRITERS, format, written)
     monkeypatch.setattr(export, "hand_over", lambda model, path, *_: written(None, None, path))
     with pytest.raises(export.ExportError, match=r"model.* exists; --force replaces it"):
         export.export(cvae, path, format)
-    found = path if format == "torch" else path / "saved_model.pb"
+    found = path / "saved_model.pb" if format == "saved_model" else path
     assert found.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
 
 

@@ -115,12 +115,18 @@ def limited(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [20_000, 150_000])
-def test_files_that_may_not_grow(size, whole, tmp_path):
-    """The first file that is too large ends the run: run.json, the model, the backup."""
-    with limited(size), pytest.raises((OSError, RunError)):
+@pytest.mark.parametrize(("size", "epoch"), [(20_000, 0), (150_000, 0), (1_000, 1), (150_000, 1)])
+def test_files_that_may_not_grow(size, epoch, whole, tmp_path, monkeypatch):
+    """The first file that is too large ends the run: the first backup, or the picture or backup of a later epoch."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with limited(soft if epoch else size), pytest.raises((OSError, RunError)):
+        at_epoch_end(
+            monkeypatch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)), epoch
+        )
         fit(small("vae"), tmp_path)
+    monkeypatch.undo()
     assert_readable(tmp_path)
+    assert len(checkpoints.read_history(tmp_path)) >= epoch
     resume(tmp_path)
     assert_same_run(whole, tmp_path)
 
@@ -135,15 +141,16 @@ def kae(*arguments):
 OPTIONS = ["--backbone", "mlp", "--hidden", "16,8", "--latent-dim", 3, "--limit", 50, "--batch-size", 16, "--epochs", 3]  # fmt: skip
 
 
-@pytest.mark.parametrize("free", [3, 90, 180, 300])
+@pytest.mark.parametrize("free", [3, 90, 300, 360, 500, 700])
 def test_a_small_disk(free, whole, small_disk):
-    """A disk of so many KiB; then there is room again."""
+    """A disk of so many KiB, of which the first backup takes some 310; then there is room again."""
     disk = small_disk("2m")
     (disk / "filler").write_bytes(bytes((2048 - free) * 1024))
     code, out, err = kae("fit", "vae", *OPTIONS, "--out", disk / "run", "--quiet")
     assert (code, out) == (1, "")
     assert err.count("\n") == 1 and "No space left on device" in err, err
     assert_readable(disk / "run")
+    assert checkpoints.has_backup(disk / "run") == (free > 310)
     (disk / "filler").unlink()
     resume(disk / "run")
     assert_same_run(whole, disk / "run")

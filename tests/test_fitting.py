@@ -178,6 +178,11 @@ def kill_after_backup(monkeypatch, epochs, batches=0):
     monkeypatch.setattr(checkpoints, "write_backup", write_and_die)
 
 
+def kill_before_backup(monkeypatch):
+    """Stop the next run when it is about to write its first backup."""
+    monkeypatch.setattr(checkpoints, "write_backup", killed)
+
+
 def kill_in_epoch(monkeypatch, epoch):
     """Stop the next run at the second batch of an epoch, from 0; there are backups of epochs alone."""
     get = Feed.__getitem__
@@ -197,7 +202,8 @@ KILLS = {
     "before the last step of an epoch": (kill_after_backup, 1, 3),
     "amid the last epoch": (kill_after_backup, 2, 2),
     "amid the last epoch, without a backup of it": (kill_in_epoch, 2),
-    "without a backup": (kill_in_epoch, 0),
+    "amid the first epoch": (kill_in_epoch, 0),
+    "before the first backup": (kill_before_backup,),
 }
 
 
@@ -1064,15 +1070,17 @@ class TestKerasCallbacks:
             patch.setattr(checkpoints, write, killed)
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)  # a kill undoes nothing
             fit(small("vae", seed=3), run, start=first, force=replaced)
-        assert not fitting.can_resume(run)
-        with pytest.raises(errors.RunError, match="run in .* to resume|is finished"):
-            fit(small("vae", seed=3), run, start=first, resume=True)
-        fit(small("vae", seed=3), run, start=first, force=replaced)
+        if write == "write_backup":
+            fit(small("vae", seed=3), run, resume=True)
+        else:
+            with pytest.raises(errors.RunError, match="killed before it began: give the command"):
+                fit(small("vae", seed=3), run, resume=True)
+            fit(small("vae", seed=3), run, start=first, force=replaced)
         assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
 
     @pytest.mark.parametrize(
         ("name", "made"),
-        [("backup", "file"), ("epochs", "file"), (".next", "file"), ("history.csv", "folder"), ("backup/dataset", "folder")],
+        [("backup", "file"), ("epochs", "file"), (".next", "file"), ("history.csv", "folder"), ("backup/dataset", "folder"), (".next/run.json", "folder"), ("epochs/001.png", "folder")],
     )  # fmt: skip
     def test_files_and_folders_in_the_way_are_told_before_the_first_step(
         self, name, made, tmp_path, monkeypatch

@@ -221,6 +221,7 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
         (["interpolate", "vae", 0, 1, "--seed", 5], "--seed draws codes of classes"),
         (["traverse", "cvae", "test:3", "--seed", 5], "--seed draws the code of a class"),
         (["manifold", "vae", "--data-dir", "."], "--data-dir is for an ae"),
+        (["interpolate", "cvae", 3, 8, "--data-dir", "."], "--data-dir is for test images"),
         (["scatter", "vae", "--seed", 5], "pca draws nothing"),
         (["reconstruct", "vae", ".", "--data-dir", "."], "--data-dir is for test images"),
         (["encode", "vae", ".", "--limit", 3], "--limit is for test images"),

@@ -143,7 +143,7 @@ def check_name(model, what="MODEL"):
     path = Path(model)
     if not model or not path.exists() and path.suffix != ".keras" and path.name == model:
         known = settings.checkpoint_names("checkpoints")
-        if model not in known and not Path("checkpoints", model).is_dir():
+        if not model or model not in known and not Path("checkpoints", model).is_dir():
             raise click.UsageError(
                 f"{what} must be {', '.join(known)}, a run folder or a .keras file; got {model!r}.{meant(model, known)}"
             )

@@ -157,7 +157,7 @@ def setting(name, kind, help, **kwargs):
     callback=read_config,
     help="Settings from a .toml file or from the run.json of a run; options on the command line win.",
 )
-@setting("dataset", str, "A TFDS dataset, by its name or its folder.")
+@setting("dataset", options.Word(), "A TFDS dataset, by its name or its folder.")
 @options.data_dir_option
 @setting("backbone", Name(choices.backbones), "Convolutions, or dense layers only.")
 @setting("size", click.Choice(choices.SIZES), "How wide the networks are.")
@@ -276,7 +276,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
     again = functools.partial(resuming, settings, folder, data_dir, tensorboard)
-    with explained(folder, again), console.usage_errors():
+    with explained(folder, again, replaces=force), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
             start=start, trusted=bool(context.find_root().params.get("modules")),
@@ -331,26 +331,43 @@ def verbosity(quiet):
 
 
 @contextlib.contextmanager
-def explained(folder, again, runs=None):
+def explained(folder, again, runs=None, replaces=False):
     """Explain in one line that a run was stopped or cannot be written, and how to continue it.
 
     `again` returns how to continue. `runs` are the folders in `folder` that may hold the run; None if `folder` does.
+    `replaces`: a run that is there now is another one.
     """
     from keras_ae import fitting
+
+    before = written(folder) if replaces else None
+
+    def begun():
+        new = not before or written(folder) != before
+        return new and any(map(fitting.can_resume, [folder] if runs is None else runs))
 
     try:
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; go on with it by: {again()}"
-            if any(map(fitting.can_resume, [folder] if runs is None else runs))
+            if begun()
             else "Stopped before the run began."
         ) from None
     except OSError as error:
+        way = f"go on with it by: {again()}" if begun() else "give the same command again."
         raise click.ClickException(
-            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole"
-            f"; once there is room, go on with it by: {again()}"
+            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole; once there is room, {way}"
         ) from error
+
+
+def written(folder):
+    """When the run.json of the run in a folder was written, and as which file; None if there is none."""
+    from keras_ae import checkpoints
+
+    with contextlib.suppress(OSError):
+        found = (checkpoints.place_of(folder) / "run.json").stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def settings_to_start_with(context, start, data_dir, values):

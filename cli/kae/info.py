@@ -13,7 +13,7 @@ from keras_ae.errors import printable
 @options.json_option
 def command(model, as_json):
     """Show facts about MODEL; without MODEL, show versions, backends and the device."""
-    facts = checkpoint(model) if model else installation()
+    facts = checkpoint(model) if model is not None else installation()
     if as_json:
         return console.print_json(facts)
     width = max(map(len, facts))

@@ -47,8 +47,9 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     target = console.target_of(out, default, (".png", ".npy"), force)
     network, checkpoint = console.load(model)
     kinds = [kind_of(network, end) for end in ends]
-    if chosen["dataset"] and "test" not in kinds:
-        raise click.UsageError("--dataset is for test images, and no end is one: leave it out.")
+    for option, value in (("--dataset", chosen["dataset"]), ("--data-dir", chosen["data_dir"])):
+        if value and "test" not in kinds:
+            raise click.UsageError(f"{option} is for test images, and no end is one: leave it out.")
     if options.given("number") and "class" not in kinds:
         raise click.UsageError("-n is for rows between classes, and no end is one: leave it out.")
     if options.given("seed") and "class" not in kinds:

@@ -28,8 +28,19 @@ class Count(click.IntRange):
         return number
 
 
+class Word(click.ParamType):
+    """A text that is not empty, as that of a variable of the shell that is not set."""
+
+    name = "TEXT"
+
+    def convert(self, value, param, context):
+        if value == "":
+            self.fail("it is empty", param, context)
+        return value
+
+
 class AnyPath(click.Path):
-    """A path; an empty one, as of a variable of the shell that is not set, is none."""
+    """A path that is not empty."""
 
     def __init__(self):
         super().__init__(path_type=Path)
@@ -82,7 +93,7 @@ def complete_model(context, parameter, incomplete):
 model_argument = click.argument("model", shell_complete=complete_model)
 files_argument = click.argument("files", nargs=-1, type=AnyPath(), metavar="[FILE|FOLDER]…")
 dataset_option = click.option(
-    "--dataset", help="A TFDS dataset.  [default: what the model was trained on]"
+    "--dataset", type=Word(), help="A TFDS dataset.  [default: what the model was trained on]"
 )
 _label_option = click.option(
     "--label",

@@ -1,6 +1,5 @@
 """kae sweep: one run for each of several KL weights, and their comparison."""
 
-import contextlib
 from pathlib import Path
 
 import click
@@ -78,16 +77,10 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
         folder = place.with_name(f"sweep-{place.name}")
     places = [sweeping.place_of(folder, weight) for weight in kl_weights]
 
-    def written(place):
-        with contextlib.suppress(OSError):
-            found = (checkpoints.place_of(place) / "run.json").stat()
-            return found.st_ino, found.st_mtime_ns
-        return None
-
-    before = {place: written(place) for place in places if force}
+    before = {place: fit.written(place) for place in places if force}
 
     def again():
-        old = [p.name for p, file in before.items() if file and written(p) == file]
+        old = [p.name for p, file in before.items() if file and fit.written(p) == file]
         moved = f", once you moved {', '.join(sorted(old))} away, not replaced yet" if old else ""
         return "the same command" + (f" without --force{moved}" if force else "")
 

@@ -178,13 +178,13 @@ def _find_images(folder, test_fraction, seed):
         raise DataError(f"there is no folder {folder}")
     folders = [e for e in _visible(folder) if e.is_dir()]
     names = {f.name for f in folders}
-    splits_alone = names <= {"train", *TEST_FOLDERS}
-    if not splits_alone and {name.lower() for name in names} <= ALIKE:
+    splits_alone = "train" in names and names <= {"train", *TEST_FOLDERS}
+    if names and not splits_alone and {name.lower() for name in names} <= ALIKE:
         raise DataError(
             f"{folder} holds {' and '.join(sorted(names))}: call them train and test if they are splits, or otherwise if "
             "they are classes"
         )
-    if "train" in names and splits_alone:
+    if splits_alone:
         tests = [t for t in TEST_FOLDERS if t in names]
         train, ignored = _of_classes(folder / "train")
         classes = [] if train.keys() == {FLAT} else list(train)

@@ -95,6 +95,7 @@ def importance_weighted_log_likelihood(
         result[rows] = logsumexp(log_joint.reshape(-1, k) - log_q, axis=1) - np.log(k)
         if 10 * rows.start // len(images) < 10 * rows.stop // len(images):
             progress(f"log-likelihoods: {rows.stop:,} of {len(images):,} images")
+    check_finite([result], "The log-likelihoods of some images")
     return result
 
 

@@ -55,7 +55,9 @@ def refused(match, *args, **kwargs):
     assert data.available() == []  # nothing half-made is left
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN",)])
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("training", "testing"), ("TRAIN",), ("test", "val")]
+)
 def test_splits_of_other_names_are_no_classes(names, folder):
     for name in names:
         put(folder / name / "a.png", np.zeros((8, 8), "uint8"))
