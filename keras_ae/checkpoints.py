@@ -523,13 +523,20 @@ def read_backup(folder, model):
 
 def has_backup(folder):
     """Whether the run in a folder has a backup, as it has from before its first step on."""
-    return os.path.lexists(Path(folder, BACKUP[0]))
+    return Path(folder, BACKUP[0]).exists()
 
 
 def has_trained(folder):
-    """Whether there is anything in a folder that its run wrote after its first backup."""
-    before = {Path(folder, name) for name in ("run.json", *BACKUP)}
-    return any(path not in before for path in files_of(folder))
+    """Whether the run in a folder wrote a model, a history or a picture, as it does at the end of its first epoch."""
+    return any(
+        path.name in ("model.keras", "history.csv") or _epoch_of(path) for path in files_of(folder)
+    )
+
+
+def died_early(folder, run):
+    """Whether the run in a folder, with this run.json, was killed before its first step: it may be begun anew."""
+    backed = has_backup(folder) or has_backup(place_of(folder))
+    return not (run.get("finished") or backed or has_trained(folder))
 
 
 class RunLock:

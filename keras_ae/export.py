@@ -138,7 +138,9 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             return written
         except OSError as error:
             for half in written if not force else ():
-                half.unlink()
+                new = made.parent / half.name
+                if new.exists() and half.exists() and half.samefile(new):  # nobody replaced it
+                    half.unlink()
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             taken = error.filename2 or error.filename

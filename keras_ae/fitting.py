@@ -33,7 +33,7 @@ from keras_ae.callbacks import (
     inode_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.errors import RunError
+from keras_ae.errors import NotFinite, RunError
 from keras_ae.evaluation.evidence import reconstruction_term
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
@@ -232,7 +232,7 @@ class Run:
             check_origin(self.folder, self.origin, start)
             if self.origin is not None:
                 place = checkpoints.place_of(self.folder)
-                if not checkpoints.has_start(place):
+                if not (checkpoints.has_start(place) or checkpoints.has_backup(place)):
                     raise RunError(
                         f"The run in {self.folder} was killed before it began: give the command that began it again, "
                         "without --resume."
@@ -333,7 +333,7 @@ class Run:
         if self.writes:
             check_there(self.folder, self.inode)
         self.write_record(False)
-        if self.writes and not self.resume:
+        if self.writes and not (self.resume and checkpoints.has_backup(self.place)):
             checkpoints.write_backup(self.place, self.model, self.done)
 
     def write_record(self, finished, **more):
@@ -470,7 +470,11 @@ class Run:
             self.ema.finish(model)
         model.steps_per_execution = model._compile_config.config["steps_per_execution"] = 1
         model.train_function = model.test_function = model.predict_function = None
-        measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
+        try:
+            measured = evaluation.final_figures(model, self.test, settings.seed, settings.binarize)
+        except NotFinite as error:  # the loss of a model of the user's own may do without
+            self.report(f"no final figures: {error}")
+            measured = {}
         check_there(self.folder, self.inode)
         self.write_record(True, **more, final={**history[-1], **figures, **measured})
         checkpoints.remove_backup(self.folder)
@@ -800,21 +804,21 @@ def check_folder(folder, epochs, resume, force):
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    if place == folder and not (record.get("finished") or checkpoints.has_backup(folder)):
-        if resume and checkpoints.has_trained(folder):
-            raise RunError(
-                f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from "
-                "its model, --force starts over."
-            )
-        if not resume and not checkpoints.has_trained(folder):
-            record = {}  # killed before its first step: it is begun anew
+    if resume and not record.get("finished") and lost_backup(folder):
+        raise RunError(
+            f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from its "
+            "model, --force starts over."
+        )
+    if not resume and record and checkpoints.died_early(folder, record):
+        record, place = {}, folder  # it is begun anew
     begun = (
         ""
         if place == folder
         else ", and the beginning of its successor, which --resume goes on with"
     )
     if record.get("finished"):
-        checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
+        if place == folder or not resume:
+            checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(
@@ -832,13 +836,22 @@ def check_folder(folder, epochs, resume, force):
     return record
 
 
+def lost_backup(folder):
+    """Whether the run that `resume` would continue has trained, and has no backup any more."""
+    here = checkpoints.place_of(folder) == Path(folder)
+    return here and not checkpoints.has_backup(folder) and checkpoints.has_trained(folder)
+
+
 def can_resume(folder):
-    """Whether there is an unfinished run in a folder, whose run.json is not damaged."""
+    """Whether there is an unfinished run in a folder, whose run.json is not damaged and whose other files are there."""
+    place = checkpoints.place_of(folder)
     try:
-        record = checkpoints.read_run(checkpoints.place_of(folder))
+        record = checkpoints.read_run(place)
     except checkpoints.CheckpointError:
         return False
-    return bool(record) and not record.get("finished")
+    if not record or record.get("finished") or lost_backup(folder):
+        return False
+    return record.get("from") is None or checkpoints.has_start(place)
 
 
 def make_folder(folder):

@@ -104,6 +104,8 @@ def _record(place, settings, named):
     same = checkpoints.dataset_name(name) == stored.dataset
     if same or not (named and record.get("finished")):  # `fit` compares the data of unfinished runs
         other -= {"dataset"}
+    if other and checkpoints.died_early(place, record):
+        return None
     if other:
         raise RunError(
             f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "

@@ -338,6 +338,10 @@ class TestBadInput:
         refused(done, done.exit_code, words)
         assert done.exit_code
 
+    def test_a_dataset_that_is_a_number(self, kae):
+        (kae.folder / "a.toml").write_text("dataset = 5")
+        refused(kae("fit", "vae", "--config", "a.toml"), 1, "5")
+
     def test_a_folder_above_is_a_path(self, kae):
         checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
         (kae.folder / "checkpoints").mkdir(exist_ok=True)

@@ -1071,8 +1071,18 @@ class TestKerasCallbacks:
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)  # a kill undoes nothing
             fit(small("vae", seed=3), run, start=first, force=replaced)
         if write == "write_backup":
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(
+                    checkpoints, "write_history", killed
+                )  # amid the end of its first epoch
+                fit(small("vae", seed=3), run, resume=True)
             fit(small("vae", seed=3), run, resume=True)
         else:
+            assert not fitting.can_resume(run)
+            with monkeypatch.context() as patch, pytest.raises(Killed):  # once more
+                patch.setattr(checkpoints, write, killed)
+                patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+                fit(small("vae", seed=3), run, start=first, force=replaced)
             with pytest.raises(errors.RunError, match="killed before it began: give the command"):
                 fit(small("vae", seed=3), run, resume=True)
             fit(small("vae", seed=3), run, start=first, force=replaced)

@@ -480,7 +480,7 @@ def test_every_flipped_bit_of_the_backup_is_found_or_changes_nothing(tmp_path):
     model.compile("adam")
     model.optimizer.build(model.trainable_variables)
     metrics = [np.float32(1)] * len(model.metrics_variables)
-    row = {"epoch": 1, "val_loss": 1.5, "seconds": 0.5}
+    row = {"epoch": 1, "loss": 2.5, "val_loss": 1.5, "seconds": 0.5}
     progress = checkpoints.Progress([row], 1, 2, 3.5, metrics)
     checkpoints.write_backup(tmp_path, model, progress)
     assert checkpoints.read_backup(tmp_path, model) == progress

@@ -150,7 +150,7 @@ def codes_in(text):
 def test_files_are_prepared_as_the_images_were(kae):
     """A model file alone, without its run and its dataset, gives the pictures the codes of its dataset."""
     shutil.copy("checkpoints/ae-toys/model.keras", "alone.keras")
-    found = codes_in(kae("encode", "alone.keras", "pictures", "--data-dir", "nowhere"))
+    found = codes_in(kae("encode", "alone.keras", "pictures"))
     model = checkpoints.load_model("alone.keras")
     train, test = data.load_splits("toys", "my data")
     expected = model.encode(np.concatenate([train.images, test.images]))
@@ -180,7 +180,7 @@ def test_encode_a_folder(kae):
     assert "empty has no images" in kae.refused("encode", "ae-toys", "empty", code=1)
     (kae.folder / "empty" / "a.png").write_bytes(b"none")
     assert "empty/a.png cannot be read" in kae.refused("encode", "ae-toys", "empty", code=1)
-    assert "leave the files out" in kae.refused("encode", "ae-toys", "pictures", "--limit", 3)
+    assert "leave it out, or the files" in kae.refused("encode", "ae-toys", "pictures", "--limit", 3)
     assert "--label once" in kae.refused("encode", "cvae-toys", "disc.png")
 
 

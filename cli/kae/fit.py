@@ -276,7 +276,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
     again = functools.partial(resuming, settings, folder, data_dir, tensorboard)
-    with explained(folder, again, replaces=force), console.usage_errors():
+    with explained(folder, again, replaces=not resume), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
             start=start, trusted=bool(context.find_root().params.get("modules")),

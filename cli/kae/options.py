@@ -36,7 +36,7 @@ class Word(click.ParamType):
     def convert(self, value, param, context):
         if value == "":
             self.fail("it is empty", param, context)
-        return value
+        return click.STRING.convert(value, param, context)
 
 
 class AnyPath(click.Path):
