@@ -335,8 +335,8 @@ class TestBadInput:
         """As of a variable of the shell that is not set: it is not the working folder."""
         checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
         done = kae(*arguments)
-        refused(done, done.exit_code, words)
-        assert done.exit_code
+        refused(done, done.returncode, words)
+        assert done.returncode
 
     def test_a_dataset_that_is_a_number(self, kae):
         (kae.folder / "a.toml").write_text("dataset = 5")

@@ -52,7 +52,7 @@ TABLE |= {
 
 @click.command("evaluate")
 @options.model_argument
-@click.option("--dataset", help="A TFDS dataset.  [default: what the model was trained on]")
+@options.dataset_option
 @options.data_dir_option
 @click.option("--limit", type=options.Count(1), help="Use the first so many test images only.")
 @click.option(

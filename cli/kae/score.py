@@ -18,6 +18,7 @@ FEWER = 1_000  # test images of a cvae, each of which is scored under every clas
 @options.files_argument
 @click.option(
     "--dataset",
+    type=options.Word(),
     help="Score the test images of this TFDS dataset; with files, its images are those that the model should know.  "
     "[default: what the model was trained on]",
 )
