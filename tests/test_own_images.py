@@ -180,7 +180,9 @@ def test_encode_a_folder(kae):
     assert "empty has no images" in kae.refused("encode", "ae-toys", "empty", code=1)
     (kae.folder / "empty" / "a.png").write_bytes(b"none")
     assert "empty/a.png cannot be read" in kae.refused("encode", "ae-toys", "empty", code=1)
-    assert "leave it out, or the files" in kae.refused("encode", "ae-toys", "pictures", "--limit", 3)
+    assert "leave it out, or the files" in kae.refused(
+        "encode", "ae-toys", "pictures", "--limit", 3
+    )
     assert "--label once" in kae.refused("encode", "cvae-toys", "disc.png")
 
 
