@@ -46,7 +46,10 @@ from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 OLD = "replaced"  # name of the old folder while a new one takes its place
 METADATA = "keras_ae"  # key of the metadata; as a file, it is named keras_ae.json
-SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", f"{METADATA}.json"}
+# The files and folders of a SavedModel that `export` wrote.
+SAVED_MODEL = re.compile(
+    rf"saved_model\.pb|fingerprint\.pb|{METADATA}\.json|assets|variables(/variables\.(index|data-[\w-]+))?"
+)
 
 
 class ExportError(UserError):
@@ -180,8 +183,9 @@ def check(path, format, part, force):
         raise ExportError(f"{path} is a folder; give a file.")
     if not suffix and path.exists() and not (path / "saved_model.pb").is_file():
         raise ExportError(f"{path} is no SavedModel: it is left as it is; give another path.")
-    held = {entry.name for entry in path.iterdir()} if not suffix and path.exists() else set()
-    if others := held - SAVED_MODEL:
+    entries = path.rglob("*") if not suffix and path.exists() else ()
+    held = {str(entry.relative_to(path)) for entry in entries}
+    if others := {name for name in held if not SAVED_MODEL.fullmatch(name)}:
         raise ExportError(
             f"{path} holds {min(others)}, which is no part of a SavedModel: give another path."
         )

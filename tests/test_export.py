@@ -240,6 +240,16 @@ def test_force_keeps_what_lies_in_a_saved_model_of_others(cvae, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["variables/notes.txt", "assets/photo.png"])
+def test_force_keeps_what_lies_deeper_in_a_saved_model(name, cvae, tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(export.ExportError, match=name):
+        export.export(cvae, tmp_path, "saved_model", force=True)
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_force_replaces_a_saved_model(tmp_path):
     target, new = tmp_path / "model", tmp_path / "t" / "new" / "model"
     for folder, content in ((target, "old"), (new, "new")):

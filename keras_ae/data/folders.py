@@ -160,7 +160,22 @@ def _check_name(name, data_dir, force) -> Prepared | None:
         raise DataError(f"{name} exists in {found.path}; --force replaces it")
     if found is not None and (found.path.parent != data_dir / name or not read_preparation(found)):
         raise DataError(f"{name} in {found.path} was made by no import: choose another name")
+    if found is not None and (others := _strangers(found)):
+        raise DataError(
+            f"{found.path} holds {others[0].name}, which no import wrote and --force would remove: move it elsewhere first"
+        )
     return found
+
+
+def _strangers(prepared):
+    """What lies in the folder of an imported dataset, and no import wrote."""
+
+    def ours(path):
+        name = path.name
+        written = name.endswith((".json", ".labels.txt")) or name.startswith(f"{prepared.name}-")
+        return path.is_file() and written
+
+    return sorted(path for path in prepared.path.iterdir() if not ours(path))
 
 
 def _visible(folder):

@@ -74,6 +74,16 @@ def test_force_replaces_no_dataset_that_no_import_made(digits):
     assert sorted(path.name for path in prepared.path.iterdir()) == before
 
 
+@pytest.mark.parametrize("other", ["notes.txt", "run/model.keras"])
+def test_force_removes_nothing_that_no_import_wrote(other, digits):
+    prepared = data.import_folder("mine", digits[1])
+    put(prepared.path / other, b"mine")
+    with pytest.raises(data.DataError, match="which no import wrote"):
+        data.import_folder("mine", digits[1], force=True)
+    assert (prepared.path / other).read_bytes() == b"mine"
+    assert data.available() == [prepared]
+
+
 def pixels_of(split, **kwargs):
     return data.load("mine", split, **kwargs).images
 
