@@ -228,7 +228,7 @@ def find_checkpoint(model, root=ROOT):
         CheckpointError: there is no such checkpoint.
     """
     path, origin = Path(model), "path"
-    by_name = path.name == str(model) not in ("", "..")
+    by_name = path.name == str(model) and str(model) not in ("", "..")
     if path.is_dir() and str(model):
         path = path / "model.keras"
     if model in models() or (by_name and not path.is_file()):

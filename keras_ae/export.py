@@ -128,11 +128,8 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             taken = path.parent / new.name
             if taken.is_dir():
                 raise ExportError(f"{taken} is a folder, and the export has a file of that name.")
-            if not force and os.path.lexists(taken):
-                raise ExportError(f"{taken} exists; --force replaces it.")
-        if (
-            force and len(files) > 1
-        ):  # a kill between the moves must not leave an old graph over new weights
+        # A kill between the moves must not leave an old graph over new weights.
+        if force and len(files) > 1:
             path.unlink(missing_ok=True)
         written = []
         try:
@@ -183,9 +180,8 @@ def check(path, format, part, force):
         raise ExportError(f"{path} is a folder; give a file.")
     if not suffix and path.exists() and not (path / "saved_model.pb").is_file():
         raise ExportError(f"{path} is no SavedModel: it is left as it is; give another path.")
-    entries = path.rglob("*") if not suffix and path.exists() else ()
-    held = {str(entry.relative_to(path)) for entry in entries}
-    if others := {name for name in held if not SAVED_MODEL.fullmatch(name)}:
+    held = [entry.relative_to(path).as_posix() for entry in path.rglob("*")] if not suffix else []
+    if others := [name for name in held if not SAVED_MODEL.fullmatch(name)]:
         raise ExportError(
             f"{path} holds {min(others)}, which is no part of a SavedModel: give another path."
         )

@@ -37,8 +37,7 @@ def atomic(path, replace=True):
     temporary, handle = _new_file(path)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync_file(temporary)
         if replace:
             os.replace(temporary, path)
         else:
@@ -87,6 +86,12 @@ def _lock(handle) -> bool:
     return True
 
 
+def _sync_file(path):
+    """Write a file's contents to the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _sync_folder(folder):
     """Write a file's new name to the disk before anything else is written, if the system can do this."""
     with contextlib.suppress(OSError):
@@ -103,8 +108,7 @@ def sync(folder):
         if path.is_dir():
             _sync_folder(path)
         else:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+            _sync_file(path)
 
 
 def write_bytes(path, content):

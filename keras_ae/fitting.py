@@ -330,10 +330,11 @@ class Run:
 
     def begin(self):
         """Write run.json and a first backup: from now on a run without one has lost it."""
-        if self.writes:
-            check_there(self.folder, self.inode)
+        if not self.writes:
+            return
+        check_there(self.folder, self.inode)
         self.write_record(False)
-        if self.writes and not (self.resume and checkpoints.has_backup(self.place)):
+        if not (self.resume and checkpoints.has_backup(self.place)):
             checkpoints.write_backup(self.place, self.model, self.done)
 
     def write_record(self, finished, **more):
@@ -363,9 +364,8 @@ class Run:
             **more,
         }
         place = self.folder if finished else self.place
-        checkpoints.write_run(
-            place, self.record
-        )  # first, so that the file below belongs to a known run
+        # First, so that the file below belongs to a known run.
+        checkpoints.write_run(place, self.record)
         if not finished:
             checkpoints.write_source(place, self.source)
 

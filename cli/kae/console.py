@@ -360,9 +360,7 @@ def class_index(network, label):
     if (number := whole_number(label)) < network.num_classes:
         return number
     numbers = [str(y) for y in range(network.num_classes)]
-    named = (
-        f" ({', '.join(map(printable, network.names))})" if list(network.names) != numbers else ""
-    )
+    named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
     raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
 
 

@@ -25,13 +25,13 @@ from keras_ae.errors import need
 @options.force_option
 def command(model, method, limit, dataset, data_dir, seed, out, force):
     """Plot the codes of test images, each class in its colour."""
+    if options.given("seed") and method == "pca":
+        raise click.UsageError("--seed is for tsne and umap, and pca draws nothing: leave it out.")
     default = f"samples/{console.stem_of(model)}-{method}.png"
     target = console.target_of(out, default, (".png", ".svg"), force)
     console.start_backend()
     from keras_ae import latents, pictures
 
-    if options.given("seed") and method == "pca":
-        raise click.UsageError("--seed is for tsne and umap, and pca draws nothing: leave it out.")
     need("A plot", "matplotlib")
     latents.need_method(method)
     network, checkpoint = console.load(model)
