@@ -687,8 +687,8 @@ def take_place(folder, replaced=()):
 def remove_next(folder):
     """Remove the run in `.next`, which was to replace the run of the folder."""
     place = Path(folder) / NEXT
+    (place / "run.json").unlink(missing_ok=True)  # first: from now on nobody goes on with it
     remove_backup(place)
-    (place / "run.json").unlink(missing_ok=True)
     _remove_empty(place)
 
 

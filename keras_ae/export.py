@@ -131,15 +131,15 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         # A kill between the moves must not leave an old graph over new weights.
         if force and len(files) > 1:
             path.unlink(missing_ok=True)
+        inodes = [new.stat().st_ino for new in files]
         written = []
         try:
             for new in files:
                 written.append(move(new, path.parent / new.name, force))
             return written
         except OSError as error:
-            for half in written if not force else ():
-                new = made.parent / half.name
-                if new.exists() and half.exists() and half.samefile(new):  # nobody replaced it
+            for half, inode in zip(written if not force else (), inodes):
+                if half.exists() and half.stat().st_ino == inode:  # nobody replaced it
                     half.unlink()
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
@@ -249,9 +249,9 @@ def on_cpu(model):
 
 # The program that the process with another backend runs.
 HAND_OVER = """
-import importlib, sys
+import importlib, json, sys
+sys.path[:], source, path, format, part, *modules = json.loads(sys.argv[1]), *sys.argv[2:]
 from keras_ae import checkpoints, export
-source, path, format, part, *modules = sys.argv[1:]
 for module in modules:
     importlib.import_module(module)
 export.export(checkpoints.load_model(source, trusted=True), path, format, part)
@@ -268,9 +268,9 @@ def hand_over(model, path, format, part, modules=()):
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONWARNINGS": "ignore",
     }
-    if modules:
-        environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-P", "-c", HAND_OVER, source, path, format, part, *modules]
+    # Modules are looked for where this process does, but not by PYTHONPATH: from there Python runs a sitecustomize.
+    arguments = json.dumps(sys.path), source, path, format, part, *modules
+    command = [sys.executable, "-P", "-c", HAND_OVER, *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, errors="replace"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import math
 import os
 import statistics
@@ -39,7 +40,7 @@ from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
 from keras_ae.inference import batch_in_memory, in_memory, memory_of_training
 from keras_ae.inputs import check_range
-from keras_ae.model_file import MOST_NUMBERS
+from keras_ae.model_file import JSON_BYTES, MOST_NUMBERS
 from keras_ae.models import MODELS
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings, has_kl
@@ -282,14 +283,18 @@ class Run:
             checkpoints.sweep_run(self.folder)
             if self.resume:
                 self.place = checkpoints.place_of(self.folder)
-            else:
-                checkpoints.remove_next(self.folder)
-                if checkpoints.strangers(self.folder, 0) or checkpoints.files_of(self.folder):
-                    self.place = self.folder / checkpoints.NEXT
+            if self.place == self.folder:
+                checkpoints.remove_next(
+                    self.folder
+                )  # the run in it was given up, or took its place
+            there = checkpoints.strangers(self.folder, 0) or checkpoints.files_of(self.folder)
+            if there and not self.resume:
+                self.place = self.folder / checkpoints.NEXT
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
             if self.origin is not None and not self.resume:
-                self.write_record(False)  # first, so that the file below belongs to a known run
+                if self.place == self.folder:
+                    self.write_record(False)  # first, so that the file below belongs to a known run
                 checkpoints.save_start(self.place, self.model)
 
         distributed.on_first(prepare)
@@ -721,6 +726,10 @@ def check_trainable(model, images):
             f"Images of {' x '.join(map(str, model.image_shape))} have more than {MOST_NUMBERS:,} numbers, which no "
             "model file may: import them smaller (--resize)."
         )
+    if len(json.dumps(getattr(model, "class_names", None))) > JSON_BYTES // 2:
+        raise RunError(
+            f"The names of {model.num_classes:,} classes are longer than a model file may hold: shorten them."
+        )
     needed = memory_of_training([model.encoder, model.decoder], images)
     if needed > (memory := total_memory()):
         raise RunError(
@@ -804,10 +813,10 @@ def check_folder(folder, epochs, resume, force):
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    if resume and not record.get("finished") and lost_backup(folder):
+    if record and not record.get("finished") and lost_backup(folder):
         raise RunError(
-            f"The backup of the run in {folder}, which --resume needs, is missing: --from {folder} goes on from its "
-            "model, --force starts over."
+            f"The backup of the unfinished run in {folder}, which --resume needs, is missing: --from {folder} goes on "
+            "from its model, --force starts over."
         )
     if not resume and record and checkpoints.died_early(folder, record):
         record, place = {}, folder  # it is begun anew

@@ -220,4 +220,8 @@ def embed(codes, method="pca", seed=0):
         )
     import umap
 
-    return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(codes), ("UMAP", "")
+    neighbours = min(15, len(codes) - 1)
+    # Its first guess, of eigenvectors, needs more codes than it has neighbours.
+    init = "spectral" if neighbours == 15 else "random"
+    method = umap.UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
+    return method.fit_transform(codes), ("UMAP", "")

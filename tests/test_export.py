@@ -272,12 +272,40 @@ class Mine(keras_ae.VAE):
 def test_a_model_of_ones_own_is_handed_on_with_its_module(tmp_path, monkeypatch):
     needs(*PACKAGES["saved_model"])
     (tmp_path / "model_of_mine.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text("open('run', 'w')")  # of somebody, and not asked for
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
     model = importlib.import_module("model_of_mine").Mine(backbone="mlp", hidden=(4,))
     (written,) = export.export(model, tmp_path / "m", "saved_model", modules=["model_of_mine"])
     codes = np.zeros((2, model.latent_dim), "float32")
     ours = RUNTIMES["saved_model"](written, {"latent": codes})
     np.testing.assert_allclose(ours, model.decode(codes), atol=1e-4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_of_an_export_is_taken_back_where_there_are_no_links(cvae, tmp_path, monkeypatch):
+    """Another command takes the second of two names between the moves."""
+    path, move = tmp_path / "model.onnx", export.move
+
+    def written(net, about, path):
+        path.write_text("ours")
+        path.with_name("model.onnx.data").write_text("ours")
+
+    def moved(new, target, force):
+        if target == path:
+            path.write_text("theirs")
+        return move(new, target, force)
+
+    def no_links(*paths):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(export, "move", moved)
+    monkeypatch.setitem(export.WRITERS, "onnx", written)
+    monkeypatch.setattr(export, "hand_over", lambda model, path, *_: written(None, None, path))
+    with pytest.raises(export.ExportError, match="model.onnx exists"):
+        export.export(cvae, path)
+    assert path.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_package_is_named_with_what_installs_it(cvae, tmp_path, monkeypatch):

@@ -1044,8 +1044,9 @@ class TestKerasCallbacks:
         record = checkpoints.read_run(tmp_path)
         checkpoints.write_run(tmp_path, {**record, "finished": False})
         before = (tmp_path / "model.keras").read_bytes()
-        with pytest.raises(errors.RunError, match="The backup of the run in .* is missing"):
-            fit(small("vae", epochs=2), tmp_path, resume=True)
+        for resume in (True, False):
+            with pytest.raises(errors.RunError, match="The backup of the .* is missing: --from"):
+                fit(small("vae", epochs=2), tmp_path, resume=resume)
         assert (tmp_path / "model.keras").read_bytes() == before
 
     def test_a_run_whose_backup_is_gone_after_one_epoch_is_not_begun_anew(self, tmp_path):
@@ -1054,8 +1055,9 @@ class TestKerasCallbacks:
             fit(small("vae", epochs=2), tmp_path)
         shutil.rmtree(tmp_path / "backup")
         before = (tmp_path / "model.keras").read_bytes()
-        with pytest.raises(errors.RunError, match="The backup of the run in .* is missing"):
-            fit(small("vae", epochs=2), tmp_path, resume=True)
+        for resume in (True, False):
+            with pytest.raises(errors.RunError, match="The backup of the .* is missing: --from"):
+                fit(small("vae", epochs=2), tmp_path, resume=resume)
         assert (tmp_path / "model.keras").read_bytes() == before
 
     @pytest.mark.parametrize("write", ["write_source", "save_start", "write_backup"])
@@ -1070,7 +1072,12 @@ class TestKerasCallbacks:
             patch.setattr(checkpoints, write, killed)
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)  # a kill undoes nothing
             fit(small("vae", seed=3), run, start=first, force=replaced)
-        if write == "write_backup":
+        if write == "save_start" and replaced:
+            assert not checkpoints.read_run(run / ".next")
+            with pytest.raises(errors.RunError, match="is finished: nothing is left"):
+                fit(small("vae"), run, resume=True)
+            fit(small("vae", seed=3), run, start=first, force=True)
+        elif write == "write_backup" or replaced:
             with monkeypatch.context() as patch, pytest.raises(Killed):
                 patch.setattr(
                     checkpoints, "write_history", killed
@@ -1082,11 +1089,38 @@ class TestKerasCallbacks:
             with monkeypatch.context() as patch, pytest.raises(Killed):  # once more
                 patch.setattr(checkpoints, write, killed)
                 patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
-                fit(small("vae", seed=3), run, start=first, force=replaced)
-            with pytest.raises(errors.RunError, match="killed before it began: give the command"):
+                fit(small("vae", seed=3), run, start=first)
+            if write == "write_source":  # this time it has its start
                 fit(small("vae", seed=3), run, resume=True)
-            fit(small("vae", seed=3), run, start=first, force=replaced)
+            else:
+                with pytest.raises(errors.RunError, match="killed before it began: give the comm"):
+                    fit(small("vae", seed=3), run, resume=True)
+                fit(small("vae", seed=3), run, start=first)
         assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
+        assert not (run / ".next").exists()
+
+    def test_a_successor_that_was_given_up_is_not_gone_on_with(self, tmp_path, monkeypatch):
+        """A kill between the removal of its files."""
+        stopped, successor = small("vae", epochs=2), small("vae", seed=3)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 5)
+            fit(stopped, tmp_path)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit(successor, tmp_path, force=True)
+        assert (tmp_path / ".next" / "backup" / "state.npz").exists()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(checkpoints, "remove_backup", killed)
+            checkpoints.remove_next(tmp_path)
+        fit(stopped, tmp_path, resume=True)
+        assert checkpoints.read_run(tmp_path)["settings"]["seed"] == stopped.seed
+        assert not (tmp_path / ".next").exists()
+
+    def test_names_of_classes_that_no_model_file_holds(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(fitting, "JSON_BYTES", 90)
+        with pytest.raises(errors.RunError, match="names of 10 classes are longer"):
+            fit(small("cvae"), tmp_path)
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
         ("name", "made"),

@@ -137,6 +137,12 @@ class TestEmbed:
         )
         assert scale == 0 or len(np.unique(points, axis=0)) == shape[0]
 
+    @pytest.mark.parametrize("n", [3, 5, 15, 16])
+    def test_umap_of_few_codes(self, n):
+        pytest.importorskip("umap")
+        points, _ = latents.embed(np.random.default_rng(0).standard_normal((n, 4)), "umap")
+        assert points.shape == (n, 2) and np.isfinite(points).all()
+
     def test_what_cannot_be(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "umap", None)
         with pytest.raises(UserError, match="pip install umap-learn"):

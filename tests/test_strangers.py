@@ -695,6 +695,15 @@ def test_warnings_as_errors(tmp_path, mnist_env):
     assert done.returncode == 0, done.err
 
 
+def test_ctrl_c_while_the_program_is_imported(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "kae", "info"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "Aborted!\n")
+
+
 def test_a_user_without_a_home(tmp_path):
     """As in a container that is run with a number for a user: no passwd entry, no HOME."""
     (tmp_path / "sitecustomize.py").write_text(

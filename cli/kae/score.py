@@ -108,6 +108,10 @@ def command(
         console.say(
             f"the images that this model was trained on are not here: those of {own} are taken for usual"
         )
+    if checkpoint.settings.get("binarize"):
+        console.say(
+            "note: the model was trained on binarized images; these are scored as they are, in grey"
+        )
     console.say(
         f"scoring {len(scored.images):,} images among {len(usual.images):,} test images of {usual.name} …"
     )
