@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from kae import fit
 from kae.main import cli
 
 from keras_ae import checkpoints, fitting
@@ -169,3 +170,17 @@ def test_the_line_of_the_docs_prints_a_script(shell):
     )
     # click asks bash for its version, and says so where there is none that fits.
     assert "_KAE_COMPLETE" in done.stdout
+
+
+def test_a_run_that_a_stopped_one_did_not_replace_is_not_taken_for_it(tmp_path):
+    next_one = tmp_path / checkpoints.NEXT
+    for place in (tmp_path, next_one):
+        checkpoints.write_run(place, {})
+    before = fit.runs_in(tmp_path)
+    assert fit.still(tmp_path, before)
+    checkpoints.remove_next(tmp_path)  # as a new run begins, which is then stopped
+    assert fit.still(tmp_path, before)
+    checkpoints.write_run(next_one, {})
+    assert not fit.still(tmp_path, before)
+    checkpoints.take_place(tmp_path)
+    assert not fit.still(tmp_path, before)

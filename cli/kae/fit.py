@@ -339,10 +339,10 @@ def explained(folder, again, runs=None, replaces=False):
     """
     from keras_ae import fitting
 
-    before = written(folder) if replaces else None
+    before = runs_in(folder) if replaces else []
 
     def begun():
-        new = not before or written(folder) != before
+        new = not still(folder, before)
         return new and any(map(fitting.can_resume, [folder] if runs is None else runs))
 
     try:
@@ -360,14 +360,21 @@ def explained(folder, again, runs=None, replaces=False):
         ) from error
 
 
-def written(folder):
-    """When the run.json of the run in a folder was written, and as which file; None if there is none."""
+def runs_in(folder):
+    """What tells the runs in a folder from others: of each, the one that --resume continues first."""
     from keras_ae import checkpoints
 
-    with contextlib.suppress(OSError):
-        found = (checkpoints.place_of(folder) / "run.json").stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
+    found = []
+    for place in dict.fromkeys((checkpoints.place_of(folder), folder)):
+        with contextlib.suppress(OSError):
+            written = (place / "run.json").stat()
+            found.append((written.st_ino, written.st_mtime_ns))
+    return found
+
+
+def still(folder, before):
+    """Whether the run in a folder that --resume would continue was there when `runs_in` gave `before`."""
+    return any(run in before for run in runs_in(folder)[:1])
 
 
 def settings_to_start_with(context, start, data_dir, values):

@@ -77,10 +77,10 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
         folder = place.with_name(f"sweep-{place.name}")
     places = [sweeping.place_of(folder, weight) for weight in kl_weights]
 
-    before = {place: fit.written(place) for place in places if force}
+    before = {place: fit.runs_in(place) for place in places if force}
 
     def again():
-        old = [p.name for p, file in before.items() if file and fit.written(p) == file]
+        old = [place.name for place, runs in before.items() if fit.still(place, runs)]
         moved = f", once you moved {', '.join(sorted(old))} away, not replaced yet" if old else ""
         return "the same command" + (f" without --force{moved}" if force else "")
 
