@@ -383,14 +383,17 @@ class TensorBoard(keras.callbacks.TensorBoard):
     """Keras' own, with the pictures of the epochs. It writes to the run folder; use it in `fit(callbacks=…)`.
 
     Raises:
-        UserError: tensorflow or tensorboard is not installed.
+        UserError: tensorflow or tensorboard is not installed, or there is a file where its folder would be.
         OSError: a file cannot be written.
     """
 
     def __init__(self, folder):
         need("TensorBoard, on every backend,", "tensorflow", "tensorboard")
         self.folder = Path(folder)
-        super().__init__(str(self.folder / checkpoints.TENSORBOARD), write_graph=False)
+        curves = self.folder / checkpoints.TENSORBOARD
+        if curves.exists() and not curves.is_dir():
+            raise RunError(f"{curves} is no folder, and the curves would be in one: move it away.")
+        super().__init__(str(curves), write_graph=False)
 
     def on_train_begin(self, logs=None):
         with self._writing():

@@ -30,6 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+import keras
 import numpy as np
 
 from keras_ae import model_file
@@ -126,18 +127,47 @@ def load_model(path, trusted=False):
         raise CheckpointError(f"There is no file {path}.")
     path = find_checkpoint(path).path
     try:
-        cls, config, weights = model_file.read(path, trusted)
-        with zero_weights(), tempfile.TemporaryDirectory() as folder:
-            model = cls.from_config(config)
-            # Load the bytes that were checked, even if the file has been changed since.
-            copy = Path(folder, "model.weights.h5")
-            copy.write_bytes(weights)
-            model.load_weights(copy)
-        check_weights(model)
+        return _load(path, trusted)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} cannot be loaded: {lines[0].rstrip('.')}.") from error
+        raise CheckpointError(f"{path} cannot be loaded: {_reason(error)}.") from error
+
+
+def _load(path, trusted):
+    cls, config, weights = model_file.read(path, trusted)
+    with zero_weights(), tempfile.TemporaryDirectory() as folder:
+        model = cls.from_config(config)
+        # Load the bytes that were checked, even if the file has been changed since.
+        copy = Path(folder, "model.weights.h5")
+        copy.write_bytes(weights)
+        model.load_weights(copy)
+    check_weights(model)
     return model
+
+
+def _reason(error):
+    """The first line of an error, without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def check_kept(model):
+    """Check that a model of the user's own can be read again from the file that a run would keep.
+
+    Raises:
+        CheckpointError: it cannot be saved or loaded.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        try:
+            save_model(model, path)
+            _load(path, trusted=True)
+        except OSError:
+            raise
+        except Exception as error:
+            why = _reason(error).partition(". Full object config")[0]
+            raise CheckpointError(
+                f"The model cannot be kept in a file: {why}. Classes and functions of your own in it need "
+                "@keras.saving.register_keras_serializable(), classes a get_config that has all arguments."
+            ) from error
 
 
 def check_weights(model):
@@ -430,6 +460,8 @@ def write_backup(folder, model, progress):
     arrays = {f"model/{i}": w for i, w in enumerate(model.get_weights())}
     arrays |= {f"optimizer/{name}": np.asarray(value) for name, value in optimizer.items()}
     arrays |= {f"metrics/{i}": value for i, value in enumerate(progress.metrics)}
+    seeds = map(keras.ops.convert_to_numpy, seeds_of(model))
+    arrays |= {f"seeds/{i}": state for i, state in enumerate(seeds)}
     about = {
         "format": FORMAT,
         "optimizer": type(model.optimizer).__name__,
@@ -440,6 +472,15 @@ def write_backup(folder, model, progress):
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
+
+
+def seeds_of(model):
+    """The states of the random layers, such as Dropout, of a model's own networks. (The noise of the posterior has its
+    state from the step.)"""
+    known = {id(weight) for weight in model.weights}
+    if hasattr(model, "seed_generator"):
+        known.add(id(model.seed_generator.state))
+    return [variable for variable in model.variables if id(variable) not in known]
 
 
 def save_start(folder, model):
@@ -487,6 +528,8 @@ def read_backup(folder, model):
 
         weights, optimizer, metrics = (part(name) for name in ("model", "optimizer", "metrics"))
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
+        for variable, state in zip(seeds_of(model), part("seeds").values(), strict=True):
+            variable.assign(state)
         model.optimizer.build(model.trainable_variables)
         # If the number of variables differs, Keras would only warn, and load nothing.
         other = len(optimizer) != len(model.optimizer.variables)
@@ -516,9 +559,14 @@ def read_backup(folder, model):
     except FileNotFoundError:
         return Progress([])
     except Exception as error:  # NumPy, JSON and Keras may raise anything for a damaged file
-        raise CheckpointError(
-            f"{path} is damaged or of another model; start over with --force."
-        ) from error
+        raise CheckpointError(f"{path} is damaged or of another model: {way_on(folder)}") from error
+
+
+def way_on(folder):
+    """What to do about the run in a folder that cannot be resumed."""
+    over = "--force starts over."
+    model = Path(folder) / "model.keras"
+    return f"--from {folder} goes on from its model, {over}" if model.is_file() else over
 
 
 def has_backup(folder):
@@ -593,11 +641,16 @@ def files_of(folder):
         epochs = read_run(folder).get("settings", {}).get("epochs") or 0
     found = [folder / name for name in ALWAYS]
     found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
-    for part in ("train", "validation"):
-        events = _entries(folder / TENSORBOARD / part)
-        found += [path for path in events if path.name.startswith("events.out.tfevents.")]
+    found += curves_of(folder)
     found += [folder / name for name in BACKUP]
     return [path for path in found if path.is_file()]
+
+
+def curves_of(folder):
+    """The event files of TensorBoard in a run folder."""
+    parts = [Path(folder, TENSORBOARD, part) for part in ("train", "validation")]
+    found = [path for part in parts for path in _entries(part)]
+    return [path for path in found if path.name.startswith("events.out.tfevents.")]
 
 
 def strangers(folder, epochs):

@@ -85,12 +85,19 @@ def memory_bound() -> int:
     """
     if (chosen := chosen_bound()) is not None:
         return chosen
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total_memory() // 4
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of the container if that has less; `sys.maxsize` if it is unknown."""
     try:
-        container = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        machine = sys.maxsize
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such file, or "max"
-        container = machine
-    return min(machine, container) // 4
+        return machine
 
 
 def chosen_bound() -> int | None:

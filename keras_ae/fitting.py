@@ -34,7 +34,7 @@ from keras_ae.callbacks import (
     inode_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.errors import NotFinite, RunError
+from keras_ae.errors import NotFinite, RunError, total_memory
 from keras_ae.evaluation.evidence import reconstruction_term
 from keras_ae.fast.adam import Adam
 from keras_ae.feed import WINDOW, Feed, binarized
@@ -145,8 +145,8 @@ class Run:
         self.lock = checkpoints.RunLock(self.folder)
         self.writes = distributed.rank() == 0  # only the first of several processes writes
         self.stop = StopAtSignal(report)
-        # The folder of run.json and backup, and the files of a run that is replaced.
-        self.place, self.replaced = self.folder, []
+        # The folder of run.json and backup, the files of a run that is replaced, and TensorBoard's before this run.
+        self.place, self.replaced, self.curves = self.folder, [], []
         self.inode = None  # of the folder, in the process that writes
         self.source = None  # the folder of the dataset, if it has no name
         self.done = checkpoints.Progress([])
@@ -177,29 +177,23 @@ class Run:
             here = inode_of(self.folder) == self.inode  # else another folder has this name now
             if here and self.place != self.folder and not self.resume:
                 checkpoints.remove_next(self.folder)
+                curves = checkpoints.curves_of(self.folder)
+                checkpoints.remove([path for path in curves if path not in self.curves])
             raise
 
     def load_data(self, data_dir, train, test):
-        """Take the images that were given, or read the dataset."""
-        if (train is None) != (test is None):
-            raise ValueError("Give both train and test, or neither.")
+        """Take the images that were given, or read the dataset. A dataset given by its folder goes by its own name
+        from then on."""
         self.of_dataset = train is None or getattr(train, "preparation", None) is not None
-        if train is not None:
-            name = self.settings.dataset
-            if name == Settings("vae").dataset:  # the user gave no name for these arrays
-                name = getattr(train, "name", "arrays")
-            self.settings = dataclasses.replace(self.settings, dataset=name)
-            self.train, self.test = splits_of_arrays(train, test, name)
-            if (channels := self.train.images.shape[-1]) not in (1, 3, 4):
-                raise ValueError(
-                    f"A run draws pictures, of 1, 3 or 4 channels; these images have {channels}. `model.fit` takes any."
-                )
-            check_range(self.train.images, "Training images")
-            check_range(self.test.images, "Test images")
-            if self.settings.limit is not None:
-                self.train = self.train.first(self.settings.limit)
-        else:
-            self.load_dataset(data_dir)
+        asked = data.lasting_name(self.settings.dataset, data_dir) if train is None else ""
+        if self.resume and os.path.isabs(asked) and not os.path.isdir(asked):
+            raise RunError(
+                f"The dataset of the run is not in {asked} any more: say --dataset, its folder."
+            )
+        name, self.train, self.test = images_of(self.settings, data_dir, train, test, self.report)
+        if os.path.isabs(asked):
+            self.source, name = asked, self.train.name
+        self.settings = dataclasses.replace(self.settings, dataset=name)
         if self.settings.augment:
             check_images(self.settings.augment, self.train)
         self.facts = data_facts(self.train, self.test)
@@ -210,24 +204,14 @@ class Run:
                 "over with --force."
             )
 
-    def load_dataset(self, data_dir):
-        """Read the dataset of the settings. A dataset given by its folder goes by its own name from then on."""
-        asked = data.lasting_name(self.settings.dataset, data_dir)
-        if self.resume and os.path.isabs(asked) and not os.path.isdir(asked):
-            raise RunError(
-                f"The dataset of the run is not in {asked} any more: say --dataset, its folder."
-            )
-        self.train, self.test = load_splits(self.settings, data_dir, self.report)
-        if os.path.isabs(asked):
-            self.source = asked
-            self.settings = dataclasses.replace(self.settings, dataset=self.train.name)
-
     def make_model(self, model, start, trusted):
         """Take the model that was given, load the one to start from, or build one from the settings."""
         if start is not None and model is not None:
             raise ValueError("Give a model, or a checkpoint to start from.")
-        if model is not None and "kl" not in model.terms:
-            refuse_kl_settings(self.settings, model)
+        if model is not None:
+            if "kl" not in model.terms:
+                refuse_kl_settings(self.settings, model)
+            checkpoints.check_kept(model)
         if self.resume:
             self.origin = self.record.get("from")
             check_origin(self.folder, self.origin, start)
@@ -265,6 +249,8 @@ class Run:
                 f"--resume goes on with the settings of the run; other {', '.join(other)}."
             )
         self.model = build_model(self.settings, self.train) if model is None else model
+        if self.resume:
+            check_own(self.record.get("own", {}), own_parts(self.model, self.settings), self.folder)
         if self.origin is not None or self.of_dataset:  # of arrays it is what the user made it
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
@@ -292,6 +278,7 @@ class Run:
                 self.place = self.folder / checkpoints.NEXT
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
+            self.curves = checkpoints.curves_of(self.folder)
             if self.origin is not None and not self.resume:
                 if self.place == self.folder:
                     self.write_record(False)  # first, so that the file below belongs to a known run
@@ -521,6 +508,29 @@ def parted(history, settings, measured=None):
     )
 
 
+def images_of(settings, data_dir, train, test, report):
+    """The images of a run, those that were given or those of its dataset: (name, training images, test images).
+
+    Raises:
+        ValueError: one of both is missing, or they are no images to draw and to train on.
+    """
+    if (train is None) != (test is None):
+        raise ValueError("Give both train and test, or neither.")
+    name = settings.dataset
+    if train is None:
+        return name, *load_splits(settings, data_dir, report)
+    if name == Settings("vae").dataset:  # the user gave no name for these arrays
+        name = getattr(train, "name", "arrays")
+    train, test = splits_of_arrays(train, test, name)
+    if (channels := train.images.shape[-1]) not in (1, 3, 4):
+        raise ValueError(
+            f"A run draws pictures, of 1, 3 or 4 channels; these images have {channels}. `model.fit` takes any."
+        )
+    check_range(train.images, "Training images")
+    check_range(test.images, "Test images")
+    return name, train if settings.limit is None else train.first(settings.limit), test
+
+
 def load_splits(settings, data_dir, report):
     """The training and test images of a dataset. The first process prepares it, for all processes."""
 
@@ -576,7 +586,23 @@ def own_parts(model, settings):
     named = model.get_config()["reconstruction"]
     if not isinstance(named, str):  # a function that is in no registry
         own["reconstruction"] = model.reconstruction.__name__
-    return own
+    return own | {name: type(getattr(model, name)).__name__ for name in model.custom_networks}
+
+
+def check_own(before, own, folder):
+    """Check that a run is resumed with a model whose own parts are those, by name, that it began with.
+
+    Raises:
+        RunError: they are others.
+    """
+    if own == before:
+        return
+    parts = ", ".join(f"the {part} {name}" for part, name in before.items())
+    raise RunError(
+        f"The run in {folder} began with {parts} of its maker's own: in Python, give keras_ae.fit that model (model=)."
+        if parts
+        else f"The run in {folder} began with no model of its maker's own: leave model= out."
+    )
 
 
 def refuse_kl_settings(settings, model):
@@ -745,14 +771,6 @@ def check_trainable(model, images):
         )
 
 
-def total_memory():
-    """Bytes of memory of this machine; infinity if it is unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return math.inf
-
-
 def build_optimizer(settings, total_steps):
     """The optimizer of some settings, with its learning-rate schedule over the whole run."""
     rate, schedules = settings.learning_rate, keras.optimizers.schedules
@@ -815,8 +833,8 @@ def check_folder(folder, epochs, resume, force):
         raise RunError(f"There is no run in {folder} to resume.")
     if record and not record.get("finished") and lost_backup(folder):
         raise RunError(
-            f"The backup of the unfinished run in {folder}, which --resume needs, is missing: --from {folder} goes on "
-            "from its model, --force starts over."
+            f"The backup of the unfinished run in {folder}, which --resume needs, is missing: "
+            + checkpoints.way_on(folder)
         )
     if not resume and record and checkpoints.died_early(folder, record):
         record, place = {}, folder  # it is begun anew
@@ -878,7 +896,7 @@ def read_progress(folder, model, steps):
     step = done.epochs * steps + done.batches
     if done.batches >= steps or int(model.optimizer.iterations) != step:
         raise RunError(
-            f"The backup in {folder} was made at no step of this run; start over with --force."
+            f"The backup in {folder} was made at no step of this run: {checkpoints.way_on(folder)}"
         )
     return done
 

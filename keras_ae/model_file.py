@@ -193,7 +193,7 @@ def _check_config(whole, trusted):
     if (cls := _class_of(whole, MODELS, AE)) is None:
         kind = str(whole.get("registered_name") or whole.get("class_name"))[:60]
         raise ValueError(
-            f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae: import the module that defines it "
+            f"it holds a {kind!r}, not an AE, VAE or CVAE of keras-ae: import the module that registers it "
             "(`kae --import MODULE …`)"
         )
     config = whole["config"]

@@ -39,22 +39,34 @@ class Registry(dict):
         super().__init__(entries)
         self.what, self.kind, self.of_function = what, kind, of_function
 
+    def __setitem__(self, name, value):
+        if (entry := self._entry(value)) is None:
+            raise ValueError(f"A {self.what} must be {self.accepted}; {name!r} is {value!r}.")
+        super().__setitem__(name, entry)
+
+    @property
+    def accepted(self):
+        """What may be an entry, for a message."""
+        return "a function" if self.of_function else f"a {self.kind.__name__}"
+
+    def _entry(self, value):
+        """The entry that a value is or makes; None if it is none."""
+        if isinstance(value, self.kind):
+            return value
+        return self.of_function(value) if self.of_function and callable(value) else None
+
     def find(self, value):
         """The entry for a name; an entry is returned as it is.
 
         Raises:
             ValueError: the name is unknown, or the value is neither a name nor an entry.
         """
-        if isinstance(value, str) and value in self:
-            return self[value]
-        if isinstance(value, self.kind):
-            return value
-        if self.of_function and callable(value):
-            return self.of_function(value)
-        accepted = "a function" if self.of_function else f"a {self.kind.__name__}"
-        raise ValueError(
-            f"{self.what} must be {accepted}, or one of {', '.join(self)}; got {value!r}."
-        )
+        entry = self.get(value) if isinstance(value, str) else self._entry(value)
+        if entry is None:
+            raise ValueError(
+                f"{self.what} must be {self.accepted}, or one of {', '.join(self)}; got {value!r}."
+            )
+        return entry
 
 
 def models():
@@ -209,6 +221,10 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "tolist"):  # NumPy's numbers and arrays, which run.json cannot hold
+                object.__setattr__(self, field.name, value.tolist())
         if isinstance(self.dataset, str) and "\0" in self.dataset:
             raise ValueError("dataset has a NUL character in it, which no name has.")
         for field, names in {
@@ -231,7 +247,9 @@ class Settings:
             )
         if type(self.seed) is not int:
             raise ValueError(f"seed must be a whole number; got {self.seed!r}.")
-        for field in ("latent_dim", "epochs", "batch_size", "limit"):
+        if type(self.binarize) is not bool:
+            raise ValueError(f"binarize must be True or False; got {self.binarize!r}.")
+        for field in ("latent_dim", "epochs", "batch_size", "limit", "early_stopping"):
             if (value := getattr(self, field)) is None:
                 continue
             if type(value) is not int:
@@ -242,12 +260,16 @@ class Settings:
                 raise ValueError(f"{field} must be {MOST:,} or less.")
         for field in ("learning_rate", "kl_weight", "kl_warmup", "ema"):
             value = getattr(self, field)
+            if type(value) not in (int, float) and (value, field) != ("auto", "kl_weight"):
+                if value is None and field != "kl_warmup":
+                    continue
+                raise ValueError(f"{field} must be a number; got {value!r}.")
             if type(value) is int and abs(value) > MOST:
                 raise ValueError(f"{field} must be {MOST:,} or less.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if self.kl_weight not in (None, "auto"):
-            if isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf:
+            if not 0 <= self.kl_weight < math.inf:
                 raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {self.kl_weight}.')
             if self.kl_weight > HEAVIEST:
                 raise ValueError(f"kl_weight must be {HEAVIEST:g} or less; got {self.kl_weight:g}.")
@@ -256,8 +278,6 @@ class Settings:
                 f"kl_warmup is a fraction of the run, in (0, 1]; got {self.kl_warmup}. A warm-up longer "
                 "than the run would never reach the full weight."
             )
-        if self.early_stopping is not None and self.early_stopping < 1:
-            raise ValueError(f"early_stopping must be 1 or more; got {self.early_stopping}.")
         if self.early_stopping and self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 "early_stopping begins after the warm-up of the KL weight, and that takes all "
@@ -273,6 +293,9 @@ class Settings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
+            listed = isinstance(self.hidden, list | tuple)
+            if not listed or any(type(width) is not int for width in self.hidden):
+                raise ValueError(f"hidden must be a list of whole numbers; got {self.hidden!r}.")
             object.__setattr__(self, "hidden", tuple(self.hidden))
             if len(self.hidden) > DEPTH:
                 raise ValueError(
@@ -286,6 +309,8 @@ class Settings:
                 raise ValueError("hidden says all widths, and so does size: give one of them.")
         if self.augment is not None:
             names = self.augment.split(",") if isinstance(self.augment, str) else self.augment
+            if not isinstance(names, list | tuple):
+                raise ValueError(f"augment must be a list of names; got {names!r}.")
             if unknown := [name for name in names if name not in augmentations()]:
                 raise ValueError(
                     f"augment must be some of {', '.join(augmentations())}; got {unknown[0]!r}."

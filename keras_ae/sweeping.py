@@ -4,10 +4,20 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
+
 from keras_ae import checkpoints
 from keras_ae.data import disk
 from keras_ae.errors import RunError
-from keras_ae.fitting import as_stored, differences, fit, settled
+from keras_ae.fitting import (
+    as_stored,
+    data_facts,
+    described,
+    differences,
+    fit,
+    images_of,
+    settled,
+)
 from keras_ae.pictures import DRAWN
 from keras_ae.settings import has_kl
 
@@ -49,7 +59,9 @@ def sweep(
     References:
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
     """
-    kl_weights = list(kl_weights)
+    kl_weights = np.asarray(kl_weights).tolist()
+    if not all(isinstance(weight, int | float) for weight in kl_weights):
+        raise ValueError(f"A sweep takes KL weights that are numbers; got {kl_weights}.")
     if not has_kl(settings.model):
         raise ValueError(
             f"The loss of {settings.model} has no KL divergence to weigh: a sweep is for a vae or a cvae."
@@ -65,10 +77,13 @@ def sweep(
     # Check all existing runs before the first new run starts.
     named = train is None  # arrays may have any name
     there = {place: None if force else _record(place, own, named) for place, own in runs.items()}
+    finished = {p: record for p, record in there.items() if record and record.get("finished")}
+    if finished:
+        _check_images(finished, data_facts(*images_of(settings, data_dir, train, test, report)[1:]))
     results = []
     for i, (place, own) in enumerate(runs.items()):
         record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
-        trained = not (record and record.get("finished"))
+        trained = place not in finished
         if trained:
             report(f"{count}: {place}")
             fit(
@@ -114,8 +129,24 @@ def _record(place, settings, named):
     return record
 
 
+def _check_images(finished, facts):
+    """Check that finished runs, {folder: run.json}, are of the images with these `data_facts`.
+
+    Raises:
+        RunError: one is of others.
+    """
+    for place, record in finished.items():
+        before = record.get("data", facts)
+        if {**before, "name": None} != {**facts, "name": None}:
+            raise RunError(
+                f"{place} holds a run on other images ({described(before)}; now {described(facts)}); --force "
+                "replaces it, --out writes elsewhere."
+            )
+
+
 def _figures(place, settings):
     final = checkpoints.read_run(place).get("final", {})
+    history = checkpoints.read_history(place)
     for name in ("val_kl", "val_reconstruction"):
         value = final.get(name)
         if type(value) not in (int, float) or not abs(value) < DRAWN:
@@ -125,5 +156,6 @@ def _figures(place, settings):
         "run": str(place),
         "rate": final["val_kl"],
         "distortion": final["val_reconstruction"],
-        **{k: final.get(k) for k in ("elbo", "bits_per_dimension", "psnr", "epochs", "seconds")},
+        **{k: final.get(k) for k in ("elbo", "bits_per_dimension", "psnr", "epochs")},
+        "seconds": round(sum(row["seconds"] for row in history), 1),
     }

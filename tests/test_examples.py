@@ -278,7 +278,7 @@ def test_the_command_line_takes_a_run_of_an_example(whole_run, mnist_env, tmp_pa
 
     refused = kae("info", folder)
     assert refused.returncode == 1 and "examples>TCVAE" in refused.stderr
-    assert "import the module that defines it" in refused.stderr
+    assert "import the module that registers it" in refused.stderr
     known = ("--import", "examples.beta_tcvae")
     info = kae(*known, "info", folder, "--json")
     assert info.returncode == 0, info.stderr

@@ -44,6 +44,28 @@ def fit(settings, folder, **kwargs):
     return fitting.fit(settings, folder, verbose=0, report=lambda line: None, **kwargs)
 
 
+@keras.saving.register_keras_serializable("test_fitting")
+class Mine(keras_ae.VAE):
+    """A model of the user's own."""
+
+    def term_weights(self):
+        return {**super().term_weights(), "reconstruction": 2.0}
+
+
+def of_ones_own():
+    keras.utils.set_random_seed(1)
+    return Mine((28, 28, 1), 3, "mlp", (16, 8))
+
+
+def with_dropout():
+    """A model with an encoder of the user's own, whose random layer has a state."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((28, 28, 1))
+    x = keras.layers.Dropout(0.5, seed=3)(keras.layers.Flatten()(image))
+    heads = {name: keras.layers.Dense(3)(x) for name in ("mean", "log_var")}
+    return keras_ae.VAE((28, 28, 1), 3, "mlp", (8,), encoder=keras.Model(image, heads))
+
+
 def weights(folder):
     model = checkpoints.load_model(folder / "model.keras")
     return {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
@@ -525,7 +547,7 @@ class TestRules:
         else:
             about["history"][0]["epoch"] = 2
         np.savez(path, **{**arrays, "about": np.array(json.dumps(about))})
-        with pytest.raises(UserError, match="start over with --force"):
+        with pytest.raises(UserError, match="--force starts over"):
             fit(small("ae", epochs=2), unfinished, resume=True)
 
     def test_a_run_that_is_not_there_is_not_resumed(self, tmp_path):
@@ -1099,6 +1121,63 @@ class TestKerasCallbacks:
         assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
         assert not (run / ".next").exists()
 
+    @pytest.mark.parametrize("make", [of_ones_own, with_dropout])
+    @pytest.mark.parametrize("step", [2, 6])
+    def test_a_run_of_a_model_of_ones_own_goes_on_with_that_model_alone(self, make, step, tmp_path):
+        settings = Settings("vae", epochs=2, limit=50, batch_size=16, kl_weight=0.5)
+        fit(settings, tmp_path / "alone", model=make())
+        run = tmp_path / "run"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, step)
+            fit(settings, run, model=make())
+        before = contents(run)
+        with pytest.raises(errors.RunError, match="of its maker's own: .*give keras_ae.fit"):
+            fit(fitting.stored_settings(run), run, resume=True)
+        assert contents(run) == before
+        fit(settings, run, resume=True, model=make())
+        ours, theirs = (
+            [{**row, "seconds": 0} for row in history(tmp_path / name)] for name in ("run", "alone")
+        )
+        assert ours == theirs
+        models = [
+            checkpoints.load_model(tmp_path / name, trusted=True) for name in ("run", "alone")
+        ]
+        for ours, theirs in zip(*(model.get_weights() for model in models)):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @pytest.mark.parametrize("kind", ["class", "function", "arguments"])
+    def test_a_model_that_no_file_can_keep_is_refused_before_anything_is_replaced(
+        self, kind, tmp_path
+    ):
+        class Unregistered(keras_ae.VAE):
+            pass
+
+        @keras.saving.register_keras_serializable("test_fitting")
+        class Lacks(keras_ae.VAE):
+            def __init__(self, *arguments, extra, **more):
+                super().__init__(*arguments, **more)
+
+        size = ((28, 28, 1), 3, "mlp", (16, 8))
+        model = {
+            "class": lambda: Unregistered(*size),
+            "function": lambda: keras_ae.VAE(*size, reconstruction=lambda x, y: abs(x - y)),
+            "arguments": lambda: Lacks(*size, extra=1),
+        }[kind]()
+        fit(small("vae"), tmp_path)
+        before = contents(tmp_path)
+        settings = Settings("vae", epochs=1, limit=50)
+        with pytest.raises(errors.UserError, match="cannot be kept .* need @keras.saving.regis"):
+            fit(settings, tmp_path, model=model, force=True)
+        assert contents(tmp_path) == before
+
+    def test_a_run_of_a_stock_model_does_not_go_on_with_one_of_ones_own(self, tmp_path):
+        settings = small("vae", epochs=2)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit(settings, tmp_path)
+        with pytest.raises(errors.RunError, match="no model of its maker's own"):
+            fit(settings, tmp_path, resume=True, model=of_ones_own())
+
     def test_a_successor_that_was_given_up_is_not_gone_on_with(self, tmp_path, monkeypatch):
         """A kill between the removal of its files."""
         stopped, successor = small("vae", epochs=2), small("vae", seed=3)
@@ -1143,6 +1222,7 @@ class TestKerasCallbacks:
             def on_epoch_end(self, epoch, logs=None):
                 self.model.moody = True
 
+        @keras.saving.register_keras_serializable("test_fitting")
         class Fickle(keras_ae.VAE):
             moody = False
 
@@ -1156,10 +1236,30 @@ class TestKerasCallbacks:
         assert len(history(tmp_path)) == 1 and fitting.can_resume(tmp_path)
 
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
-        (tmp_path / "tensorboard").write_text("in the way")
+        (tmp_path / "tensorboard").mkdir()
+        (tmp_path / "tensorboard" / "train").write_text("in the way")
         with pytest.raises(OSError, match="TensorBoard's files cannot be written"):
             fit(small("vae"), tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)])
-        assert (tmp_path / "tensorboard").read_text() == "in the way"
+        assert (tmp_path / "tensorboard" / "train").read_text() == "in the way"
+
+    def test_tensorboard_whose_folder_is_a_file(self, tmp_path):
+        (tmp_path / "tensorboard").write_text("in the way")
+        with pytest.raises(errors.RunError, match="tensorboard is no folder"):
+            callbacks.TensorBoard(tmp_path)
+
+    def test_force_that_fails_leaves_no_curves_in_the_old_run(self, tmp_path):
+        def run(**settings):
+            board = [callbacks.TensorBoard(tmp_path)]
+            fit(small("vae", **settings), tmp_path, callbacks=board, force=True)
+
+        fit(small("vae"), tmp_path)
+        (tmp_path / "tensorboard" / "train").mkdir(parents=True)
+        mine = tmp_path / "tensorboard" / "train" / "events.out.tfevents.1"
+        mine.touch()
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(errors.RunError):
+            run(learning_rate=1e30)
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(errors, "installed", lambda name: False)

@@ -1179,6 +1179,7 @@ def test_a_run_changes_no_state_of_the_process(digits, tmp_path, monkeypatch):
     assert same(*weights)
 
 
+@keras.saving.register_keras_serializable("contract")
 def huber(target, reconstruction):
     """A loss of the user's, which stands for no likelihood."""
     difference = ops.abs(reconstruction - target)

@@ -15,7 +15,7 @@ from kae.main import cli
 from PIL import Image
 
 import keras_ae
-from keras_ae import checkpoints, files, fitting, inference, sweeping
+from keras_ae import checkpoints, files, inference, sweeping
 from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
@@ -399,6 +399,33 @@ def test_a_sweep_puts_no_runs_of_two_datasets_side_by_side(kae):
     refused(kae(*command), 1, "a run with other dataset", "--force")
 
 
+def test_a_sweep_puts_no_runs_on_other_images_of_one_name_side_by_side(kae):
+    """As after another import of that name."""
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--out", "other", "--kl-weight", "1"]
+    assert kae(*command).exit_code == 0
+    run = kae.folder / "other" / "kl_weight-1"
+    record = checkpoints.read_run(run)
+    checkpoints.write_run(run, {**record, "data": {**record["data"], "crc32": "00000000"}})
+    refused(kae(*command), 1, "a run on other images", "--force")
+    with pytest.raises(ValueError, match="KL weights that are numbers"):
+        sweeping.sweep(keras_ae.Settings("vae"), ["auto"], kae.folder / "other")
+
+
+def test_a_run_of_a_model_of_ones_own_is_not_repeated_by_its_settings(kae):
+    record = checkpoints.read_run(kae.folder / "checkpoints" / "vae")
+    checkpoints.write_run(kae.folder, {**record, "own": {"model": "Mine"}})
+    again = ["vae", "-q", "--out", "again", "--config", "run.json"]
+    refused(kae("fit", *again), 2, "has parts of its maker's own (model): name the model")
+    refused(kae("sweep", *again, "--kl-weight", "1"), 2, "has parts of its maker's own (model), wh")
+
+
+def test_the_prior_of_an_unfinished_run_is_that_of_its_start(kae):
+    run = kae.folder / "unfinished"
+    shutil.copytree(kae.folder / "checkpoints" / "vae", run)
+    checkpoints.write_run(run, {**checkpoints.read_run(run), "finished": False})
+    assert "its prior is that of the model it started from" in kae("sample", run, "-n", 4).stderr
+
+
 def test_a_sweep_by_the_folder_of_a_dataset_of_another_name(kae, tmp_path, mnist_dir):
     shutil.copytree(next((mnist_dir / "mnist").glob("[0-9]*")), tmp_path / "digits")
     command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--out", "renamed", "--kl-weight", "1"]
@@ -419,7 +446,7 @@ def test_a_run_that_started_from_another_is_repeated_from_there(kae):
     command = ["--epochs", 1, "--limit", 60, "-q"]
     assert kae("fit", "vae", "--from", "vae", *command, "--out", "more").exit_code == 0
     again = ["fit", "--config", "more/run.json", "vae", "-q", "--out", "again"]
-    refused(kae(*again), 2, "started from the weights of another one: name that by --from")
+    refused(kae(*again), 2, "started from the weights of another one: name the model")
     assert kae(*again, "--from", "vae").exit_code == 0
 
 
@@ -464,8 +491,7 @@ def test_a_sweep_that_was_stopped_says_how_to_go_on(kae, monkeypatch):
 
     assert kae(*command).exit_code == 0
     monkeypatch.setattr(sweeping, "sweep", stopped)
-    monkeypatch.setattr(fitting, "can_resume", lambda run: run.name == "kl_weight-1")
-    refused(kae(*command, "--force"), 1, "go on with it by: the same command without --force, once you moved kl_weight-1, kl_weight-2 away")  # fmt: skip
+    refused(kae(*command, "--force"), 1, "Stopped before the run began")
     replaced = json.loads((kae.folder / "stopped" / "kl_weight-1" / "run.json").read_text())
     replaced["settings"]["seed"] = 1
 

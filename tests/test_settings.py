@@ -4,6 +4,7 @@ import json
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from keras_ae import annealing, augmentation, backbones, fitting, losses, models, settings
@@ -99,11 +100,37 @@ def test_the_learning_rate_is_that_of_the_backbone_unless_given():
         ({"hidden": ()}, "widths of 1 or more"),
         ({"hidden": (8, 0)}, "widths of 1 or more"),
         ({"augment": "flip,turn"}, "augment must be some of flip, shift, colour; got 'turn'"),
+        ({"augment": 5}, "augment must be a list of names; got 5"),
+        ({"hidden": 5}, "hidden must be a list of whole numbers; got 5"),
+        ({"hidden": (8.5,)}, "hidden must be a list of whole numbers"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number; got '0.1'"),
+        ({"ema": "auto"}, "ema must be a number"),
+        ({"kl_warmup": None}, "kl_warmup must be a number"),
+        ({"kl_weight": [1]}, "kl_weight must be a number"),
+        ({"binarize": "no"}, "binarize must be True or False; got 'no'"),
+        ({"early_stopping": 1.5}, "early_stopping must be a whole number"),
     ],
 )
 def test_checks(arguments, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"model": "vae", **arguments})
+
+
+def test_numbers_of_numpy_are_plain_numbers():
+    given = {"epochs": np.int64(3), "kl_weight": np.float32(0.5), "binarize": np.True_}
+    made = Settings("vae", hidden=np.array([16, 8]), **given)
+    assert made == Settings("vae", hidden=(16, 8), epochs=3, kl_weight=0.5, binarize=True)
+    assert json.loads(json.dumps(made.to_dict()))["kl_weight"] == 0.5
+
+
+def test_an_entry_of_a_registry_is_one():
+    mine = settings.Registry("loss", int, {"one": 1}, of_function=lambda function: function())
+    mine["two"] = lambda: 2
+    assert mine.find("two") == 2
+    for registry in (mine, settings.Registry("loss", int, {})):
+        with pytest.raises(ValueError, match="A loss must be .*; 'three' is '3'"):
+            registry["three"] = "3"
+        assert "three" not in registry
 
 
 def test_widths_are_checked_by_the_backbone():

@@ -182,12 +182,15 @@ def whence(found, name):
 
 
 def tell_prior(network, checkpoint):
-    """If no prior was fitted, print that latents are drawn from N(0, I)."""
+    """If no prior was fitted, print that latents are drawn from N(0, I), or from the prior of the run's start."""
     from keras_ae.priors import StandardNormal
 
+    unfinished = checkpoint.run.get("finished") is False
     if type(getattr(network, "prior", None)) is StandardNormal:
-        why = " yet: the run is not finished" if checkpoint.run.get("finished") is False else ""
+        why = " yet: the run is not finished" if unfinished else ""
         say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
+    elif unfinished and hasattr(network, "prior"):
+        say("note: the run is not finished, and its prior is that of the model it started from")
 
 
 def hint(*arguments):

@@ -20,8 +20,8 @@ from keras_ae.settings import Settings
 
 LONGEST = 10_000  # letters in a TOML file of settings
 LARGEST = 1e300  # that a number in a file of settings may be
-# In a context: whether --config is the run.json of a run, and what checkpoint that run started from, or None.
-OF_A_RUN, STARTED = "kae.of_a_run", "kae.started"
+# In a context: whether --config is the run.json of a run, and what of that run the settings do not say.
+OF_A_RUN, BEYOND = "kae.of_a_run", "kae.beyond"
 FOLLOWS = "[default: follows from the images]"
 KINDS = {
     "hidden": "a list of numbers",
@@ -96,7 +96,7 @@ def read_config(context, parameter, path):
             raise ValueError(f"it has more than {LONGEST:,} letters")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         record, values = values, values.get("settings", values)
-        started = record.get("from") if values is not record else None
+        beyond = beyond_settings(record) if values is not record else None
         values = choices.of_a_run(values) if values is not record else values
         values = {name.replace("-", "_"): value for name, value in values.items()}
     except OSError as error:
@@ -125,7 +125,16 @@ def read_config(context, parameter, path):
             raise click.UsageError(f"{path}: {name} must be {kind}.")
     context.default_map = {name: value for name, value in values.items() if value is not None}
     context.meta[OF_A_RUN] = path.suffix == ".json"
-    context.meta[STARTED] = started
+    context.meta[BEYOND] = beyond
+
+
+def beyond_settings(record):
+    """What of the run with this run.json its settings do not say; None where they say all."""
+    if record.get("from"):
+        return "started from the weights of another one"
+    if isinstance(own := record.get("own"), dict) and own:
+        return f"has parts of its maker's own ({', '.join(own)})"
+    return None
 
 
 def dataset_asked_for(context, name, data_dir):
@@ -235,9 +244,9 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     with console.usage_errors():
         settings = Settings(**values)
     check_warmup(settings, start)
-    if context.meta.get(STARTED) and not (start or resume):
+    if (beyond := context.meta.get(BEYOND)) and not (start or resume):
         raise click.UsageError(
-            "The run of --config started from the weights of another one: name that by --from."
+            f"The run of --config {beyond}: name the model to start from by --from."
         )
     if resume and force:
         raise click.UsageError(
@@ -276,7 +285,12 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
     again = functools.partial(resuming, settings, folder, data_dir, tensorboard)
-    with explained(folder, again, replaces=not resume), console.usage_errors():
+    before = [] if resume else runs_in(folder)
+
+    def begun():
+        return not still(folder, before) and fitting.can_resume(folder)
+
+    with explained(folder, again, begun), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
             start=start, trusted=bool(context.find_root().params.get("modules")),
@@ -331,20 +345,9 @@ def verbosity(quiet):
 
 
 @contextlib.contextmanager
-def explained(folder, again, runs=None, replaces=False):
-    """Explain in one line that a run was stopped or cannot be written, and how to continue it.
-
-    `again` returns how to continue. `runs` are the folders in `folder` that may hold the run; None if `folder` does.
-    `replaces`: a run that is there now is another one.
-    """
-    from keras_ae import fitting
-
-    before = runs_in(folder) if replaces else []
-
-    def begun():
-        new = not still(folder, before)
-        return new and any(map(fitting.can_resume, [folder] if runs is None else runs))
-
+def explained(folder, again, begun):
+    """Explain in one line that a run was stopped or cannot be written, and how to continue it: `again` returns the
+    command, if `begun` returns that there is something to continue."""
     try:
         yield
     except KeyboardInterrupt:

@@ -55,9 +55,9 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
     with console.usage_errors():
         settings = Settings(**values, kl_weight=kl_weights[0])
     fit.check_warmup(settings)
-    if context.meta.get(fit.STARTED):
+    if beyond := context.meta.get(fit.BEYOND):
         raise click.UsageError(
-            "The run of --config started from the weights of another one, which a sweep does not: leave --config out."
+            f"The run of --config {beyond}, which a sweep does not make: leave --config out."
         )
     console.check_clock()
     console.start_backend(training=True)
@@ -77,14 +77,17 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
         folder = place.with_name(f"sweep-{place.name}")
     places = [sweeping.place_of(folder, weight) for weight in kl_weights]
 
-    before = {place: fit.runs_in(place) for place in places if force}
+    before = {place: fit.runs_in(place) if force else [] for place in places}
 
     def again():
         old = [place.name for place, runs in before.items() if fit.still(place, runs)]
         moved = f", once you moved {', '.join(sorted(old))} away, not replaced yet" if old else ""
         return "the same command" + (f" without --force{moved}" if force else "")
 
-    with fit.explained(folder, again, places), console.usage_errors():
+    def begun():
+        return any(fit.runs_in(p) and not fit.still(p, runs) for p, runs in before.items())
+
+    with fit.explained(folder, again, begun), console.usage_errors():
         results = console.stdout_to_stderr(sweeping.sweep)(
             settings,
             kl_weights,

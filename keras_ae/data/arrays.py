@@ -12,6 +12,8 @@ from keras_ae.data.preparation import Preparation
 from keras_ae.errors import memory_bound
 from keras_ae.files import open_file
 
+LARGEST = 1_000_000  # label of the user's: there is a name for each number up to it
+
 
 class StoredImages:
     """A .npy file of images (N, H, W, C) that is indexed like an array but stays on disk.
@@ -167,7 +169,8 @@ def splits_of_arrays(train, test, name):
         name: name of the dataset, for images that are not `ImageData`.
 
     Raises:
-        ValueError: images or labels have another shape, or there are no images.
+        ValueError: images or labels have another shape, there are no images, labels are no whole numbers from
+            0 on, or are more than `LARGEST`, or those of an `ImageData` have no names.
     """
     splits = [_arrays(images, what) for images, what in ((train, "train"), (test, "test"))]
     labels = [split[1] for split in splits if isinstance(split, tuple) and split[1] is not None]
@@ -185,6 +188,13 @@ def splits_of_arrays(train, test, name):
 def _arrays(images, what):
     """Checks one set: an `ImageData` is returned as it is, others as arrays (images, labels or None)."""
     if isinstance(images, ImageData):
+        stored = isinstance(images.images, StoredImages)
+        shown = np.broadcast_to(np.uint8(0), images.images.shape) if stored else images.images
+        _, labels = _arrays((shown, images.labels), what)
+        if labels is not None and labels.max() >= images.num_classes:
+            raise ValueError(
+                f"{what} labels go to {labels.max()}, and there are {images.num_classes} class_names."
+            )
         return images
     pair = images if isinstance(images, tuple | list) else (images, None)
     if len(pair) != 2:
@@ -203,5 +213,10 @@ def _arrays(images, what):
         raise ValueError(
             f"{what} labels must be whole numbers from 0 on, one for each of the {len(images)} images; "
             f"got {labels.dtype} {labels.shape}."
+        )
+    if labels.max() > LARGEST:
+        raise ValueError(
+            f"{what} labels go to {labels.max()}, and classes are numbered from 0 on: number them anew, as "
+            "np.unique(labels, return_inverse=True)[1] does."
         )
     return images, labels.astype("int32")

@@ -54,6 +54,33 @@ def test_the_bound(monkeypatch):
             errors.memory_bound()
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 1, 2, 3], ("a", "b"), "labels go to 3, and there are 2 class_names"),
+        ([0, 1, 2, 3], None, "labels go to 3, and there are 0 class_names"),
+        ([0, 1], ("a", "b"), "one for each of the 4 images"),
+        ([-1, 0, 1, 1], ("a", "b"), "whole numbers from 0 on"),
+        ([0, 1, 2, 1_700_000_000], "as arrays", "number them anew"),
+        ([0, 1, 2, 2**32 + 1], "as arrays", "number them anew"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, names, message):
+    given = X[:4], np.array(labels)
+    if names != "as arrays":
+        given = arrays.ImageData("mine", "", "train", *given, names)
+    with pytest.raises(ValueError, match=message):
+        arrays.splits_of_arrays(given, given, "mine")
+
+
+def test_images_of_the_users_own_are_checked_without_being_read(images):
+    mine = arrays.ImageData("mine", "", "train", images, Y, ("a", "b", "c"))
+    assert arrays.splits_of_arrays(mine, mine, "mine") == (mine, mine)
+    with pytest.raises(ValueError, match=r"test images must be \(N, H, W, C\)"):
+        none = arrays.ImageData("mine", "", "test", X[:0], None, None)
+        arrays.splits_of_arrays(mine, none, "mine")
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A bound below the size of the images."""
