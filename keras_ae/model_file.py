@@ -323,6 +323,9 @@ def _check_hdf5(content):
                         refuse(f"an array of {item.dtype} ({name!r})")
                     if item.chunks is not None:
                         refuse(f"an array in chunks ({name!r})")
+                    # Keras reads those of an array, which may name one text a thousand times.
+                    if len(item.attrs):
+                        refuse(f"an array with attributes ({name!r})")
                     total += item.nbytes
                     if total > len(content):
                         refuse("arrays larger than the file")

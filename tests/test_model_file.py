@@ -198,6 +198,10 @@ def objects(weights):
     weights.create_dataset(name, (1,), h5py.string_dtype())
 
 
+def attribute(weights):
+    weights[first(weights)].attrs["dtype"] = ["bfloat16"] * 3
+
+
 def nothing_but(*pairs):
     return lambda path, members: write(path, [*members.items(), *pairs])
 
@@ -324,6 +328,7 @@ SHAPES = {
     "contiguous shape bomb": hdf5(shape_bomb_without_chunks),
     "compressed shape bomb": hdf5(compressed_bomb),
     "strings for numbers": hdf5(objects),
+    "attributes of an array": hdf5(attribute),
     "terabytes of latents": asks_for(latent_dim=200_000_000),
     "terabytes of widths": asks_for(hidden=[2**30, 2**30]),
     "terabytes of pixels": asks_for(image_shape=[2**20, 2**20, 3]),
