@@ -31,6 +31,8 @@ TEST_FOLDERS = ("test", "validation", "val", "valid")
 ALIKE = {"train", "training", "testing", *TEST_FOLDERS}  # names, in small letters, of splits
 FLAT = ""  # used as the only class if there are no class folders; no folder can have this name
 ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
+# Files that an import writes beside the records.
+WRITTEN = {"dataset_info.json", "features.json", "metadata.json", "label.labels.txt"}
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
@@ -129,7 +131,10 @@ def import_folder(
     assert prepared is not None
     if not written or prepared.version != version:
         raise _too_late(prepared)
-    if old is not None:
+    # Looked for again: something may have been put there since the import began.
+    if old is not None and (others := _strangers(old)):
+        progress(f"{old.path} stays: it now holds {others[0].name}, which no import wrote")
+    elif old is not None:
         sync(prepared.path)
         # Renamed first: if the process is killed during the removal, no partial version is left.
         aside = old.path.with_name(f"incomplete.replaced_{old.version}")
@@ -169,11 +174,11 @@ def _check_name(name, data_dir, force) -> Prepared | None:
 
 def _strangers(prepared):
     """What lies in the folder of an imported dataset, and no import wrote."""
+    splits = "|".join(map(re.escape, prepared.splits))
+    records = re.compile(rf"{prepared.name}-({splits})\.array_record-\d{{5}}-of-\d{{5}}")
 
     def ours(path):
-        name = path.name
-        written = name.endswith((".json", ".labels.txt")) or name.startswith(f"{prepared.name}-")
-        return path.is_file() and written
+        return path.is_file() and (path.name in WRITTEN or records.fullmatch(path.name))
 
     return sorted(path for path in prepared.path.iterdir() if not ours(path))
 

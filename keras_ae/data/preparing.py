@@ -25,7 +25,8 @@ from keras_ae.data import disk
 from keras_ae.data.disk import DataError, Prepared
 
 CONNECT_SECONDS = 4
-UNFINISHED = re.compile(r"incomplete\.\w+_\d+\.\d+\.\d+")  # folders of an interrupted preparation
+# Folders of an interrupted preparation, as TFDS and `import_folder` name them.
+UNFINISHED = re.compile(r"incomplete\.([A-Z0-9]{6}|replaced)_\d+\.\d+\.\d+")
 LEFT = 24 * 3600  # seconds after which an unfinished folder counts as abandoned
 
 
@@ -97,7 +98,7 @@ def building(folder, ours):
     try:
         with contextlib.suppress(OSError):  # another process holds the lock, or there are no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Only names that TFDS and `import_folder` give: a folder of the user's may be called so, too.
+            # A folder of the user's may be called nearly so.
             for part in filter(lambda p: UNFINISHED.fullmatch(p.name), folder.iterdir()):
                 if ours or part.stat().st_mtime < time.time() - LEFT:
                     shutil.rmtree(part, ignore_errors=True)

@@ -74,7 +74,17 @@ def test_force_replaces_no_dataset_that_no_import_made(digits):
     assert sorted(path.name for path in prepared.path.iterdir()) == before
 
 
-@pytest.mark.parametrize("other", ["notes.txt", "run/model.keras"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "notes.txt",
+        "notes.json",
+        "mine.labels.txt",
+        "mine-notes",
+        "mine-train.array_record-00000-of-00001.bak",
+    ]
+    + ["run/model.keras"],
+)
 def test_force_removes_nothing_that_no_import_wrote(other, digits):
     prepared = data.import_folder("mine", digits[1])
     put(prepared.path / other, b"mine")
@@ -82,6 +92,21 @@ def test_force_removes_nothing_that_no_import_wrote(other, digits):
         data.import_folder("mine", digits[1], force=True)
     assert (prepared.path / other).read_bytes() == b"mine"
     assert data.available() == [prepared]
+
+
+def test_what_is_put_into_a_version_while_it_is_replaced_stays(digits, monkeypatch):
+    old, lines = data.import_folder("mine", digits[1]), []
+    survey = folders._survey
+
+    def late(*args):
+        put(old.path / "notes.json", b"mine")
+        return survey(*args)
+
+    monkeypatch.setattr(folders, "_survey", late)
+    new = data.import_folder("mine", digits[1], force=True, progress=lines.append)
+    assert (old.path / "notes.json").read_bytes() == b"mine"
+    assert any("holds notes.json, which no import wrote" in line for line in lines)
+    assert data.available() == [old, new] and len(pixels_of("train")) == 54
 
 
 def pixels_of(split, **kwargs):
@@ -378,14 +403,15 @@ def test_a_version_that_is_replaced_while_it_is_read_is_looked_for_again(digits,
 
 
 def test_a_folder_of_pictures_that_is_called_incomplete_stays(tmp_path):
-    (tmp_path / "incomplete.drafts").mkdir()
-    (tmp_path / "incomplete.replaced_1.0.0").mkdir()
+    names = {"incomplete.drafts", "incomplete.mine_1.0.0"}
+    for name in (*names, "incomplete.replaced_1.0.0"):
+        (tmp_path / name).mkdir()
     with preparing.building(tmp_path, True):
-        assert [path.name for path in tmp_path.iterdir()] == ["incomplete.drafts"]
+        assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_what_another_import_is_writing_is_left_alone(tmp_path):
-    part = tmp_path / "incomplete.ABC_1.0.0"
+    part = tmp_path / "incomplete.ABC123_1.0.0"
     part.mkdir()
     with preparing.building(tmp_path, True):
         assert not part.exists()
