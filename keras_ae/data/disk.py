@@ -163,10 +163,10 @@ def unreadable(path: Path, name: str, error: OSError) -> DataError:
     )
 
 
-def is_damage(error: Exception) -> bool:
+def is_damage(error: BaseException | None) -> bool:
     """Whether the files caused an error, and not the system that reads them."""
     system = isinstance(error, OSError) and error.errno is not None
-    return not system or isinstance(error, FileNotFoundError)
+    return not (system or isinstance(error, MemoryError)) or isinstance(error, FileNotFoundError)
 
 
 def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:

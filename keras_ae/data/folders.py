@@ -317,8 +317,9 @@ def _survey(splits, resize, mode, unreadable):
                     grey &= image.mode in GREY
                     if unreadable is not None:
                         image.load()
-            except DataError:
-                if unreadable is None:
+            except DataError as error:
+                # A file that the system does not read may be whole: it is not left out.
+                if unreadable is None or not disk.is_damage(error.__cause__):
                     raise
                 unreadable.append(path)
                 continue

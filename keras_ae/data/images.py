@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from keras_ae.data.disk import DataError
+from keras_ae.data.disk import DataError, is_damage
 from keras_ae.data.preparation import Preparation
 from keras_ae.errors import LEAST, UserError, memory_bound
 
@@ -59,7 +59,13 @@ def opened(path, advice="mend or remove it"):
         ) from error
     except UserError:
         raise  # a DataError from above, or an error of the caller, which is no fault of the file
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory: free some, or scale it down") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        if isinstance(error, OSError) and not is_damage(error):
+            raise DataError(
+                f"{path} cannot be read ({error.strerror or error}): see to that"
+            ) from error
         why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
         if isinstance(error, FileNotFoundError):
             why = "there is no such file"

@@ -685,6 +685,30 @@ def test_unreadable_files(digits, content):
     assert sorted(contents("train") + contents("test")) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "does not fit into memory"),
+    ],
+    ids=repr,
+)
+def test_what_the_system_does_not_read_is_not_left_out(error, says, digits, monkeypatch):
+    old, read = data.import_folder("mine", digits[1]), Image.open
+
+    def fail(path, **kwargs):
+        if str(path).endswith("one/4.png"):
+            raise error
+        return read(path, **kwargs)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(data.DataError, match=f"one/4.png .*{says}") as caught:
+        data.import_folder("mine", digits[1], skip_unreadable=True, force=True)
+    assert "remove" not in str(caught.value) and "skip" not in str(caught.value)
+    assert data.available() == [old]
+
+
 @pytest.mark.parametrize("side", [110, 150])  # Pillow warns beyond its limit, and errs at twice it
 def test_decompression_bombs_are_refused(folder, monkeypatch, side):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
