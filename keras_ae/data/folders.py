@@ -114,7 +114,12 @@ def import_folder(
     def encoded(path):
         nonlocal written
         written = True
-        return _encode(read_image(path, resize, crop, MODES[shape[2]], background, ADVICE))
+        image = read_image(path, resize, crop, MODES[shape[2]], background, ADVICE)
+        if image.size != shape[1::-1]:
+            raise DataError(
+                f"{path} is {image.width}x{image.height} by now, and the images are {shape[1]}x{shape[0]}: start again"
+            )
+        return _encode(image)
 
     try:
         builder = _make_builder(

@@ -17,6 +17,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JP
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
+ORIENTATION = 0x0112  # the tag that says how an image is turned
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
 
 
@@ -81,13 +82,14 @@ def _is_plain(image):
 
 def upright_size(image):
     """(width, height) of a Pillow image after it is turned as its EXIF data says."""
-    # Of a TIFF, Pillow itself turns the size when it opens the file.
-    return image.size[::-1] if _lies(image) and image.format != "TIFF" else image.size
+    # Pillow itself turns the size of a TIFF by its tag, but not by its XMP data.
+    turned = image.format == "TIFF" and ORIENTATION in image.tag_v2
+    return image.size[::-1] if _lies(image) and not turned else image.size
 
 
 def _lies(image):
     """Whether EXIF data says that an image lies on its side."""
-    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def read_image(path, resize, crop, mode, background, advice="mend or remove it"):

@@ -561,6 +561,28 @@ def test_turned_as_exif_says(folder):
     assert pixels[0, 3, 0] == 255 and pixels.sum() == 255
 
 
+def test_a_tiff_is_turned_as_its_xmp_says(folder):
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    save = {"compression": "tiff_lzw", "tiffinfo": {700: xmp}}
+    found = one_of(folder, pixels, ".tif", save)
+    np.testing.assert_array_equal(found[..., 0], np.rot90(pixels, -1))
+
+
+def test_a_file_that_changes_size_meanwhile(digits, monkeypatch):
+    old, survey = data.import_folder("mine", digits[1]), folders._survey
+
+    def late(*args):
+        shape = survey(*args)
+        put(digits[1] / "one" / "4.png", np.zeros((30, 20), np.uint8))
+        return shape
+
+    monkeypatch.setattr(folders, "_survey", late)
+    with pytest.raises(data.DataError, match="one/4.png is 20x30 by now, and the images are 28x28"):
+        data.import_folder("mine", digits[1], force=True)
+    assert data.available() == [old]
+
+
 # What is in the folders beside
 
 
