@@ -173,7 +173,8 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
     """The files of a split, each with its number of records according to `dataset_info.json`.
 
     Raises:
-        ValueError: a file is outside the folder of the dataset.
+        ValueError: a file is outside the folder of the dataset, or two are one.
+        OSError: a file is missing.
     """
     splits = read_json(prepared.path / "dataset_info.json")["splits"]
     info = next(s for s in splits if s["name"] == split)
@@ -199,6 +200,10 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ValueError(f"its file {name} is outside of its folder")
         found.append((prepared.path / name, int(length)))
+    # One file that is named, or linked to, many times would multiply its records.
+    status = [os.stat(path) for path, _ in found]
+    if len({(s.st_dev, s.st_ino) for s in status}) < len(found):
+        raise ValueError("two of its files are one and the same")
     return found
 
 

@@ -293,6 +293,24 @@ def test_millions_of_files_are_none(make_dataset):
     one_line(data.verify, "toy", says="1,000,001 files")
 
 
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_one_file_under_many_names(link, make_dataset):
+    prepared = make_dataset({"train": (X, Y)})
+    (file,) = prepared.path.glob("toy-train*")
+    if link:
+        file = file.rename(prepared.path / "twin-00000")
+        link(file, prepared.path / "twin-00001")
+
+    def edit(info):
+        split = info["splits"][0]
+        split["shardLengths"] *= 2
+        split["filepathTemplate"] = "twin-{SHARD_INDEX}" if link else file.name
+
+    change(prepared.path / "dataset_info.json", edit)
+    for call in (data.verify, data.load_splits):
+        one_line(call, "toy", says="two of its files are one")
+
+
 def test_a_name_on_the_screen(make_dataset):
     with pytest.raises(data.DataError) as error:
         data.load("./\x1b[31mred\n\udcff\u202e/", "train")
