@@ -1,6 +1,7 @@
 """The features of an ONNX file that is made here: what it is fed and what comes back."""
 
 import os
+import time
 
 import numpy as np
 import onnx
@@ -115,6 +116,24 @@ def test_a_network_that_does_not_end_is_stopped(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="more than 1 seconds"):
         OnnxFeatures(path, (4, 6, 3))
+
+
+def test_an_operator_that_does_not_end_is_stopped(tmp_path, monkeypatch):
+    """The largest value of each window of 1000 x 1000 pixels: a long time in one operator."""
+    monkeypatch.setattr(features, "TRIED", 2)
+    node = helper.make_node
+    nodes = [
+        node("GlobalMaxPool", ["pixels"], ["one"]),
+        node("Expand", ["one", "shape"], ["wide"]),
+        node("MaxPool", ["wide"], ["windows"], kernel_shape=[1000, 1000]),
+        node("GlobalMaxPool", ["windows"], ["most"]),
+        node("Flatten", ["most"], ["features"], axis=1),
+    ]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [4], [1, 3, 2000, 2000])
+    start = time.monotonic()
+    with pytest.raises(UserError, match="more than 2 seconds"):
+        OnnxFeatures(network(tmp_path / "slow.onnx", [3, 4, 6], nodes, shape), (4, 6, 3))
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("batch, sides", [("N", [60_000, 60_000]), ("N", [0, 8]), (0, [8, 8])])

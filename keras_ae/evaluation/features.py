@@ -1,8 +1,11 @@
 """Features to compare sets of images: patches of the images, or features of the user's own network."""
 
 import contextlib
+import io
+import json
 import math
-import threading
+import subprocess
+import sys
 
 import numpy as np
 from scipy.ndimage import convolve1d
@@ -26,6 +29,23 @@ SPANS = {  # Image.NominalPixelRange of ONNX: values of black and white
     "normalized_1_1": (-1, 1),
     "nominalrange_16_235": (16, 235),
 }
+# The program that runs an ONNX file for its first image.
+TRIAL = """
+import io, json, sys
+sys.path[:], path, pixels, features = json.loads(sys.argv[1]), *sys.argv[2:]
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+try:
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {pixels: np.load(io.BytesIO(sys.stdin.buffer.read()))}
+    found = np.asarray(session.run([features], feed)[0], "float32")
+except Exception as error:
+    sys.exit(str(error).partition("\\n")[0])
+np.save(sys.stdout.buffer, found)
+"""
 
 
 def laplacian_pyramid(images):
@@ -134,7 +154,6 @@ class OnnxFeatures:
         import onnxruntime
 
         self.path = path
-        self.options = onnxruntime.RunOptions()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         optimized = options.graph_optimization_level
@@ -179,12 +198,8 @@ class OnnxFeatures:
         self.output = flat[0]
         # A network that does not run, or does not end, is found before the work. (Noise, as some divide by the
         # contrast.)
-        timer = threading.Timer(TRIED, setattr, (self.options, "terminate", True))
-        timer.start()
-        try:
-            self(np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8"))
-        finally:
-            timer.cancel()
+        noise = np.random.default_rng(0).integers(0, 256, (1, *image_shape), "uint8")
+        self._compute(noise, self._tried)
         options.graph_optimization_level = optimized
         # Folding constants may take for ever in a branch that the trial did not take.
         self.session = self._session(options, disabled_optimizers=["ConstantFolding"])
@@ -217,17 +232,35 @@ class OnnxFeatures:
             UserError: the network does not run, or does not give a row of features for each image.
             NotFinite: some features are NaN or infinite.
         """
+        return self._compute(images, self._run)
+
+    def _run(self, pixels):
+        return np.asarray(self.session.run([self.output], {self.input: pixels})[0], "float32")
+
+    def _tried(self, pixels):
+        """Does as `_run`, in a process that can be stopped: onnxruntime does not end amid an operator."""
+        sent = io.BytesIO()
+        np.save(sent, pixels)
+        # Modules are looked for where this process does.
+        arguments = json.dumps(sys.path), str(self.path), self.input, self.output
+        command = [sys.executable, "-P", "-c", TRIAL, *arguments]
+        done = subprocess.run(command, input=sent.getvalue(), capture_output=True, timeout=TRIED)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise RuntimeError((said or f"exit code {done.returncode}").splitlines()[-1])
+        return np.load(io.BytesIO(done.stdout))
+
+    def _compute(self, images, run):
+        """Computes features with a function that runs the network."""
         parts = []
         for start in range(0, len(images), self.batch):
             part = to_float(images[start : start + self.batch])
             n = len(part)
             if self.batch > n and self.fixed:
                 part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
-            feed = {self.input: self._prepared(part)}
+            pixels = self._prepared(part)
             with self._explained():
-                features = np.asarray(
-                    self.session.run([self.output], feed, self.options)[0], "float32"
-                )
+                features = run(pixels)
             if features.ndim != 2 or len(features) != len(part) or not features.size:
                 raise UserError(
                     f"{self.path} gave an output of {features.shape} for {len(part)} images, and no features."
@@ -247,7 +280,7 @@ class OnnxFeatures:
             yield
         except Exception as error:
             why = str(error).partition("\n")[0]
-            if self.options.terminate:
+            if isinstance(error, subprocess.TimeoutExpired):
                 why = f"its first image took more than {TRIED} seconds"
             raise UserError(f"{self.path} is no ONNX file that can be run: {why}") from error
 
