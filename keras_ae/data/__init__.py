@@ -222,9 +222,11 @@ def _load_whole(prepared, split, progress) -> ImageData:
         progress = progress or (lambda line: None)
         progress(f"reading {prepared.splits[split]:,} images of {prepared.name} {split} …")
         with cache.bounded_memory() as allocate:
+            with reading.explained(prepared, split):
+                key = cache.made_from(prepared, split)
             data = reading.read(prepared, split, allocate)
             try:
-                cache.store(prepared, data)
+                cache.store(prepared, data, key)
             except OSError as error:
                 progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
     return replace(data, preparation=preparation)

@@ -72,7 +72,8 @@ def load(prepared: Prepared, split: str) -> ImageData | None:
     """
     bound = memory_bound()
     try:
-        key, stem = _entry(prepared, split)
+        key = made_from(prepared, split)
+        stem = _stem(prepared, split, key)
         entry = read_json(stem.with_suffix(".json"))
         if entry["made_from"] != key:
             raise ValueError("it was made from something else")
@@ -97,13 +98,16 @@ def load(prepared: Prepared, split: str) -> ImageData | None:
     return ImageData(prepared.name, prepared.version, split, images, labels, names)
 
 
-def store(prepared: Prepared, data: ImageData):
-    """Writes an entry.
+def store(prepared: Prepared, data: ImageData, key: str):
+    """Writes an entry, under the key that `made_from` gave before the dataset was read.
 
     Raises:
+        DataError: the dataset changed since then: what was read may be of both states.
         OSError: it cannot be written. No data is lost; only the next start is slower.
     """
-    key, stem = _entry(prepared, data.split)
+    if made_from(prepared, data.split) != key:
+        raise DataError(f"{prepared.path} changed while it was read: start again")
+    stem = _stem(prepared, data.split, key)
     entry = {
         "made_from": key,
         "class_names": data.class_names,
@@ -189,9 +193,8 @@ def lock(handle) -> bool:
     return True
 
 
-def _entry(prepared, split) -> tuple[str, Path]:
-    """A hash of everything an entry is made from, and the entry's path without suffixes. Both change
-    whenever a file of the dataset changes."""
+def made_from(prepared, split) -> str:
+    """A hash of everything an entry is made from. It changes whenever a file of the dataset changes."""
     files = sorted(
         (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for entry in os.scandir(prepared.path)
@@ -199,10 +202,14 @@ def _entry(prepared, split) -> tuple[str, Path]:
         for status in [entry.stat()]
     )
     info = (prepared.path / "dataset_info.json").read_text("utf-8")
-    made_from = repr((LAYOUT, prepared.name, prepared.version, split, info, files))
-    key = hashlib.sha256(made_from.encode()).hexdigest()
+    whole = repr((LAYOUT, prepared.name, prepared.version, split, info, files))
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _stem(prepared, split, key) -> Path:
+    """The path of an entry without suffixes."""
     name = f"{prepared.name}-{prepared.version}-{split}".replace("/", "-").replace(".", "_")
-    return key, own_folder("arrays") / f"{name[:100]}-{key[:16]}"
+    return own_folder("arrays") / f"{name[:100]}-{key[:16]}"
 
 
 def _checked(stored, crc32) -> np.ndarray:

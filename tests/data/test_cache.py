@@ -122,12 +122,31 @@ def test_a_dataset_that_changed_is_read_again(cached, reads, make_dataset, tmp_p
     assert np.array_equal(data.load("plain", "train").labels, (Y + 1) % 3) and len(reads) == 1
 
 
+@pytest.mark.parametrize("memory", ["1", "1e-9"])
+def test_a_dataset_that_changes_while_it_is_read_is_not_kept(
+    memory, make_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KAE_MEMORY", memory)
+    prepared, read = make_dataset({"train": (X, Y)}, name="plain"), reading.read
+
+    def late(*args):
+        found = read(*args)
+        os.utime(prepared.path / "features.json")
+        return found
+
+    monkeypatch.setattr(reading, "read", late)
+    with pytest.raises(data.DataError, match="changed while it was read: start again"):
+        data.load("plain", "train")
+    assert not list((tmp_path / "cache" / "arrays").iterdir())
+
+
 def test_without_labels(tmp_path, monkeypatch):
     monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
     prepared = data.Prepared("bare", "1.0.0", "array_record", {"train": 30}, tmp_path)
     (tmp_path / "dataset_info.json").write_text("{}")
     stored = data.ImageData("bare", "1.0.0", "train", X, None, None)
-    cache.store(prepared, stored)
+    cache.store(prepared, stored, cache.made_from(prepared, "train"))
     loaded = cache.load(prepared, "train")
     assert np.array_equal(loaded.images, X)
     assert loaded.labels is None and loaded.class_names is None
