@@ -108,6 +108,10 @@ def explained(prepared, split):
     except Exception as error:
         if isinstance(error, OSError) and not disk.is_damage(error):
             raise disk.unreadable(prepared.path, prepared.name, error) from error
+        if not prepared.path.exists():
+            raise DataError(
+                f"{prepared.path} is gone, perhaps replaced by an import meanwhile: start again"
+            ) from error
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise disk.damaged(prepared.path, prepared.name, f"{split}: {why}") from error
 

@@ -353,6 +353,21 @@ def test_a_reader_never_finds_none(digits):
     assert not failed and seen >= {"1.0.0", "1.0.3"}
 
 
+def test_a_version_that_is_replaced_between_train_and_test(digits, monkeypatch):
+    data.import_folder("mine", digits[1])
+    load = data._load_whole
+
+    def late(prepared, split, progress):
+        if split == "test":
+            data.import_folder("mine", digits[1], force=True)
+        return load(prepared, split, progress)
+
+    monkeypatch.setattr(data, "_load_whole", late)
+    with pytest.raises(data.DataError, match="1.0.0 is gone, .*: start again") as caught:
+        data.load_splits("mine")
+    assert "damaged" not in str(caught.value)
+
+
 def test_a_version_that_is_replaced_after_it_was_listed(digits, monkeypatch):
     _, folder = digits
     root = data.import_folder("mine", folder).path.parent
