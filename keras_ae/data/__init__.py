@@ -79,10 +79,13 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
     progress = progress or (lambda line: None)
     if found := disk.find(name, data_dir):
         if source is not None:
-            progress(
-                f"{name} is in {found.path} already, so {source} was not used: remove that folder to "
-                "prepare it anew"
+            imported = reading.read_preparation(found) is not None
+            anew = (
+                f"it is an import, and `kae data import {found.name} FOLDER --force` replaces it"
+                if imported
+                else "move that folder away to prepare it anew"
             )
+            progress(f"{name} is in {found.path} already, so {source} was not used: {anew}")
         return found
     from keras_ae.data import preparing  # only needed if the dataset is not on disk
 

@@ -74,6 +74,14 @@ def test_force_replaces_no_dataset_that_no_import_made(digits):
     assert sorted(path.name for path in prepared.path.iterdir()) == before
 
 
+def test_an_import_is_not_prepared_from_a_folder(digits):
+    data.import_folder("mine", digits[1])
+    lines = []
+    data.prepare("mine", source=digits[1], progress=lines.append)
+    assert "was not used: it is an import, and `kae data import mine" in lines[0]
+    assert "remove" not in lines[0] and "away" not in lines[0]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -436,7 +436,7 @@ def test_files_for_what_is_there_already(idx):
     assert data.prepare("mnist", source="nowhere", progress=said.append) == first
     (line,) = said
     assert f"mnist is in {first.path} already" in line and "nowhere was not used" in line
-    assert "remove that folder" in line
+    assert "move that folder away" in line
 
 
 # Processes
