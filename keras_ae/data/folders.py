@@ -105,9 +105,11 @@ def import_folder(
     elif len(classes) == 1:
         progress(f"there is one class, {classes[0]}: a vae suits it as well as a cvae")
     unreadable: list[Path] = []
-    shape = _survey(splits, resize, mode, unreadable if skip_unreadable else None)
+    shape = _survey(splits, classes, resize, mode, unreadable if skip_unreadable else None)
     if unreadable:
         progress(f"left out, as it cannot be read: {unreadable[0]}, first of {len(unreadable):,}")
+    if splits.keys() == {"train"}:
+        splits = _train_and_test(splits["train"], test_fraction, seed)
 
     written = False  # else another process made the dataset that is there at the end
 
@@ -197,7 +199,8 @@ def _visible(folder):
 def _find_images(folder, test_fraction, seed):
     """Returns ({split: [(path, label)], "ignored": number of files left out}, class names).
 
-    If there are no class folders, all labels are 0 and there are no class names.
+    If the folder has no test folder, all images are in train. If there are no class folders, all labels
+    are 0 and there are no class names.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -217,7 +220,7 @@ def _find_images(folder, test_fraction, seed):
         if beside := [e for e in _visible(folder) if e.suffix.lower() in SUFFIXES]:
             raise DataError(f"{beside[0]} lies beside the folders of the splits, in none of them")
         if not tests:
-            splits = _train_and_test(splits["train"], test_fraction, seed)
+            _check_fraction(test_fraction, seed)
         elif test_fraction is not None or seed is not None:
             option = "--seed" if test_fraction is None else "--test-fraction"
             raise DataError(f"{folder} has its own {tests[0]}: {option} is for one without")
@@ -238,8 +241,8 @@ def _find_images(folder, test_fraction, seed):
     else:
         images, ignored = _of_classes(folder)
         classes = [] if images.keys() == {FLAT} else list(images)
-        listed = [(p, i) for i, c in enumerate(images) for p in images[c]]
-        splits = _train_and_test(listed, test_fraction, seed)
+        splits = {"train": [(p, i) for i, c in enumerate(images) for p in images[c]]}
+        _check_fraction(test_fraction, seed)
     return {**splits, "ignored": ignored}, classes
 
 
@@ -277,18 +280,19 @@ def _of_classes(folder, may_be_empty=False):
     return images, ignored
 
 
+def _check_fraction(test_fraction, seed):
+    if test_fraction is not None and not 0 <= test_fraction < 1:
+        raise DataError(f"--test-fraction is a share of the images in [0, 1); got {test_fraction}")
+    if test_fraction == 0 and seed is not None:
+        raise DataError("--seed splits the images, and --test-fraction 0 does not: leave it out")
+
+
 def _train_and_test(listed, test_fraction, seed):
     """Splits [(path, label)] into train and test, with the same share of every class."""
     fraction = 0.1 if test_fraction is None else test_fraction
-    if not 0 <= fraction < 1:
-        raise DataError(f"--test-fraction is a share of the images in [0, 1); got {fraction}")
     if len(listed) < 2:
         raise DataError("one image is no dataset: at least two are needed, one to test on")
     if fraction == 0:
-        if seed is not None:
-            raise DataError(
-                "--seed splits the images, and --test-fraction 0 does not: leave it out"
-            )
         return {"train": listed}
     random = np.random.default_rng(0 if seed is None else seed)
     labels = np.array([label for _, label in listed])
@@ -306,7 +310,7 @@ def _train_and_test(listed, test_fraction, seed):
     }
 
 
-def _survey(splits, resize, mode, unreadable):
+def _survey(splits, classes, resize, mode, unreadable):
     """Opens every file and returns the (height, width, channels) of the images to be written.
 
     If `unreadable` is a list, every file is also decoded. Files that cannot be decoded are moved from
@@ -318,8 +322,7 @@ def _survey(splits, resize, mode, unreadable):
         for path, label in splits[split]:
             try:
                 with opened(path, ADVICE) as image:
-                    size = upright_size(image)
-                    grey &= image.mode in GREY
+                    size, image_mode = upright_size(image), image.mode
                     if unreadable is not None:
                         image.load()
             except DataError as error:
@@ -329,6 +332,7 @@ def _survey(splits, resize, mode, unreadable):
                 unreadable.append(path)
                 continue
             kept.append((path, label))
+            grey &= image_mode in GREY
             first = first or (size, path)
             if resize is None and size != first[0]:
                 raise DataError(
@@ -338,6 +342,10 @@ def _survey(splits, resize, mode, unreadable):
         splits[split] = kept
         if not kept:
             raise DataError(f"no image of {split} can be read")
+    if lost := set(range(len(classes))) - {label for _, label in splits["train"]}:
+        raise DataError(
+            f"no image of the class {classes[min(lost)]} can be read: mend one, or move its folder elsewhere"
+        )
     mode = mode or ("grey" if grey else "rgb")
     height, width = resize or first[0][::-1]
     if height * width > PIXELS:

@@ -18,6 +18,16 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
 ORIENTATION = 0x0112  # the tag that says how an image is turned
+# What makes an image of this orientation upright.
+METHODS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
 
 
@@ -92,11 +102,19 @@ def _lies(image):
     return image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
+def upright(image):
+    """Turns a Pillow image as its EXIF data says. `ImageOps.exif_transpose` would write that data anew, which fails
+    if it is odd."""
+    image.load()  # here Pillow itself turns a TIFF
+    method = METHODS.get(image.getexif().get(ORIENTATION))
+    return image if method is None else image.transpose(method)
+
+
 def read_image(path, resize, crop, mode, background, advice="mend or remove it"):
     """Reads an image file: a Pillow image in mode L, RGB or RGBA, upright, and scaled to `resize`, a
     (height, width), unless that is None."""
     with opened(path, advice) as image:
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
             values = np.asarray(image).astype("float64") / 257
             image = Image.fromarray(np.rint(values).astype(np.uint8))

@@ -730,6 +730,23 @@ def test_unreadable_files(digits, content):
     assert sorted(contents("train") + contents("test")) == sorted(expected)
 
 
+def test_files_that_are_left_out_decide_nothing(folder):
+    for i in range(12):
+        put(folder / "a" / f"{i:02d}.png", np.full((4, 4), i, np.uint8))
+    data.import_folder("mine", folder)
+    (tested,) = (i for i in range(12) if (pixels_of("test") == i).all())
+    colour = put(folder / "a" / f"{tested:02d}.png", np.zeros((4, 4, 3), np.uint8))
+    colour.write_bytes(colour.read_bytes()[:45])
+    prepared = data.import_folder("mine", folder, skip_unreadable=True, force=True)
+    assert prepared.splits == {"train": 10, "test": 1}
+    assert pixels_of("train").shape == (10, 4, 4, 1)
+
+
+def test_a_class_of_unreadable_files_alone(digits):
+    put(digits[1] / "zero" / "0.png", b"no image")
+    refused("no image of the class zero can be read", digits[1], skip_unreadable=True)
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [

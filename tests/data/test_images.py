@@ -4,10 +4,11 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from keras_ae import data
 from keras_ae.data import DataError
+from keras_ae.data.images import upright, upright_size
 
 
 @pytest.fixture
@@ -102,6 +103,33 @@ def test_turned_as_exif_says(saved, digits, tmp_path):
     Image.fromarray(digits[0][0, :, :20, 0]).save(path, exif=exif)
     images = data.read_files([path], (20, 28, 1))
     np.testing.assert_array_equal(images[0, ..., 0], np.rot90(digits[0][0, :, :20, 0], -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(orientation, suffix, saved, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    with Image.open(saved("a.png", lambda i: i.crop((0, 0, 20, 28)).convert("RGB"))) as image:
+        image.save(tmp_path / f"b.{suffix}", exif=exif, **options)
+    with Image.open(tmp_path / f"b.{suffix}") as a, Image.open(tmp_path / f"b.{suffix}") as b:
+        size = upright_size(a)
+        turned, expected = upright(a), ImageOps.exif_transpose(b)
+    assert turned.size == expected.size == size
+    np.testing.assert_array_equal(turned, expected)
+
+
+def test_odd_exif_data_is_no_fault_of_the_pixels(saved, digits):
+    """Beside the orientation, a number that is a text."""
+    entries = [(0x0100, 2, 4, b"abc\0"), (0x0112, 3, 1, b"\3\0\0\0")]
+    packed = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
+    path = saved("a.png")
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    read = data.read_files([path], (28, 28, 1))
+    np.testing.assert_array_equal(read[0], digits[0][0][::-1, ::-1])
 
 
 def test_other_proportions_are_refused_unless_cropped(saved, digits):
