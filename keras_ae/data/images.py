@@ -18,6 +18,8 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
 ORIENTATION = 0x0112  # the tag that says how an image is turned
+# Pillow scales grey pixels of 2 and 4 bits to 8, but not the grey that is transparent.
+SCALES = {"L;2": 255 // 3, "L;4": 255 // 15}
 # What makes an image of this orientation upright.
 METHODS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,6 +58,14 @@ def opened(path, advice="mend or remove it"):
                     raise DataError(
                         f"{path} has 16 bits a pixel and a transparent grey: convert it to 8 bits first"
                     )
+                clear = image.format == "PNG" and "transparency" in image.info
+                packed = image.tile[0][3] if clear else None
+                if packed == "RGB;16B":
+                    raise DataError(
+                        f"{path} has 16 bits a pixel and a transparent colour: convert it to 8 bits first"
+                    )
+                if packed in SCALES:
+                    image.info["transparency"] *= SCALES[packed]
                 raw = image.format == "TIFF" and image.info.get("compression") == "raw"
                 if raw and _lies(image):
                     raise DataError(

@@ -1,6 +1,7 @@
 """Image files of users: kinds, sizes, and what is refused."""
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +73,43 @@ def test_a_transparent_grey_of_16_bits_is_refused(tmp_path):
     Image.fromarray(np.zeros((28, 28), "uint16")).save(tmp_path / "a.png", transparency=0)
     with pytest.raises(data.DataError, match="a transparent grey"):
         data.read_files([tmp_path / "a.png"], (28, 28, 1))
+
+
+def png(path, bits, kind, row, clear):
+    """A PNG of 28 equal rows of bytes, with a transparent grey or colour."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 28, 28, bits, kind, 0, 0, 0))]
+    parts += [(b"tRNS", clear), (b"IDAT", zlib.compress((b"\0" + row) * 28)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+            for name, content in parts
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_transparent_grey_of_few_bits(bits, value, tmp_path):
+    """Half of the pixels have it, and show the background."""
+    values = np.repeat([value, 1 - value], 14)
+    row = np.packbits((values[:, None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
+    path = png(tmp_path / "a.png", bits, 0, row, struct.pack(">H", value))
+    read = data.read_files(
+        [path], (28, 28, 1), preparation=data.Preparation("black" if value else "white")
+    )
+    scaled = np.where(values == value, 0 if value else 255, values * 255 // (2**bits - 1))
+    np.testing.assert_array_equal(read[0, ..., 0], np.tile(scaled, (28, 1)))
+
+
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path):
+    path = png(tmp_path / "a.png", 16, 2, bytes(28 * 6), struct.pack(">HHH", 0, 0, 1))
+    with pytest.raises(data.DataError, match="a transparent colour: convert it to 8 bits"):
+        data.read_files([path], (28, 28, 3))
 
 
 @pytest.mark.parametrize("most", [65535, 4095])
