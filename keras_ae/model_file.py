@@ -26,6 +26,7 @@ from keras_ae.settings import DEPTH, SIZES
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
+DIRECTORY = 1 << 16  # most bytes of the zip's directory, which names three files
 MOST_NUMBERS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
@@ -48,7 +49,8 @@ def read(path, trusted=False):
     """
     size = os.path.getsize(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Archive(path) as file, zipfile.ZipFile(file) as archive:
+            file.opening = False
             members = archive.infolist()
             _check_members(members, size)
             whole = _parse(archive.read(CONFIG))
@@ -73,6 +75,17 @@ def read(path, trusted=False):
         raise ValueError(f"it is no Keras model file: it lacks {error}") from error
     _check_hdf5(weights)
     return cls, config, weights
+
+
+class Archive(io.FileIO):
+    """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
+
+    opening = True
+
+    def read(self, size=-1, /):
+        if self.opening and size > DIRECTORY:
+            raise ValueError(f"its directory has {size:,} bytes, which no model file's has")
+        return super().read(size)
 
 
 def _check_members(members, size):

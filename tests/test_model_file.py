@@ -380,6 +380,13 @@ def test_a_strangers_file_is_refused(make, good, tmp_path):
     assert keras.config.dtype_policy().name == "float32"
 
 
+def test_a_zip_of_thousands_is_refused_before_its_directory_is_read(good, tmp_path):
+    path = tmp_path / "model.keras"
+    write(path, [*good[1].items(), *((str(i), b"") for i in range(2000))])
+    with pytest.raises(ValueError, match="its directory has"):
+        model_file.read(path)
+
+
 def test_the_good_file_loads(good, tmp_path):
     write(tmp_path / "copy.keras", good[1].items())
     assert type(checkpoints.load_model(tmp_path / "copy.keras")) is VAE
