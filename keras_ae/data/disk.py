@@ -133,8 +133,16 @@ def lasting_name(name: str, data_dir=None) -> str:
 
 
 def available(data_dir=None) -> list[Prepared]:
-    """All prepared datasets in the data directory, sorted by name. Damaged ones are left out."""
+    """All prepared datasets in the data directory, sorted by name. Damaged ones are left out.
+
+    Raises:
+        DataError: the data directory is no folder.
+    """
     data_dir = resolve_data_dir(data_dir)
+    if os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise DataError(
+            f"{data_dir} is no folder: name another data directory (--data-dir or KAE_DATA_DIR)"
+        )
     found = []
     for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for info in data_dir.glob(pattern):

@@ -9,6 +9,7 @@ Its metadata holds the names of the classes. The stock `tfds` reads it without t
 """
 
 import io
+import operator
 import os
 import re
 import shutil
@@ -82,6 +83,10 @@ def import_folder(
     """
     progress = progress or (lambda line: None)
     folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
+    if mode not in (None, "grey", "rgb"):
+        raise DataError(f"--mode is grey or rgb; got {mode!r}")
+    if resize is not None:
+        resize = _sides(resize)
     if crop and resize is None:
         raise DataError("--crop cuts images to the shape of --resize: give that, too")
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
@@ -148,6 +153,16 @@ def import_folder(
         old.path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
     return prepared
+
+
+def _sides(resize):
+    try:
+        height, width = map(operator.index, resize)
+        if height > 0 and width > 0:
+            return height, width
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"--resize is a height and a width, whole numbers above 0; got {resize!r}")
 
 
 def _too_late(prepared) -> DataError:
@@ -281,8 +296,14 @@ def _of_classes(folder, may_be_empty=False):
 
 
 def _check_fraction(test_fraction, seed):
-    if test_fraction is not None and not 0 <= test_fraction < 1:
-        raise DataError(f"--test-fraction is a share of the images in [0, 1); got {test_fraction}")
+    try:
+        valid = test_fraction is None or 0 <= test_fraction < 1
+    except TypeError:
+        valid = False
+    if not valid:
+        raise DataError(
+            f"--test-fraction is a share of the images in [0, 1); got {test_fraction!r}"
+        )
     if test_fraction == 0 and seed is not None:
         raise DataError("--seed splits the images, and --test-fraction 0 does not: leave it out")
 

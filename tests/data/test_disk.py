@@ -67,3 +67,9 @@ def test_data_dir(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["a b", "a/b/c", "/etc", "a:1", "a/..", "a/../b", ".a", "a\n"])
 def test_names_that_are_not_names(name):
     assert disk.parse_name(name) is None
+
+
+def test_a_data_directory_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(data.DataError, match="file is no folder: name another"):
+        data.available(tmp_path / "file")

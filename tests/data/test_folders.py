@@ -128,6 +128,16 @@ def contents(split):
     )
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"mode": "gray"}, {"resize": 28}, {"resize": (28,)}, {"resize": (28, 0)}, {"resize": "28"}]
+    + [{"resize": (28.5, 28)}, {"test_fraction": "0.1"}, {"test_fraction": float("nan")}],
+    ids=str,
+)
+def test_arguments_of_wrong_kinds(values, digits):
+    refused(f"--{next(iter(values)).replace('_', '-')} is .*; got ", digits[1], **values)
+
+
 # What comes out
 
 
