@@ -49,7 +49,7 @@ def read(path, trusted=False):
     """
     size = os.path.getsize(path)
     try:
-        with Archive(path) as file, zipfile.ZipFile(file) as archive:
+        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
             file.opening = False
             members = archive.infolist()
             _check_members(members, size)
@@ -77,7 +77,7 @@ def read(path, trusted=False):
     return cls, config, weights
 
 
-class Archive(io.FileIO):
+class _Archive(io.FileIO):
     """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
 
     opening = True

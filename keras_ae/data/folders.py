@@ -156,6 +156,7 @@ def import_folder(
 
 
 def _sides(resize):
+    """The (height, width) that images are scaled to, checked."""
     try:
         height, width = map(operator.index, resize)
         if height > 0 and width > 0:
@@ -196,8 +197,8 @@ def _check_name(name, data_dir, force) -> Prepared | None:
 
 def _strangers(prepared):
     """What lies in the folder of an imported dataset, and no import wrote."""
-    splits = "|".join(map(re.escape, prepared.splits))
-    records = re.compile(rf"{prepared.name}-({splits})\.array_record-\d{{5}}-of-\d{{5}}")
+    name, splits = re.escape(prepared.name), "|".join(map(re.escape, prepared.splits))
+    records = re.compile(rf"{name}-({splits})\.array_record-\d{{5}}-of-\d{{5}}")
 
     def ours(path):
         return path.is_file() and (path.name in WRITTEN or records.fullmatch(path.name))

@@ -115,7 +115,8 @@ def _lies(image):
 def upright(image):
     """Turns a Pillow image as its EXIF data says. `ImageOps.exif_transpose` would write that data anew, which fails
     if it is odd."""
-    image.load()  # here Pillow itself turns a TIFF
+    # Here Pillow itself turns a TIFF.
+    image.load()
     method = METHODS.get(image.getexif().get(ORIENTATION))
     return image if method is None else image.transpose(method)
 
