@@ -26,7 +26,7 @@ from keras_ae.settings import DEPTH, SIZES
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
-DIRECTORY = 1 << 17  # most bytes of the zip's directory, which names three files, or of a read to find it
+DIRECTORY = 1 << 17  # most bytes of a read while the zip's directory is looked for
 MOST_NUMBERS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
