@@ -17,7 +17,9 @@ import numpy as np
 from keras import ops
 
 REGULARISATION = 1e-2  # variance added to each latent of a component (codes are of order 1)
-FACTORS = 1 << 24  # numbers in the Cholesky factors that `draw` gathers at a time, 64 MiB
+FACTORS = (
+    1 << 24
+)  # numbers in the Cholesky factors or weights that `draw` gathers at a time, 64 MiB
 CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # numbers of components of a class to try
 SHRINKAGES = (1.0, 0.1, 4.0)  # values of nu to try, in multiples of the number of latents
 FARTHEST = 1e9  # largest entry of a code; float32 cannot hold the covariances of larger ones
@@ -189,19 +191,20 @@ class ClassMixture(Prior):
         noise = rng.standard_normal((n, self.latent_dim), dtype="float32")
         # In float32 like an exported sampler, so that both choose exactly the same components.
         threshold = rng.random(n).astype("float32") * cumulative[labels, -1]
-        component = (cumulative[labels] < threshold[:, None]).sum(-1)
         codes = np.empty((n, self.latent_dim), "float32")
-        step = max(1, FACTORS // self.latent_dim**2)
-        for start in range(0, n, step):  # all codes at once would need n Cholesky factors in memory
+        step = max(1, FACTORS // max(self.latent_dim**2, cumulative.shape[1]))
+        # All codes at once would need the weights and Cholesky factors of n mixtures in memory.
+        for start in range(0, n, step):
             rows = slice(start, start + step)
-            chosen = labels[rows], component[rows]
+            component = (cumulative[labels[rows]] < threshold[rows, None]).sum(-1)
+            chosen = labels[rows], component
             codes[rows] = means[chosen] + np.einsum("nij,nj->ni", cholesky[chosen], noise[rows])
         return codes
 
     def log_prob(self, codes, labels=None):
         """log p(z | y) in nats: codes (N, D), labels (N,) -> (N,) float64."""
         from scipy.linalg import solve_triangular
-        from scipy.special import log_softmax, logsumexp
+        from scipy.special import log_softmax
 
         codes = np.asarray(codes, "float64")
         labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
@@ -210,12 +213,13 @@ class ClassMixture(Prior):
         result = np.empty(len(codes))
         for y in np.unique(labels):
             mine = labels == y
-            terms = [
-                log_weights[y, m] - 0.5 * np.square(white).sum(0) - np.log(np.diag(factor)).sum()
-                for m, factor in enumerate(cholesky[y])
-                for white in [solve_triangular(factor, (codes[mine] - means[y, m]).T, lower=True)]
-            ]
-            result[mine] = logsumexp(terms, axis=0) - 0.5 * self.latent_dim * np.log(2 * np.pi)
+            total = np.full(mine.sum(), -np.inf)
+            for m, factor in enumerate(cholesky[y]):
+                white = solve_triangular(factor, (codes[mine] - means[y, m]).T, lower=True)
+                volume = np.log(np.diag(factor)).sum()
+                term = log_weights[y, m] - 0.5 * np.square(white).sum(0) - volume
+                np.logaddexp(total, term, out=total)
+            result[mine] = total - 0.5 * self.latent_dim * np.log(2 * np.pi)
         return result
 
     def check(self):

@@ -1,5 +1,7 @@
 """Priors against SciPy and scikit-learn, and the choice of components on data of known make."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -116,6 +118,42 @@ def test_logits_are_set_whole_and_the_next_draw_is_of_them():
         assert ((prior.draw(50, seed=0) > 50) == bool(component)).all()
     with pytest.raises(ValueError, match="read-only"):
         prior.logits[0] = 0.0
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_draws_and_densities_by_their_formulas(classes):
+    rng = np.random.default_rng(0)
+    prior, shape = ClassMixture(2, classes, 4), (classes, 4)
+    prior.logits, prior.means = rng.normal(size=shape), rng.normal(size=(*shape, 2)).astype("f4")
+    prior.cholesky = (np.tril(rng.normal(size=(*shape, 2, 2))) * 0.1 + np.eye(2)).astype("f4")
+    labels = rng.integers(classes, size=200)
+    drawn = np.random.default_rng(9)
+    noise, share = drawn.standard_normal((200, 2), dtype="f4"), drawn.random(200).astype("f4")
+    for y, z, x, u in zip(labels, prior.draw(200, labels, 9), noise, share):
+        weights = np.exp(prior.logits[y] - prior.logits[y].max()).cumsum()
+        m = (weights < u * weights[-1]).sum()
+        np.testing.assert_allclose(z, prior.means[y, m] + prior.cholesky[y, m] @ x, rtol=1e-5)
+    terms = [
+        np.log(np.exp(prior.logits[y, m]) / np.exp(prior.logits[y]).sum())
+        + stats.multivariate_normal(prior.means[y, m], factor @ factor.T).logpdf(noise)
+        for y in range(classes)
+        for m, factor in enumerate(prior.cholesky[y].astype("f8"))
+    ]
+    expected = np.log(np.exp(terms).reshape(classes, 4, 200).sum(1))[labels, np.arange(200)]
+    np.testing.assert_allclose(prior.log_prob(noise, labels), expected, rtol=1e-5)
+
+
+def test_many_components_take_little_memory():
+    """A small file may have many: no table of all codes and components is made."""
+    prior = ClassMixture(1, components=20_000)
+    tracemalloc.start()
+    try:
+        codes = prior.draw(10_000)
+        prior.log_prob(codes[:2_000])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200e6
 
 
 def test_draws_of_a_class_are_in_its_cluster():
