@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import keras_ae
 from keras_ae import classifier as classifiers
-from keras_ae import evaluation
+from keras_ae import evaluation, inputs
 from keras_ae.checkpoints import save_model
 from keras_ae.classifier import Classifier, build_classifier, classify, evaluation_classifier
 from keras_ae.data import ImageData
@@ -80,9 +80,16 @@ class LinearGaussian:
         return stats.multivariate_normal(center, spread).logpdf(images.reshape(len(images), -1))
 
 
+@pytest.fixture
+def unbounded(monkeypatch):
+    """Images of a `LinearGaussian` have any values."""
+    monkeypatch.setattr(inputs, "TOLERANCE", np.inf)
+
+
 # Evidence
 
 
+@pytest.mark.usefixtures("unbounded")
 @pytest.mark.parametrize("k", [1, 7])
 def test_with_the_exact_posterior_every_importance_weight_is_the_likelihood(k):
     model = LinearGaussian()
@@ -91,6 +98,7 @@ def test_with_the_exact_posterior_every_importance_weight_is_the_likelihood(k):
     np.testing.assert_allclose(estimate, model.log_likelihood(images), atol=2e-4)
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_importance_weighted_log_likelihood_reaches_the_likelihood():
     model = LinearGaussian(error=0.3, widening=1.4)
     images = model.draw(100)
@@ -99,6 +107,7 @@ def test_importance_weighted_log_likelihood_reaches_the_likelihood():
     assert abs(estimate.mean() - model.log_likelihood(images).mean()) < 0.01
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_bounds_rise_with_k_from_the_elbo_to_the_likelihood():
     model = LinearGaussian(error=0.3, widening=1.4)
     images = model.draw(1_000)
@@ -110,6 +119,7 @@ def test_bounds_rise_with_k_from_the_elbo_to_the_likelihood():
     assert means[1] - means[0] > 0.1
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_importance_weights_of_a_fitted_prior():
     rng = np.random.default_rng(0)
     prior = keras_ae.ClassMixture(3)
@@ -124,6 +134,7 @@ def test_importance_weights_of_a_fitted_prior():
     assert abs(estimate.mean() - model.log_likelihood(images).mean()) > 0.2
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_elbo_against_its_closed_form():
     model = LinearGaussian(error=0.3, widening=1.4)
     image = model.draw(1)
@@ -158,6 +169,7 @@ def test_elbo_of_a_bernoulli_that_ignores_its_code():
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_unlikely_images_do_not_underflow():
     model = LinearGaussian(error=0.3)
     images = model.draw(3) + 1_000
@@ -167,6 +179,7 @@ def test_unlikely_images_do_not_underflow():
     np.testing.assert_allclose(estimate, exact, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_figures_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
     model = LinearGaussian(error=0.3)
     images = model.draw(30)
@@ -789,6 +802,29 @@ def test_evaluate_refuses_what_does_not_fit(toy):
         evaluation.evaluate(small(keras_ae.CVAE, num_classes=3), train, test)
 
 
+@pytest.mark.parametrize(
+    "scale",
+    [lambda x: x.astype("float32"), lambda x: x / 127.5 - 1, lambda x: x.astype("int64") * 2],
+    ids=["0 to 255", "-1 to 1", "0 to 510"],
+)
+def test_images_on_another_scale_are_refused(scale, digits):
+    images, wrong, model = digits[0][:20], scale(digits[0][:20]), small(keras_ae.VAE)
+    for measure in (
+        lambda: keras_ae.evaluate(model, wrong, images, samples=0, classifier=False),
+        lambda: keras_ae.evaluate(model, images, wrong, samples=0, classifier=False),
+        lambda: keras_ae.score(model, wrong),
+        lambda: keras_ae.score(model, images, wrong),
+        lambda: evaluation.elbo(model, wrong),
+        lambda: evaluation.importance_weighted_log_likelihood(model, wrong, 2),
+        lambda: evaluation.reconstruction_error(wrong, images),
+        lambda: evaluation.nearest_training_images(images, wrong),
+    ):
+        with pytest.raises(
+            ValueError, match=r"must be (floats in \[0, 1\]|whole numbers in 0..255)"
+        ):
+            measure()
+
+
 # Anomaly scores
 
 
@@ -800,6 +836,7 @@ def test_a_figure_of_many_latents_is_printed_as_its_range():
     assert number([None] * 64).count("-") == 64
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_scores_of_a_model_whose_density_is_known():
     model = LinearGaussian(prior=keras_ae.StandardNormal(3))
     usual, odd = model.draw(200), model.draw(50, seed=1) + 0.8

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.evaluation.intervals import NORMAL, REDRAWN, around
+from keras_ae.inputs import check_range
 from keras_ae.pictures import to_float
 
 NEIGHBOURS = 5  # k of the k-th neighbour that gives a ball's radius, as Naeem et al. recommend
@@ -295,7 +296,13 @@ def nearest_training_images(images, train_images):
     """Finds each image's nearest training image by the Euclidean distance of pixels in [0, 1].
 
     Shapes (N, H, W, C), (M, H, W, C), uint8 or float in [0, 1] -> distances (N,), indices (N,).
+
+    Raises:
+        ValueError: images are on another scale.
     """
+    # Samples of a decoder of one's own may be a little beyond [0, 1].
+    check_range(images, strict=False)
+    check_range(train_images, "Training images")
     from sklearn.metrics import pairwise_distances_argmin_min
 
     flat = to_float(images).reshape(len(images), -1)

@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 
 from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
 from keras_ae.inference import check_finite, check_memory
+from keras_ae.inputs import check_range
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 
@@ -31,11 +32,13 @@ def elbo(model, inputs, seed=0):
 
     Raises:
         NotFinite: the bound of an image is NaN or infinite.
+        ValueError: images are on another scale.
 
     References:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 3.
     """
     images, labels = images_and_labels(model, inputs)
+    check_range(images)
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
     noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
     codes = mean + np.exp(0.5 * log_var) * noise
@@ -72,11 +75,13 @@ def importance_weighted_log_likelihood(
 
     Raises:
         UserError: so many importance samples of one image would take too much memory.
+        ValueError: images are on another scale.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
     images, labels = images_and_labels(model, inputs)
+    check_range(images)
     values = math.prod(model.image_shape)
     check_memory(8 * k * (values + model.latent_dim), f"{k:,} importance samples")
     density = model.prior_named(prior)

@@ -32,6 +32,7 @@ from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
 from keras_ae.inference import check_memory, in_memory
+from keras_ae.inputs import check_range
 
 CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
 PAIRS = 1_000  # most images for which the nearest training image is searched
@@ -100,12 +101,14 @@ def evaluate(
 
     Raises:
         UserError: the model does not fit the dataset, or the ONNX file is not valid.
+        ValueError: images are on another scale.
     """
     progress, found = progress or (lambda line: None), found or (lambda figures: None)
     started = time.perf_counter()
     train, test = splits_of_arrays(train, test, "arrays")
-    for images in (train, test):
-        model.check_data(images)
+    for split, what in ((train, "Training images"), (test, "Test images")):
+        model.check_data(split)
+        check_range(split.images, what)
     network = None if features is None else OnnxFeatures(features, model.image_shape)
     if network is not None:
         progress(network.describe())

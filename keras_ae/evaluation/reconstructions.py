@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_ae.errors import UserError, installed
 from keras_ae.evaluation.arrays import chunks
+from keras_ae.inputs import check_range
 from keras_ae.pictures import to_float
 
 LEAST = 1e-10  # a smaller mean squared error counts as zero (100 dB)
@@ -20,7 +21,11 @@ def reconstruction_error(images, reconstructions):
 
     Returns:
         {"reconstruction_l1", "reconstruction_mse"}.
+
+    Raises:
+        ValueError: they are on another scale.
     """
+    _check(images, reconstructions)
     absolute, squared = errors_per_image(images, reconstructions)
     return {
         "reconstruction_l1": float(absolute.mean()),
@@ -68,10 +73,12 @@ def ssim(images, reconstructions):
 
     Raises:
         UserError: scikit-image is not installed, or the images are too small.
+        ValueError: the images are on another scale.
 
     References:
         Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity.
     """
+    _check(images, reconstructions)
     if why := missing_for_ssim(images.shape[1:]):
         raise UserError(f"SSIM: {why}")
     from skimage.metrics import structural_similarity
@@ -83,3 +90,10 @@ def ssim(images, reconstructions):
         )  # fmt: skip
 
     return np.array([of(*pair) for pair in zip(images, reconstructions, strict=True)])
+
+
+def _check(images, reconstructions):
+    """Refuses images and reconstructions on another scale."""
+    check_range(images)
+    # Those of a decoder of one's own may be a little beyond [0, 1].
+    check_range(reconstructions, "Reconstructions", strict=False)

@@ -12,6 +12,7 @@ from keras_ae.evaluation.evidence import (
     why_no_likelihood,
 )
 from keras_ae.inference import check_finite
+from keras_ae.inputs import check_range
 
 DRAWS = 4  # codes per image over which its evidence is averaged
 SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
@@ -46,6 +47,7 @@ def score(model, inputs, reference=None, seed=0):
 
     Raises:
         UserError: labels are given for a model without classes, or images have another shape.
+        ValueError: images are on another scale.
 
     References:
         An & Cho 2015, Variational Autoencoder based Anomaly Detection using Reconstruction Probability.
@@ -61,6 +63,7 @@ def score(model, inputs, reference=None, seed=0):
         raise UserError(
             f"This model takes images of {tuple(model.image_shape)}; these are {shape}."
         )
+    check_range(images)
     if labels is not None:
         labels = model.class_labels(labels, len(images))
     if model.num_classes and labels is None:
