@@ -9,6 +9,7 @@ import numpy as np
 from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
 from keras_ae.inference import check_finite, check_memory
+from keras_ae.priors import draw_codes
 
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
@@ -120,7 +121,7 @@ def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
     if codes is None:
         if not hasattr(model, "prior"):
             raise ValueError("An AE has no prior: give codes to cover.")
-        codes = model.prior.draw(DRAWN, labels, seed)
+        codes = draw_codes(model.prior, DRAWN, labels, seed)
     return model.decode(plane(codes, rows, columns), label)
 
 

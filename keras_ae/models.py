@@ -30,7 +30,14 @@ from keras_ae.inference import View, check_memory, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, peek, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
-from keras_ae.priors import ClassMixture, Prior, StandardNormal, copy_prior, prior_in_weights
+from keras_ae.priors import (
+    ClassMixture,
+    Prior,
+    StandardNormal,
+    copy_prior,
+    draw_codes,
+    prior_in_weights,
+)
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
@@ -543,13 +550,16 @@ class VAE(AE):
             labels: (N,) classes of the images, if they are known. `sample` takes no labels of a VAE even
                 then, but a mixture that is fitted class by class has less density between the classes.
             seed: of the codes and of the mixture.
+
+        Raises:
+            ValueError: labels are no classes, or `fit` of a prior of another class returns none that fits.
         """
         inputs, labels = self._prior_inputs(inputs, labels, seed)
         mean, log_var = self.posterior(inputs)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
         spread = SPREAD if issubclass(self._kind_of_prior(), ClassMixture) else 1.0
         codes = mean + spread * np.exp(0.5 * log_var) * noise
-        self._replace_prior(self._prior_of(codes, labels, seed))
+        self.set_prior(self._prior_of(codes, labels, seed))
 
     def prior_inputs_of(self, data):
         """The arguments of `fit_prior` for a dataset: its images, and its labels or None."""
@@ -558,6 +568,10 @@ class VAE(AE):
     def _prior_inputs(self, inputs, labels, seed):
         """The inputs and labels that `fit_prior` uses: at most PRIOR_IMAGES of them."""
         labels = None if labels is None else _indices(labels)
+        if labels is not None and labels.dtype.kind == "f" and (labels % 1).any():
+            raise ValueError(
+                "Labels are the numbers of classes; some of these are no whole numbers."
+            )
         if not is_array(inputs):
             return inputs, labels
         if labels is not None and len(labels) != len(inputs):
@@ -654,10 +668,12 @@ class VAE(AE):
 
         Raises:
             ValueError: labels are missing, out of range, or given to a model without classes.
+            UserError: so many images would take too much memory.
         """
         source = self.prior_named(prior)
+        check_memory(4 * n * (math.prod(self.image_shape) + self.latent_dim), f"{n:,} images")
         labels = self.class_labels(labels, n)
-        return self.decode(source.draw(n, labels, seed), labels, batch_size)
+        return self.decode(draw_codes(source, n, labels, seed), labels, batch_size)
 
     def get_config(self):
         return {

@@ -465,6 +465,35 @@ def _sums(codes, shares):
 PRIORS = {"normal": StandardNormal, "mixture": ClassMixture}
 
 
+def draw_codes(prior, n, labels=None, seed=0):
+    """`prior.draw`, checked: a prior may be of a user's own class.
+
+    Raises:
+        ValueError: it does not return n codes.
+    """
+    codes = prior.draw(n, labels, seed)
+    if np.shape(codes)[:1] != (n,):
+        raise ValueError(
+            f"draw of {type(prior).__name__} must return {n} codes (N, D); got {np.shape(codes)}."
+        )
+    return codes
+
+
+def log_density(prior, codes, labels=None):
+    """`prior.log_prob`, checked in the same way: (N,) float64.
+
+    Raises:
+        ValueError: it does not return a number for each code.
+    """
+    values = np.asarray(prior.log_prob(codes, labels), "float64")
+    if values.shape != (len(codes),):
+        raise ValueError(
+            f"log_prob of {type(prior).__name__} must return a number for each of {len(codes)} codes; "
+            f"got {values.shape}."
+        )
+    return values
+
+
 def copy_prior(prior):
     """A copy of a prior, with the same class and arguments, that shares no array with it.
 

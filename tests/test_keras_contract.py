@@ -1254,6 +1254,11 @@ class TestArraysThatDoNotFit:
             model.fit_prior((digits[0][:100], digits[1][:100].astype(kind)))
         np.testing.assert_array_equal(*(model.prior.means for model in models))
 
+    @pytest.mark.parametrize("wrong", [0.5, np.nan])
+    def test_labels_between_classes_fit_no_prior(self, wrong, digits):
+        with pytest.raises(ValueError, match="numbers of classes"):
+            mlp().fit_prior(digits[0][:N], labels=digits[1][:N] + wrong)
+
     def test_a_prior_of_no_codes(self):
         with pytest.raises(ValueError, match="no codes"):
             mlp().fit_prior(np.zeros((0, *SHAPE), "uint8"))
@@ -1319,6 +1324,38 @@ def test_a_prior_of_ones_own_is_fitted_as_it_says(model, digits):
     stays = mlp(model, prior=Shell(LATENTS))
     with pytest.raises(NotImplementedError, match="Shell has no `fit`: it stays"):
         stays.fit_prior((digits[0][:N], labels) if model is CVAE else digits[0][:N])
+
+
+@keras.saving.register_keras_serializable("contract")
+class Unfinished(Shell):
+    """One whose methods return what they must not."""
+
+    @classmethod
+    def fit(cls, codes, labels=None, num_classes=1, seed=0, **kwargs):
+        return None
+
+    def draw(self, n, labels=None, seed=0):
+        return super().draw(n + 1, labels, seed)
+
+    def log_prob(self, codes, labels=None):
+        return np.zeros((len(codes), 1))
+
+
+def test_methods_of_a_prior_that_return_something_else(digits):
+    model, images = mlp(prior=Unfinished(LATENTS)), digits[0][:N]
+    with pytest.raises(ValueError, match="must be a keras_ae.priors.Prior.*got NoneType"):
+        model.fit_prior(images)
+    assert type(model.prior) is Unfinished
+    for draw in (lambda: model.sample(3), lambda: keras_ae.latents.manifold(model, 2, 2)):
+        with pytest.raises(ValueError, match=r"draw of Unfinished must return \d+ codes"):
+            draw()
+    likelihood = evaluation.importance_weighted_log_likelihood
+    for measure in (
+        lambda: keras_ae.score(model, images),
+        lambda: likelihood(model, images, 2, prior="fitted"),
+    ):
+        with pytest.raises(ValueError, match="log_prob of Unfinished must return a number for"):
+            measure()
 
 
 @pytest.mark.parametrize("prior", [Shell, FittedShell])

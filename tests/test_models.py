@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from keras_ae import AE, CVAE, VAE, Adam, KLAnnealing, train_step
+from keras_ae.errors import UserError
 
 MODELS = {"ae": AE, "vae": VAE, "cvae": CVAE}
 SHAPES = [(28, 28, 1), (32, 32, 3), (20, 16, 1)]
@@ -333,6 +334,13 @@ def test_sample(model):
 def test_sample_of_no_images_is_no_images():
     assert VAE((20, 16, 1), 2, "mlp", (8,)).sample(0).shape == (0, 20, 16, 1)
     assert CVAE((20, 16, 1), 2, "mlp", (8,)).sample(0, 3).shape == (0, 20, 16, 1)
+
+
+@pytest.mark.parametrize("model", [VAE, CVAE])
+def test_more_samples_than_memory_holds(model):
+    """They are refused before a code is drawn."""
+    with pytest.raises(UserError, match="1,000,000,000,000 images would be about"):
+        model((8, 8, 1), 2, "mlp", (4,)).sample(10**12, 3 if model is CVAE else None)
 
 
 def test_sample_of_a_cvae_depends_on_the_label_alone_beside_the_seed():

@@ -104,6 +104,8 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
     """Returns, for each end, its codes (n, D), its class or None, and its image (1, H, W, C) or None."""
     import numpy as np
 
+    from keras_ae.priors import draw_codes
+
     kinds = [kind_of(network, end) for end in ends]
     files = [end for end, kind in zip(ends, kinds) if kind == "file"]
     for end in files if network.num_classes else ():
@@ -123,7 +125,8 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
     for end, kind in zip(ends, kinds):
         if kind == "class":
             label = console.class_index(network, end)
-            places.append((network.prior.draw(number, np.full(number, label), seed), label, None))
+            codes = draw_codes(network.prior, number, np.full(number, label), seed)
+            places.append((codes, label, None))
             continue
         source, i = (images, next(given)) if kind == "file" else (test, index_of(end, test))
         label = int(source.labels[i]) if network.num_classes else None

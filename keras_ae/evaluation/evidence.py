@@ -11,6 +11,7 @@ from keras_ae.inference import check_finite, check_memory
 from keras_ae.inputs import check_range
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
+from keras_ae.priors import log_density
 
 ACTIVE = 0.01  # a latent counts as active if the variance of its posterior mean is larger
 
@@ -96,7 +97,7 @@ def importance_weighted_log_likelihood(
         codes = codes.reshape(-1, mean.shape[1])
         repeated = None if labels is None else np.repeat(labels[rows], k)
         nll, _ = negative_log_likelihood(model, np.repeat(images[rows], k, axis=0), codes, repeated)
-        log_joint = density.log_prob(codes, repeated) - nll
+        log_joint = log_density(density, codes, repeated) - nll
         result[rows] = logsumexp(log_joint.reshape(-1, k) - log_q, axis=1) - np.log(k)
         if 10 * rows.start // len(images) < 10 * rows.stop // len(images):
             progress(f"log-likelihoods: {rows.stop:,} of {len(images):,} images")

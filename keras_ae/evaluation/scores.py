@@ -13,6 +13,7 @@ from keras_ae.evaluation.evidence import (
 )
 from keras_ae.inference import check_finite
 from keras_ae.inputs import check_range
+from keras_ae.priors import log_density
 
 DRAWS = 4  # codes per image over which its evidence is averaged
 SCORES = ("reconstruction_error", "negative_elbo", "negative_log_prior")
@@ -120,6 +121,6 @@ def _of_part(model, images, labels, seed):
         found["negative_elbo"] = kl + np.mean(
             [negative_log_likelihood(model, images, code, labels)[0] for code in codes], axis=0
         )
-    found["negative_log_prior"] = -np.asarray(model.prior.log_prob(mean, labels), "float64")
+    found["negative_log_prior"] = -log_density(model.prior, mean, labels)
     check_finite(found.values(), "Some scores by the model")
     return found
