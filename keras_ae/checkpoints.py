@@ -79,6 +79,17 @@ def save_model(model, path):
     """
     check_clock()
     # Save a copy that was never compiled: Keras has no other way to leave the optimizer out.
+    bare = float32_copy(model)
+    with atomic(path) as temporary:
+        bare.save(temporary)
+
+
+def float32_copy(model):
+    """A float32 copy of a model with its weights and prior, which was never compiled.
+
+    Raises:
+        CheckpointError: a user's encoder or decoder cannot be rebuilt from its config.
+    """
     try:
         with zero_weights():
             bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
@@ -93,8 +104,7 @@ def save_model(model, path):
     bare.set_weights(model.get_weights())
     if hasattr(model, "set_prior"):
         bare.set_prior(model.prior)
-    with atomic(path) as temporary:
-        bare.save(temporary)
+    return bare
 
 
 def check_clock():

@@ -74,7 +74,7 @@ FORMATS = {
 
 
 def export(model, path, format="onnx", part="decoder", force=False, report=print, modules=()):
-    """Write a part of a model for another runtime.
+    """Write a part of a model, in float32, for another runtime.
 
     If the running backend cannot write the format, another process with the right backend does it.
 
@@ -86,7 +86,8 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
         part: "decoder", "encoder", "autoencoder" or "sampler".
         force: replace an existing file or folder.
         report: called with lines that say what happens.
-        modules: names of the modules that register classes or losses of your own, for that other process.
+        modules: names of the modules that register classes or losses of your own, or one name, for that other
+            process.
 
     Returns:
         The files or the folder written, a list of `Path`.
@@ -100,6 +101,9 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
     check(path, format, part, force)
     if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
+    if model.dtype_policy.name != "float32":
+        # Of half precision, other runtimes lack some operations.
+        model = checkpoints.float32_copy(model)
     writer = FORMATS[format]
     # Write beside the target and move when complete, so that a kill never leaves half a file there.
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,15 +264,22 @@ export.export(checkpoints.load_model(source, trusted=True), path, format, part)
 
 def hand_over(model, path, format, part, modules=()):
     """Start a process with the backend of the format, on the CPU, that writes a part of a model."""
+    backend = FORMATS[format].backend
+    if model.quantization is not None:
+        raise ExportError(
+            f"A quantized model is handed to no other process: export it where KERAS_BACKEND={backend} is set, or "
+            "before quantize()."
+        )
     source = path.parent.parent / "model.keras"
     checkpoints.save_model(model, source)
     environment = os.environ | {
-        "KERAS_BACKEND": FORMATS[format].backend,
+        "KERAS_BACKEND": backend,
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONWARNINGS": "ignore",
     }
     # Modules are looked for where this process does, but not by PYTHONPATH: from there Python runs a sitecustomize.
+    modules = [modules] if isinstance(modules, str) else modules
     arguments = json.dumps(sys.path), source, path, format, part, *modules
     command = [sys.executable, "-P", "-c", HAND_OVER, *arguments]
     done = subprocess.run(
@@ -276,7 +287,7 @@ def hand_over(model, path, format, part, modules=()):
     )
     if done.returncode:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ExportError(f"{FORMATS[format].backend} could not write {format}: {last}")
+        raise ExportError(f"{backend} could not write {format}: {last}")
 
 
 def move(new, target, force):

@@ -268,15 +268,39 @@ class Mine(keras_ae.VAE):
 """
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="another process, of float32, writes it")
+def test_a_model_of_half_precision_is_written_in_float32(tmp_path):
+    needs(*PACKAGES["onnx"])
+    model = VAE(latent_dim=2, backbone="mlp", hidden=(4,), dtype="mixed_bfloat16")
+    (written,) = export.export(model, tmp_path / "model.onnx")
+    codes = np.ones((2, 2), "float32")
+    ours = RUNTIMES["onnx"](written, {"latent": codes})
+    np.testing.assert_allclose(ours, model.decode(codes), atol=1e-2)
+    assert model.dtype_policy.name == "mixed_bfloat16"
+
+
+def test_a_quantized_model_is_not_handed_on(tmp_path):
+    model = AE(latent_dim=2, backbone="mlp", hidden=(4,))
+    model.quantize("int8")
+    format = "saved_model" if BACKEND != "tensorflow" else "torch"
+    needs(*PACKAGES[format])
+    path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
+    with pytest.raises(export.ExportError, match="quantized model.*KERAS_BACKEND="):
+        export.export(model, path, format)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.long
-def test_a_model_of_ones_own_is_handed_on_with_its_module(tmp_path, monkeypatch):
+@pytest.mark.parametrize("modules", [["model_of_mine"], "model_of_mine"], ids=["list", "name"])
+def test_a_model_of_ones_own_is_handed_on_with_its_module(modules, tmp_path, monkeypatch):
     needs(*PACKAGES["saved_model"])
     (tmp_path / "model_of_mine.py").write_text(MODULE)
     (tmp_path / "sitecustomize.py").write_text("open('run', 'w')")  # of somebody, and not asked for
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    monkeypatch.delitem(sys.modules, "model_of_mine", raising=False)
     model = importlib.import_module("model_of_mine").Mine(backbone="mlp", hidden=(4,))
-    (written,) = export.export(model, tmp_path / "m", "saved_model", modules=["model_of_mine"])
+    (written,) = export.export(model, tmp_path / "m", "saved_model", modules=modules)
     codes = np.zeros((2, model.latent_dim), "float32")
     ours = RUNTIMES["saved_model"](written, {"latent": codes})
     np.testing.assert_allclose(ours, model.decode(codes), atol=1e-4)
