@@ -26,9 +26,14 @@ def path(start, end, steps, spherical=False):
         spherical: follow an arc instead of a line: codes from a Gaussian lie near a sphere, and the middle
             of a line is closer to 0 than these codes are.
 
+    Raises:
+        ValueError: there are fewer than 2 steps.
+
     References:
         White 2016, Sampling Generative Networks, arXiv:1609.04468, section 2.1 (slerp).
     """
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more, for both ends; got {steps}.")
     start, end = (np.asarray(c, "float64") for c in (start, end))
     share = np.linspace(0.0, 1.0, steps)[:, None]
     norms = np.linalg.norm(start) * np.linalg.norm(end)
@@ -89,7 +94,12 @@ def plane(codes, rows, columns):
         (rows * columns, D) float32, row by row. The steps are quantiles of the codes along the plane's two
         directions. These are the latents themselves if there are two, else the first two principal
         directions, through the mean. The first grows from left to right, the second from bottom to top.
+
+    Raises:
+        ValueError: there are no rows or columns.
     """
+    if min(rows, columns) < 1:
+        raise ValueError(f"rows and columns must be 1 or more; got {rows} and {columns}.")
     codes = np.asarray(codes, "float64")
     dimensions = codes.shape[1]
     if dimensions == 1:
@@ -115,7 +125,7 @@ def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
         seed: of the draws.
 
     Raises:
-        ValueError: an AE was given no codes, or the label does not fit the model.
+        ValueError: an AE was given no codes, the label does not fit the model, or there are no rows or columns.
     """
     labels = model.class_labels(label, DRAWN)
     if codes is None:
@@ -152,9 +162,17 @@ def traversals(model, code, latents, codes, steps=10, label=None):
         steps: images per latent.
         label: for a CVAE, the class.
 
+    Raises:
+        ValueError: the model has no such latent.
+
     References:
         Higgins et al. 2017, beta-VAE, figures 1 to 3.
     """
+    for latent in latents:
+        if not 0 <= latent < model.latent_dim:
+            raise ValueError(
+                f"Latents of this model are 0 to {model.latent_dim - 1}; got {latent}."
+            )
     low, high = np.quantile(codes, REACH, axis=0)
     moved = np.repeat(np.asarray(code, "float32")[None], len(latents) * steps, axis=0)
     for row, latent in enumerate(latents):
@@ -188,6 +206,7 @@ def embed(codes, method="pca", seed=0):
 
     Raises:
         UserError: the package of the method is not installed, or there are fewer than 3 codes.
+        NotFinite: some codes are NaN or infinite.
         ValueError: the method is unknown.
     """
     codes = np.asarray(codes, "float64")
@@ -195,6 +214,7 @@ def embed(codes, method="pca", seed=0):
         raise ValueError(f"method must be one of {', '.join(EMBEDDINGS)}; got {method!r}.")
     if len(codes) < FEWEST:
         raise UserError(f"{len(codes)} codes are too few to plot: {FEWEST} or more are needed.")
+    check_finite([codes], "Some codes of the model")
     if not (spread := codes.std(0).max()):  # all codes are one point, which no method can scale
         return np.zeros((len(codes), 2)), ("all codes are equal", "")
     if method == "pca":

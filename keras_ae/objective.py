@@ -173,24 +173,36 @@ class Objective(StepMixin, keras.Model):
     def _check_terms(self, terms, images):
         """Refuse terms of other names or shapes. `images` is the batch size; None if a trace leaves it open."""
         name = type(self).__name__
+        if not isinstance(terms, dict):
+            raise ValueError(
+                f"loss_terms of {name} must return a dict {{name: (N,)}}; got a {type(terms).__name__}."
+            )
         if terms.keys() != set(self.terms):
             raise ValueError(
                 f"loss_terms of {name} returned {', '.join(terms) or 'nothing'}; its `terms` are "
                 f"{', '.join(self.terms)}: the two must name the same."
             )
         for term, values in terms.items():
-            shape = tuple(values.shape)
+            shape = tuple(getattr(values, "shape", ()))
             if len(shape) != 1 or shape[0] not in (None, images):
                 raise ValueError(f"The term {term!r} must be (N,), a number an image; got {shape}.")
 
     def _check_weights(self, weights):
+        if not isinstance(weights, dict):
+            raise ValueError(
+                f"term_weights of {type(self).__name__} must return a dict {{name: scalar}}; got a "
+                f"{type(weights).__name__}."
+            )
         if odd := weights.keys() - set(self.terms):
             raise ValueError(
                 f"term_weights of {type(self).__name__} has {min(odd)!r}, which is none of its terms."
             )
         for term, weight in weights.items():
-            if shape := tuple(getattr(weight, "shape", ())):
-                raise ValueError(f"The weight of the term {term!r} must be a scalar; got {shape}.")
+            shape = tuple(getattr(weight, "shape", ()))
+            if shape or weight is None:
+                raise ValueError(
+                    f"The weight of the term {term!r} must be a scalar; got {shape or None}."
+                )
 
     def step_loss(self, data, training):
         """Compute the loss of a batch from `fit`, and update all trackers and metrics.

@@ -58,9 +58,14 @@ def grid(images, columns=None, gap=1, zoom=None):
 
     Returns:
         A Pillow image.
+
+    Raises:
+        ValueError: there are no images.
     """
     images = to_uint8(images)
     n, height, width, channels = images.shape
+    if not n:
+        raise ValueError("A picture needs 1 image or more; got none.")
     if channels not in (1, 3, 4):
         raise UserError(f"A picture has 1, 3 or 4 channels, these images {channels}: write .npy.")
     columns = columns or math.ceil(math.sqrt(n))

@@ -258,6 +258,13 @@ def test_reconstruction_error_of_bytes_and_of_floats():
     assert list(evaluation.reconstruction_error(images / 255, rebuilt).values()) == expected
 
 
+@pytest.mark.parametrize("rows", [(3, 1), (2, 3), (0, 0)])
+def test_reconstructions_of_other_images_are_refused(rows):
+    images, rebuilt = (np.zeros((n, 4, 5, 3), np.uint8) for n in rows)
+    with pytest.raises(ValueError, match=r"of one shape \(N, H, W, C\), N >= 1; got"):
+        evaluation.reconstruction_error(images, rebuilt)
+
+
 def test_psnr_of_a_known_error():
     pair = np.zeros((2, 4, 5, 3), np.uint8), np.zeros((2, 4, 5, 3), "float32")
     pair[1][1] = 0.1
@@ -794,12 +801,24 @@ def test_evaluate_draws_pixels_for_a_model_of_binary_images(toy, judge):
 
 def test_evaluate_refuses_what_does_not_fit(toy):
     train, test = toy
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=f"limit must be 1 or more.*got {limit}"):
+            evaluation.evaluate(small(keras_ae.VAE), train, test, limit=limit)
     with pytest.raises(UserError, match="28, 28"):
         evaluation.evaluate(keras_ae.VAE((8, 8, 1), 2, "mlp", (4,)), train, test)
     with pytest.raises(UserError, match="labels"):
         evaluation.evaluate(small(keras_ae.CVAE), without_labels(train), without_labels(test))
     with pytest.raises(UserError, match="classes"):
         evaluation.evaluate(small(keras_ae.CVAE, num_classes=3), train, test)
+
+
+def test_what_has_no_likelihood(digits):
+    images, likelihood = digits[0][:3], evaluation.importance_weighted_log_likelihood
+    for measure in (evaluation.elbo, likelihood):
+        with pytest.raises(ValueError, match="AE has no posterior"):
+            measure(small(keras_ae.AE), images)
+    with pytest.raises(ValueError, match="k must be 1 or more"):
+        likelihood(small(keras_ae.VAE), images, k=0)
 
 
 @pytest.mark.parametrize(

@@ -822,6 +822,22 @@ class TestObjective:
             def term_weights(self):
                 return {**super().term_weights(), "total_correlation": ops.ones((7,))}
 
+        class Nothing(TCVAE):
+            def term_weights(self):
+                return {**super().term_weights(), "total_correlation": None}
+
+        class Number(TCVAE):
+            def loss_terms(self, target, outputs):
+                return {**super().loss_terms(target, outputs), "total_correlation": 1.0}
+
+        class NoTerms(TCVAE):
+            def loss_terms(self, target, outputs):
+                return None
+
+        class NoWeights(TCVAE):
+            def term_weights(self):
+                return None
+
         class Blind(TCVAE):
             def forward(self, inputs, training=False, sample=False):
                 outputs = super().forward(inputs, training, sample)
@@ -834,6 +850,10 @@ class TestObjective:
             (Scalar, r"'total_correlation' must be \(N,\)"),
             (Short, r"'total_correlation' must be \(N,\), a number an image; got \(3,\)"),
             (Vector, r"weight of the term 'total_correlation' must be a scalar; got \(7,\)"),
+            (Nothing, "weight of the term 'total_correlation' must be a scalar; got None"),
+            (Number, r"'total_correlation' must be \(N,\), a number an image; got \(\)"),
+            (NoTerms, "loss_terms of NoTerms must return a dict.*got a NoneType"),
+            (NoWeights, "term_weights of NoWeights must return a dict.*got a NoneType"),
             (Blind, "forward of Blind must return a dict with 'reconstruction'"),
         ):
             with pytest.raises(ValueError, match=message):

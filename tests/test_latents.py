@@ -35,6 +35,11 @@ class TestPath:
         codes = latents.path([1.0, 0.0], end, 3, spherical=True)
         np.testing.assert_allclose(codes, latents.path([1.0, 0.0], end, 3))
 
+    @pytest.mark.parametrize("steps", [-1, 0, 1])
+    def test_fewer_steps_than_ends(self, steps):
+        with pytest.raises(ValueError, match=f"steps must be 2 or more.*got {steps}"):
+            latents.path([0.0], [1.0], steps)
+
 
 class TestInterpolate:
     def test_the_ends_are_the_decoded_codes(self, vae):
@@ -86,6 +91,11 @@ class TestPlane:
         images = latents.manifold(ae, 2, 3, codes=ae.encode(digits[0][:50]))
         assert images.shape == (6, 28, 28, 1)
 
+    @pytest.mark.parametrize("size", [(-1, 2), (2, 0)])
+    def test_a_grid_without_rows_or_columns(self, size, vae):
+        with pytest.raises(ValueError, match="rows and columns must be 1 or more"):
+            latents.manifold(vae, *size)
+
 
 class TestTraversals:
     def test_latents_in_order_of_their_kl(self, vae, digits):
@@ -103,6 +113,11 @@ class TestTraversals:
         end[0] = high[0]
         assert images.shape == (6, 28, 28, 1)
         np.testing.assert_allclose(images[-1:], vae.decode(end[None]), atol=1e-6)
+
+    @pytest.mark.parametrize("latent", [-1, 3, 99])
+    def test_a_latent_that_is_not_there(self, latent, vae):
+        with pytest.raises(ValueError, match=f"0 to 2; got {latent}"):
+            latents.traversals(vae, np.zeros(3), [0, latent], np.eye(3))
 
 
 class TestEmbed:
@@ -151,6 +166,14 @@ class TestEmbed:
             latents.embed(np.eye(2))
         with pytest.raises(ValueError, match="pca, tsne, umap"):
             latents.embed(np.eye(5), "isomap")
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_codes_that_are_no_numbers_have_no_place(dimensions):
+    codes = np.full((5, dimensions), np.nan)
+    for method in ("pca", "tsne"):
+        with pytest.raises(NotFinite):
+            latents.embed(codes, method)
 
 
 def test_codes_that_are_no_numbers_vary_in_no_direction():

@@ -66,6 +66,11 @@ def test_grid_places_images_row_by_row():
     ]
 
 
+def test_a_grid_of_no_images():
+    with pytest.raises(ValueError, match="1 image or more"):
+        pictures.grid(constant_images(1)[:0])
+
+
 def test_zoom_repeats_pixels():
     small = np.array(pictures.grid(constant_images(10, 20), columns=2, zoom=1))
     large = np.array(pictures.grid(constant_images(10, 20), columns=2, zoom=3))

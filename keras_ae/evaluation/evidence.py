@@ -33,11 +33,12 @@ def elbo(model, inputs, seed=0):
 
     Raises:
         NotFinite: the bound of an image is NaN or infinite.
-        ValueError: images are on another scale.
+        ValueError: the model has no posterior, or images are on another scale.
 
     References:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 3.
     """
+    _check_posterior(model)
     images, labels = images_and_labels(model, inputs)
     check_range(images)
     mean, log_var = model.posterior(inputs, batch_size=BATCH)
@@ -76,11 +77,14 @@ def importance_weighted_log_likelihood(
 
     Raises:
         UserError: so many importance samples of one image would take too much memory.
-        ValueError: images are on another scale.
+        ValueError: the model has no posterior, images are on another scale, or k is below 1.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
+    _check_posterior(model)
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, the number of importance samples; got {k}.")
     images, labels = images_and_labels(model, inputs)
     check_range(images)
     values = math.prod(model.image_shape)
@@ -144,6 +148,13 @@ def mutual_information(mean, log_var, seed=0):
             total += (of_itself - logsumexp(log_q, axis=1) + np.log(n)).sum()
     check_finite([total], "The densities of some codes")
     return float(total / n)
+
+
+def _check_posterior(model):
+    if not hasattr(model, "posterior"):
+        raise ValueError(
+            f"{type(model).__name__} has no posterior, and so no likelihood: give a VAE or CVAE."
+        )
 
 
 def reconstruction_term(model, images, rebuilt):

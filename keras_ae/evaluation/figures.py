@@ -101,8 +101,10 @@ def evaluate(
 
     Raises:
         UserError: the model does not fit the dataset, or the ONNX file is not valid.
-        ValueError: images are on another scale.
+        ValueError: images are on another scale, or the limit is below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be 1 or more, or None for all test images; got {limit}.")
     progress, found = progress or (lambda line: None), found or (lambda figures: None)
     started = time.perf_counter()
     train, test = splits_of_arrays(train, test, "arrays")

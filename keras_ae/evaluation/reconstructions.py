@@ -23,7 +23,7 @@ def reconstruction_error(images, reconstructions):
         {"reconstruction_l1", "reconstruction_mse"}.
 
     Raises:
-        ValueError: they are on another scale.
+        ValueError: they are on another scale, of two shapes, or none.
     """
     _check(images, reconstructions)
     absolute, squared = errors_per_image(images, reconstructions)
@@ -73,7 +73,7 @@ def ssim(images, reconstructions):
 
     Raises:
         UserError: scikit-image is not installed, or the images are too small.
-        ValueError: the images are on another scale.
+        ValueError: the images are on another scale, of two shapes, or none.
 
     References:
         Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity.
@@ -93,7 +93,12 @@ def ssim(images, reconstructions):
 
 
 def _check(images, reconstructions):
-    """Refuses images and reconstructions on another scale."""
+    """Refuses images and reconstructions of two shapes or on another scale."""
+    if images.shape != reconstructions.shape or not len(images):
+        raise ValueError(
+            "Images and reconstructions must be of one shape (N, H, W, C), N >= 1; "
+            f"got {images.shape} and {reconstructions.shape}."
+        )
     check_range(images)
     # Those of a decoder of one's own may be a little beyond [0, 1].
     check_range(reconstructions, "Reconstructions", strict=False)
