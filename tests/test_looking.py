@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kae import console, score
 from kae.main import cli
 from PIL import Image
 
 import keras_ae
 from keras_ae import checkpoints, files, inference, sweeping
+from keras_ae.data import ImageData
 from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
@@ -223,6 +226,8 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
         (["manifold", "vae", "--data-dir", "."], "--data-dir is for an ae"),
         (["interpolate", "cvae", 3, 8, "--data-dir", "."], "--data-dir is for test images"),
         (["scatter", "vae", "--seed", 5], "pca draws nothing"),
+        (["manifold", "ae", "--seed", 5], "an ae has none"),
+        (["score", "ae", "--seed", 3], "an ae has none"),
         (["reconstruct", "vae", ".", "--data-dir", "."], "--data-dir is for test images"),
         (["encode", "vae", ".", "--limit", 3], "--limit is for test images"),
         (["encode", "vae", ".", "--data-dir", "."], "--data-dir is for test images"),
@@ -237,6 +242,37 @@ def test_a_dataset_of_which_nothing_would_be_used(kae, photo, command):
 )  # fmt: skip
 def test_options_without_effect(kae, command, words):
     refused(kae(*command), 2, words)
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "found"),
+    [
+        ("012", "2", 2),
+        ("012", "02", 2),
+        ("012", "3", None),
+        ("123", "1", 0),
+        ("123", "0", None),
+        ("Ab2", "0", 0),
+        ("Ab2", "2", 2),
+        ("Ab2", "a", 0),
+        ("Ab2", "c", None),
+    ],
+)
+def test_a_class_is_found_by_name_or_number(names, label, found):
+    assert console.find_class(tuple(names), label) == found
+
+
+def test_classes_that_are_called_by_other_numbers():
+    names = tuple("123")
+    model = keras_ae.CVAE((8, 8, 1), 2, "mlp", (4,), num_classes=3, class_names=names)
+    images = ImageData("toy", "", "test", np.zeros((1, 8, 8, 1), "uint8"), np.zeros(1, int), names)
+    for find in (
+        lambda: console.class_index(model, "0"),
+        lambda: score._classes(images, ["1", "0"]),
+    ):
+        with pytest.raises(click.UsageError, match=r"1, 2, 3.*got '0'"):
+            find()
+    assert score._classes(images, ["1", "3"]) == [0, 2]
 
 
 @pytest.mark.parametrize("value", ["abc", "nan", "-1"])

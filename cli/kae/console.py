@@ -353,18 +353,37 @@ def whole_number(text):
 
 
 def class_index(network, label):
-    """The index of the class that a label gives by number or by name."""
-    for asked, names in (
-        (label, network.names),
-        (label.lower(), [name.lower() for name in network.names]),  # only if no exact name matches
+    """The index of the class of a model that a label gives by number or by name."""
+    if (found := find_class(network.names, label)) is not None:
+        return found
+    allowed = f"0 to {network.num_classes - 1}"
+    if others_by_number(network.names):
+        allowed = f"one of {', '.join(network.names)}"
+    elif list(network.names) != list(map(str, range(network.num_classes))):
+        allowed += f" ({', '.join(network.names)})"
+    raise click.UsageError(f"LABEL must be {allowed}; got {label!r}.")
+
+
+def find_class(names, label):
+    """The index of the class that a label gives by number or by name, among all names; None if there is none.
+
+    If the names are other whole numbers, the label is a name: of the classes 1, 2 and 3, "1" is the first.
+    """
+    for asked, called in (
+        (label, list(names)),
+        # Only if no exact name matches.
+        (label.lower(), [name.lower() for name in names]),
     ):
-        if asked in names:
-            return names.index(asked)
-    if (number := whole_number(label)) < network.num_classes:
-        return number
-    numbers = [str(y) for y in range(network.num_classes)]
-    named = f" ({', '.join(network.names)})" if list(network.names) != numbers else ""
-    raise click.UsageError(f"LABEL must be 0 to {network.num_classes - 1}{named}; got {label!r}.")
+        if asked in called:
+            return called.index(asked)
+    number = whole_number(label)
+    return number if number < len(names) and not others_by_number(names) else None
+
+
+def others_by_number(names):
+    """Whether all classes are called by whole numbers, but not by those that they have: 1, 2, 3."""
+    numbers = all(name.isdecimal() for name in names)
+    return numbers and list(names) != list(map(str, range(len(names))))
 
 
 def names_of(images):

@@ -40,6 +40,8 @@ def command(model, label, side, dataset, data_dir, seed, out, force):
     for option, value in (("--dataset", dataset), ("--data-dir", data_dir)):
         if value and hasattr(network, "prior"):
             raise click.UsageError(f"{option} is for an ae, which has no prior: leave it out.")
+    if options.given("seed") and not hasattr(network, "prior"):
+        raise click.UsageError("--seed draws from a prior, and an ae has none: leave it out.")
     if network.num_classes and label is None:
         console.check_number(network, network.num_classes * side, target)
         rows = [

@@ -60,6 +60,8 @@ def command(
     if not files:
         console.check_file_options(labels, crop, invert)
     network, checkpoint = console.load(model)
+    if options.given("seed") and not hasattr(network, "posterior"):
+        raise click.UsageError("--seed draws from a posterior, and an ae has none: leave it out.")
 
     import numpy as np
 
@@ -174,12 +176,13 @@ def _classes(images, names):
     if images.labels is None:
         raise click.UsageError(f"{images.name} has no classes for --odd.")
     listed = list(images.class_names)
-    for name in names:
-        if name not in listed and not console.whole_number(name) < len(listed):
-            raise click.UsageError(
-                f"--odd must be a class of {images.name} ({', '.join(listed)}); got {name!r}."
-            )
-    return [listed.index(name) if name in listed else int(name) for name in names]
+    found = [console.find_class(listed, name) for name in names]
+    if None in found:
+        raise click.UsageError(
+            f"--odd must be a class of {images.name} ({', '.join(listed)}); "
+            f"got {names[found.index(None)]!r}."
+        )
+    return found
 
 
 def rows_of(images, rows):
