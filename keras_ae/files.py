@@ -1,5 +1,6 @@
 """Writes files whole or not at all, and reads files that somebody else may have made."""
 
+import codecs
 import contextlib
 import errno
 import itertools
@@ -121,7 +122,7 @@ def check_header(path, header):
     """Check that a table file has these columns and that its last line is complete.
 
     Raises:
-        UserError: the columns differ, or the last line is not complete.
+        UserError: the columns or the ends of the lines differ, or the last line is not complete.
     """
     try:
         with open(path, "rb") as file:
@@ -130,7 +131,16 @@ def check_header(path, header):
             last = file.read(1)
     except OSError:  # the file is missing or empty
         return
-    if first != header.encode():
+    asked = header.encode()
+    plain = first.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    if first != asked and plain == asked:
+        marked = first.startswith(codecs.BOM_UTF8)
+        odd = "begins with a byte order mark" if marked else "has lines that end in CRLF"
+        raise UserError(
+            f"{path} {odd}, and plain lines would be added: save it as UTF-8 without a mark, with lines that end in "
+            "LF, or name another file."
+        )
+    if first != asked:
         raise UserError(
             f"{path} has the columns {first[:200].decode(errors='replace').strip()}, and {header.strip()} "
             "would be added: name another file."

@@ -132,6 +132,13 @@ def test_traverse(kae, photo):
     assert np.load(kae.folder / done.stdout.strip()).shape == (12, 28, 28, 1)
 
 
+def test_notes_about_the_dataset_are_told_once(kae):
+    """Also where FROM is a test image."""
+    shutil.copy(kae.folder / "checkpoints" / "vae" / "model.keras", kae.folder / "alone.keras")
+    done = kae("traverse", "alone.keras", "test:1", "--out", "alone.npy", "-n", 1)
+    assert done.exit_code == 0 and done.stderr.count("no run says what") == 1
+
+
 def test_encode(kae, photo, digits):
     kae("encode", "vae", "--limit", 5, "--out", "codes.npy")
     codes = np.load(kae.folder / "codes.npy")

@@ -247,6 +247,23 @@ def test_a_row_that_is_not_whole_is_not_added_to(tmp_path):
         append_lines(tmp_path / "rows.csv", "a,b\n", iter(()))
 
 
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"a,b\r\n", "has lines that end in CRLF"),
+        (b"\xef\xbb\xbfa,b\n", "begins with a byte order mark"),
+        (b"\xef\xbb\xbfa,b\r\n", "begins with a byte order mark"),
+        (b"a,c\r\n", "has the columns a,c"),
+    ],
+)
+def test_a_table_that_another_program_saved(start, says, tmp_path):
+    from keras_ae.files import check_header
+
+    (tmp_path / "rows.csv").write_bytes(start)
+    with pytest.raises(UserError, match=f"rows.csv {says}"):
+        check_header(tmp_path / "rows.csv", "a,b\n")
+
+
 def test_pictures_without_classes(kae):
     """A flat folder of 100 pictures, from the import to every look at the model."""
     for file in (draw(kae.folder / "in", 100, ("flat",)) / "flat").iterdir():

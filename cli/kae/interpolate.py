@@ -1,5 +1,6 @@
 """kae interpolate: images between other images or classes."""
 
+import functools
 from pathlib import Path
 
 import click
@@ -65,7 +66,9 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     from keras_ae import latents, pictures
 
     # One item per end: codes (rows, D), the class or None, and the image or None.
-    places = places_of(network, checkpoint, ends, number, seed, **chosen)
+    where = chosen.pop("dataset"), chosen.pop("data_dir")
+    load_test = functools.partial(console.load_test, network, checkpoint, *where)
+    places = places_of(network, ends, number, seed, load_test, **chosen)
     spherical = None if path is None else path == "arc"
     images, sheets = [], []
     blank = np.full((1, *network.image_shape), pictures.BACKGROUND, np.uint8)
@@ -100,8 +103,11 @@ def command(model, ends, steps, number, path, seed, out, force, **chosen):
     console.echo(target)
 
 
-def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels, crop, invert):
-    """Returns, for each end, its codes (n, D), its class or None, and its image (1, H, W, C) or None."""
+def places_of(network, ends, number, seed, load_test, labels, crop, invert):
+    """Returns, for each end, its codes (n, D), its class or None, and its image (1, H, W, C) or None.
+
+    `load_test` loads the test images; it is called if an end is one.
+    """
     import numpy as np
 
     from keras_ae.priors import draw_codes
@@ -120,7 +126,7 @@ def places_of(network, checkpoint, ends, number, seed, dataset, data_dir, labels
         given = iter(range(len(files)))
     else:
         console.check_file_options(labels, crop, invert)
-    test = console.load_test(network, checkpoint, dataset, data_dir) if "test" in kinds else None
+    test = load_test() if "test" in kinds else None
     places = []
     for end, kind in zip(ends, kinds):
         if kind == "class":

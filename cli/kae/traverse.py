@@ -1,11 +1,13 @@
 """kae traverse: what each latent does."""
 
+import functools
 from pathlib import Path
 
 import click
 
 from kae import console, options
 from kae.interpolate import kind_of, places_of
+from kae.score import rows_of
 
 TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
 
@@ -45,12 +47,14 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
     from keras_ae import latents, pictures
 
     console.check_number(network, min(number, network.latent_dim) * steps, target)
-    place = places_of(
-        network, checkpoint, [start], 1, seed, dataset=dataset, data_dir=data_dir, **chosen
-    )
-    codes, label, _ = place[0]
-    test = console.load_test(network, checkpoint, dataset, data_dir, TEST_IMAGES)
-    inputs = network.inputs_of(test)
+
+    @functools.cache
+    def load_test():
+        limit = None if kind == "test" else TEST_IMAGES
+        return console.load_test(network, checkpoint, dataset, data_dir, limit)
+
+    codes, label, _ = places_of(network, [start], 1, seed, load_test, **chosen)[0]
+    inputs = network.inputs_of(rows_of(load_test(), slice(TEST_IMAGES)))
     order, carried = latents.latent_order(network, inputs)
     order, carried = order[:number], carried[:number]
     images = latents.traversals(network, codes[0], order, network.encode(inputs), steps, label)
