@@ -17,9 +17,7 @@ import numpy as np
 from keras import ops
 
 REGULARISATION = 1e-2  # variance added to each latent of a component (codes are of order 1)
-FACTORS = (
-    1 << 24
-)  # numbers in the Cholesky factors or weights that `draw` gathers at a time, 64 MiB
+FACTORS = 1 << 24  # numbers in the Cholesky factors, or weights, that `draw` gathers at a time
 CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # numbers of components of a class to try
 SHRINKAGES = (1.0, 0.1, 4.0)  # values of nu to try, in multiples of the number of latents
 FARTHEST = 1e9  # largest entry of a code; float32 cannot hold the covariances of larger ones
