@@ -134,8 +134,8 @@ def test_traverse(kae, photo):
 
 def test_notes_about_the_dataset_are_told_once(kae):
     """Also where FROM is a test image."""
-    shutil.copy(kae.folder / "checkpoints" / "vae" / "model.keras", kae.folder / "alone.keras")
-    done = kae("traverse", "alone.keras", "test:1", "--out", "alone.npy", "-n", 1)
+    shutil.copy(kae.folder / "checkpoints" / "vae" / "model.keras", kae.folder / "unnamed.keras")
+    done = kae("traverse", "unnamed.keras", "test:1", "--out", "told.npy", "-n", 1)
     assert done.exit_code == 0 and done.stderr.count("no run says what") == 1
 
 

@@ -354,7 +354,7 @@ def test_images_that_ask_for_more_memory_than_there_may_be(saved, kae, monkeypat
     saved(model=model)
     done = kae("sample", "run")
     assert done.exit_code == 1 and "64 images would be about 24.0 GiB" in done.stderr
-    with pytest.raises(UserError, match="64 outputs would be about 16.0 GiB"):
+    with pytest.raises(UserError, match="64 images would be about 16.0 GiB"):
         model.sample(64)
 
 
