@@ -126,7 +126,7 @@ class KLAnnealing(keras.callbacks.Callback):
         if schedule not in SCHEDULES and not callable(schedule):
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}.")
         if isinstance(weight, str) or not weight >= 0.0:
-            raise ValueError(f"weight must be a number of 0 or more; got {weight!r}.")
+            raise ValueError(f"weight must be 0 or more; got {weight!r}.")
         if not 0.0 < warmup <= 1.0:
             raise ValueError(
                 f"warmup is a fraction of the run, in (0, 1]; got {warmup!r}. A warm-up longer than "

@@ -458,7 +458,8 @@ class WriteRun(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         check_there(self.folder, self.inode)
-        row = {"epoch": epoch + 1, **logs, "seconds": round(self.stopwatch.seconds[-1], 3)}
+        row = {"epoch": epoch + 1, **numbers_of(logs)}
+        row["seconds"] = round(self.stopwatch.seconds[-1], 3)
         if self.history and (odd := row.keys() ^ self.history[0].keys()):
             raise RunError(
                 f"{', '.join(sorted(odd))}: logged in epoch {epoch + 1} or before it, and not in both. The figures "
@@ -467,22 +468,41 @@ class WriteRun(keras.callbacks.Callback):
         self.history.append(row)
         model = self.model
         picture = picture_of(model, self.shown)
-        path = self.folder / "epochs" / f"{epoch + 1:03d}.png"
-        with atomic(path) as temporary:
+        with atomic(self.place / "epochs" / f"{epoch + 1:03d}.png") as temporary:
             picture.save(temporary)
-        checkpoints.save_model(model, self.folder / "model.keras")
-        checkpoints.write_history(self.folder, self.history)
-        before, self.place = self.place, self.folder
-        # Write the backup last: then all epochs that it counts are already written.
-        self._back_up(epoch + 1)
-        if before != self.folder:
-            checkpoints.take_place(self.folder, [p for p in self.replaced if p != path])
+        checkpoints.save_model(model, self.place / "model.keras")
+        if self.place == self.folder:
+            checkpoints.write_history(self.folder, self.history)
+            # Last: then all epochs that it counts are already written.
+            self._back_up(epoch + 1)
+        else:
+            self._back_up(epoch + 1)
+            # Last: from now on this is the run of the folder, and a kill is put right by the next `fit`.
+            checkpoints.write_history(self.place, self.history)
+            self.place = self.folder
+            checkpoints.take_place(self.folder, self.replaced)
 
     def _back_up(self, *position):
         check_there(self.folder, self.inode)
         progress = checkpoints.Progress(self.history, *position)
         checkpoints.write_backup(self.place, self.model, progress)
         self._written = time.monotonic()
+
+
+def numbers_of(logs):
+    """The figures of an epoch as plain numbers.
+
+    Raises:
+        RunError: one is no number.
+    """
+    numbers = {}
+    for name, value in logs.items():
+        try:
+            numbers[name] = value if type(value) in (int, float) else float(value)
+        except (TypeError, ValueError):
+            what = f"got {value!r:.60}"
+            raise RunError(f"The figure {name} of an epoch must be a number; {what}.") from None
+    return numbers
 
 
 def inode_of(folder):

@@ -10,7 +10,7 @@ checkpoints/cvae/
     state.npz          weights, optimizer and progress
     dataset            the folder of the dataset, if it has no name in the data directory
     start.keras        the model that a run with --from started from
-  .next/             run.json and backup/ of a new run that will replace this one after its first epoch
+  .next/             the files of a new run that will replace this one after its first epoch
 """
 
 import contextlib
@@ -95,7 +95,10 @@ def float32_copy(model):
             bare = type(model).from_config({**model.get_config(), "dtype": "float32"})
     except (TypeError, ValueError) as error:
         if not model.custom_networks:
-            raise
+            raise CheckpointError(
+                f"A {type(model).__name__} cannot be made again from its config ({_reason(error)[:200]}): a class of your "
+                "own needs a get_config with all its arguments, and @keras.saving.register_keras_serializable()."
+            ) from error
         why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
         raise CheckpointError(
             f"The {' and the '.join(model.custom_networks)} of your own cannot be saved ({why}): it must have a "
@@ -170,13 +173,13 @@ def check_kept(model):
         try:
             save_model(model, path)
             _load(path, trusted=True)
-        except OSError:
+        except (OSError, MemoryError, CheckpointError):
             raise
         except Exception as error:
             why = _reason(error).partition(". Full object config")[0]
             raise CheckpointError(
-                f"The model cannot be kept in a file: {why}. Classes and functions of your own in it need "
-                "@keras.saving.register_keras_serializable(), classes a get_config that has all arguments."
+                f"The model cannot be kept in a file: {why}. (A class or function of your own in it needs "
+                "@keras.saving.register_keras_serializable(), a class a get_config with all its arguments.)"
             ) from error
 
 
@@ -269,6 +272,12 @@ def find_checkpoint(model, root=ROOT):
     """
     path, origin = Path(model), "path"
     by_name = path.name == str(model) and str(model) not in ("", "..")
+    try:
+        path.is_dir()
+    except OSError as error:  # such as too long a name
+        raise CheckpointError(
+            f"There is no checkpoint {str(model)[:60]} ({error.strerror})."
+        ) from error
     if path.is_dir() and str(model):
         path = path / "model.keras"
     if model in models() or (by_name and not path.is_file()):
@@ -681,8 +690,9 @@ def _entries(folder):
 
 def _epoch_of(picture):
     """The epoch of a picture by its file name, or 0 if the file is no such picture."""
-    named = re.fullmatch(r"(\d{3,9})\.png", picture.name)
-    return int(named[1]) if named else 0
+    named = re.fullmatch(r"([0-9]{3,9})\.png", picture.name)
+    epoch = int(named[1]) if named else 0
+    return epoch if picture.name == f"{epoch:03d}.png" else 0
 
 
 def pictures_of(folder):
@@ -728,31 +738,48 @@ def place_of(folder):
     return folder / NEXT if (folder / NEXT / "run.json").is_file() else folder
 
 
-def take_place(folder, replaced=()):
-    """Make the run in `.next` the run of the folder, when its first epoch has just been written.
+def take_place(folder, replaced=None):
+    """Make the run in `.next`, whose first epoch is written, the run of the folder. If it is killed, `settle` ends it.
 
     Args:
-        replaced: files that are left of the run before.
+        replaced: the files of the run before; None for those that its run.json tells, without curves.
     """
     folder = Path(folder)
-    written = [folder / name for name in (*ALWAYS, *BACKUP)]
-    source = read_source(folder / NEXT)
-    remove([path for path in replaced if path not in written])
-    write_source(folder, source)
-    if (start := folder / NEXT / START).is_file():
-        write_bytes(folder / START, start.read_bytes())
-    else:
-        remove([path for path in replaced if path == folder / START])
-    os.replace(folder / NEXT / "run.json", folder / "run.json")
+    place = folder / NEXT
+    if (place / "run.json").is_file():  # else the files below are on their way already
+        if replaced is None:
+            replaced = set(files_of(folder)) - set(curves_of(folder))
+        remove(set(replaced) - {folder / name for name in ALWAYS})
+        os.replace(place / "run.json", folder / "run.json")
+    for path in [*_next_files(place), place / "history.csv"]:
+        if path.is_file():
+            target = folder / path.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
     remove_next(folder)
+
+
+def settle(folder):
+    """End what a kill amid `take_place` left: the history is the first of its files to be whole, and the last to go."""
+    if (Path(folder) / NEXT / "history.csv").is_file():
+        take_place(folder)
 
 
 def remove_next(folder):
     """Remove the run in `.next`, which was to replace the run of the folder."""
     place = Path(folder) / NEXT
-    (place / "run.json").unlink(missing_ok=True)  # first: from now on nobody goes on with it
-    remove_backup(place)
+    (place / "history.csv").unlink(missing_ok=True)
+    # Before the others: from now on nobody goes on with it.
+    (place / "run.json").unlink(missing_ok=True)
+    remove(_next_files(place))
+    _remove_empty(place / "epochs")
     _remove_empty(place)
+
+
+def _next_files(place):
+    """The files of a run in `.next`, but for run.json and history.csv; some may not be there."""
+    drawn = filter(_epoch_of, _entries(place / "epochs"))
+    return [*(place / name for name in BACKUP), *drawn, place / "model.keras"]
 
 
 def remove_backup(folder):

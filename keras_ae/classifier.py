@@ -27,7 +27,7 @@ from keras_ae.data import load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
-from keras_ae.files import atomic
+from keras_ae.files import atomic, sweep
 from keras_ae.inference import in_memory
 from keras_ae.pictures import to_float
 from keras_ae.settings import released
@@ -109,7 +109,7 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
         raise UserError(f"{train.name} has no labels to train an evaluation classifier on")
     if train.num_classes < 2:
         raise UserError(f"{train.name} has one class, and a classifier needs two")
-    name = f"classifier-{train.name}".replace("/", "-")
+    name = f"classifier-{train.name}".replace("/", "-")[:100]
     steps = steps_of(train)
     places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
     why: Exception | None = None
@@ -268,6 +268,7 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
 
 def save(network, path):
     """Write the network to a .keras file, whole or not at all."""
+    sweep(path.parent)
     with atomic(path) as temporary:
         network.save(temporary)
 

@@ -26,9 +26,9 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -40,8 +40,9 @@ from keras import ops
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
-from keras_ae.files import name_anew, sync
+from keras_ae.files import UNFINISHED, name_anew, sync
 from keras_ae.inputs import one_hot
+from keras_ae.programs import command_of
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
 
 OLD = "replaced"  # name of the old folder while a new one takes its place
@@ -154,13 +155,20 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
 @contextlib.contextmanager
 def temporary_folder(path):
     """A context with a hidden folder beside a path, which is locked until the context ends."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            cache.lock(handle)
-            yield Path(folder)
-        finally:
-            os.close(handle)
+    folder = path.with_name(f"{_half(path)}-{secrets.token_hex(8)}")
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        cache.lock(handle)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _half(path):
+    """How the name of the hidden folder of an export begins. (A name may have 255 bytes.)"""
+    return UNFINISHED + os.fsencode(path.name)[:100].decode(errors="ignore")
 
 
 def check(path, format, part, force):
@@ -253,9 +261,9 @@ def on_cpu(model):
 
 # The program that the process with another backend runs.
 HAND_OVER = """
-import importlib, json, sys
-sys.path[:], source, path, format, part, *modules = json.loads(sys.argv[1]), *sys.argv[2:]
+import importlib
 from keras_ae import checkpoints, export
+source, path, format, part, *modules = sys.argv[1:]
 for module in modules:
     importlib.import_module(module)
 export.export(checkpoints.load_model(source, trusted=True), path, format, part)
@@ -267,8 +275,8 @@ def hand_over(model, path, format, part, modules=()):
     backend = FORMATS[format].backend
     if model.quantization is not None:
         raise ExportError(
-            f"A quantized model is handed to no other process: export it where KERAS_BACKEND={backend} is set, or "
-            "before quantize()."
+            f"A quantized model is handed to no other process: export it by KERAS_BACKEND={backend} on a CPU "
+            "(CUDA_VISIBLE_DEVICES=), or before quantize()."
         )
     source = path.parent.parent / "model.keras"
     checkpoints.save_model(model, source)
@@ -278,10 +286,8 @@ def hand_over(model, path, format, part, modules=()):
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONWARNINGS": "ignore",
     }
-    # Modules are looked for where this process does, but not by PYTHONPATH: from there Python runs a sitecustomize.
     modules = [modules] if isinstance(modules, str) else modules
-    arguments = json.dumps(sys.path), source, path, format, part, *modules
-    command = [sys.executable, "-P", "-c", HAND_OVER, *arguments]
+    command = command_of(HAND_OVER, source, path, format, part, *modules)
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, errors="replace"
     )
@@ -302,7 +308,14 @@ def move(new, target, force):
         if exchange(new, target):  # the old folder is removed with the temporary folder
             return target
         # This takes two steps. If the process ends between them, `sweep` puts the old folder back.
-        os.replace(target, new.with_name(OLD))
+        old = new.with_name(OLD)
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except BaseException:  # Ctrl-C as well
+            os.replace(old, target)
+            raise
+        return target
     os.replace(new, target)
     return target
 
@@ -319,14 +332,14 @@ def exchange(a, b):
 
 def sweep(path):
     """Clean up after a killed export to a path: remove its files, and put back an old folder it had moved."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}")
+    name = re.compile(rf"{re.escape(_half(path))}-[0-9a-f]{{16}}")
     for left in path.parent.iterdir():
         if not name.fullmatch(left.name) or not (left / "new").is_dir():
             continue
         handle = os.open(left, os.O_RDONLY)
         try:
             if cache.lock(handle):
-                if (left / "new" / OLD).exists() and not path.exists():
+                if (left / "new" / OLD / "saved_model.pb").is_file() and not path.exists():
                     os.replace(left / "new" / OLD, path)
                 shutil.rmtree(left, ignore_errors=True)
         finally:

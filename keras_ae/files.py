@@ -58,7 +58,11 @@ def name_anew(temporary, path):
         raise
     except OSError:  # this file system has no links: take the name first, in a step of its own
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:  # Ctrl-C as well
+            os.unlink(path)
+            raise
 
 
 def _new_file(path):

@@ -149,7 +149,7 @@ class Run:
         self.place, self.replaced, self.curves = self.folder, [], []
         self.inode = None  # of the folder, in the process that writes
         self.source = None  # the folder of the dataset, if it has no name
-        self.done = checkpoints.Progress([])
+        self.done, self.history = checkpoints.Progress([]), []
         self.origin = None  # entry of run.json about the checkpoint that the run starts from
 
     @contextlib.contextmanager
@@ -175,10 +175,14 @@ class Run:
             raise  # `resume` can continue it
         except BaseException:
             here = inode_of(self.folder) == self.inode  # else another folder has this name now
-            if here and self.place != self.folder and not self.resume:
+            taken = self.history and checkpoints.place_of(self.folder) == self.folder
+            if here and self.place != self.folder and not (taken or self.resume):
                 checkpoints.remove_next(self.folder)
-                curves = checkpoints.curves_of(self.folder)
-                checkpoints.remove([path for path in curves if path not in self.curves])
+                curves = set(checkpoints.curves_of(self.folder))
+                with contextlib.suppress(
+                    PermissionError
+                ):  # Windows, where TensorBoard still writes
+                    checkpoints.remove(curves - set(self.curves))
             raise
 
     def load_data(self, data_dir, train, test):
@@ -208,10 +212,9 @@ class Run:
         """Take the model that was given, load the one to start from, or build one from the settings."""
         if start is not None and model is not None:
             raise ValueError("Give a model, or a checkpoint to start from.")
-        if model is not None:
-            if "kl" not in model.terms:
-                refuse_kl_settings(self.settings, model)
-            checkpoints.check_kept(model)
+        given = model
+        if model is not None and "kl" not in model.terms:
+            refuse_kl_settings(self.settings, model)
         if self.resume:
             self.origin = self.record.get("from")
             check_origin(self.folder, self.origin, start)
@@ -256,6 +259,8 @@ class Run:
         for images in (self.train, self.test):
             self.model.check_data(images)
         check_trainable(self.model, min(self.settings.batch_size, len(self.train.images)))
+        if given is not None:
+            checkpoints.check_kept(given)
 
     def prepare_folder(self):
         """Make the folder, once the run has everything it needs. A run that is replaced stays for now."""
@@ -270,9 +275,8 @@ class Run:
             if self.resume:
                 self.place = checkpoints.place_of(self.folder)
             if self.place == self.folder:
-                checkpoints.remove_next(
-                    self.folder
-                )  # the run in it was given up, or took its place
+                # The run in it was given up, or took its place.
+                checkpoints.remove_next(self.folder)
             there = checkpoints.strangers(self.folder, 0) or checkpoints.files_of(self.folder)
             if there and not self.resume:
                 self.place = self.folder / checkpoints.NEXT
@@ -579,7 +583,7 @@ def settings_of(settings, model):
 
 
 def own_parts(model, settings):
-    """What of a model the settings, which hold names of registries, cannot say: {setting: name} of the user's parts."""
+    """What of a model the settings, which hold names of registries, cannot say: {part: name} of the user's parts."""
     own = {}
     if type(model) is not MODELS[settings.model]:
         own["model"] = type(model).__name__
@@ -812,8 +816,9 @@ def steps_per_execution(batch_size, callbacks=(), model=None):
 
 def check_folder(folder, epochs, resume, force):
     """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
-    ours = ("backup", checkpoints.NEXT, f"{checkpoints.NEXT}/backup", "epochs", "tensorboard")
-    for name in ours:
+    folders = ("backup", "epochs")
+    inner = [f"{checkpoints.NEXT}/{name}" for name in folders]
+    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard"):
         if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
             raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
         if name != "tensorboard" and (folder / name).exists() and not (folder / name).is_dir():
@@ -821,12 +826,15 @@ def check_folder(folder, epochs, resume, force):
                 f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
             )
     files = [folder / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
-    files += [folder / checkpoints.NEXT / name for name in ("run.json", *checkpoints.BACKUP)]
+    files += [
+        folder / checkpoints.NEXT / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)
+    ]
     for path in [*files, *checkpoints.pictures_of(folder)]:
         if path.is_dir():
             raise RunError(
                 f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
             )
+    checkpoints.settle(folder)
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
@@ -865,8 +873,13 @@ def check_folder(folder, epochs, resume, force):
 
 def lost_backup(folder):
     """Whether the run that `resume` would continue has trained, and has no backup any more."""
-    here = checkpoints.place_of(folder) == Path(folder)
-    return here and not checkpoints.has_backup(folder) and checkpoints.has_trained(folder)
+    if checkpoints.place_of(folder) != Path(folder) or not checkpoints.has_trained(folder):
+        return False
+    places = (
+        folder,
+        Path(folder, checkpoints.NEXT),
+    )  # of a run that takes its place there, killed amid it
+    return not any(map(checkpoints.has_backup, places))
 
 
 def can_resume(folder):
@@ -894,7 +907,7 @@ def read_progress(folder, model, steps):
     """As `checkpoints.read_backup`, and check that the backup fits epochs of `steps` steps."""
     done = checkpoints.read_backup(folder, model)
     step = done.epochs * steps + done.batches
-    if done.batches >= steps or int(model.optimizer.iterations) != step:
+    if done.batches >= steps or keras.ops.convert_to_numpy(model.optimizer.iterations) != step:
         raise RunError(
             f"The backup in {folder} was made at no step of this run: {checkpoints.way_on(folder)}"
         )

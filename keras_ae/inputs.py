@@ -84,6 +84,7 @@ def check_range(images, what="Images", strict=True):
     Raises:
         ValueError: they are on another scale.
     """
+    images = images if hasattr(images, "dtype") else np.asarray(images)
     dtype = keras.backend.standardize_dtype(images.dtype)
     if dtype in ("uint8", "bool") or not len(images):
         return

@@ -244,5 +244,5 @@ def embed(codes, method="pca", seed=0):
     neighbours = min(15, len(codes) - 1)
     # Its first guess, of eigenvectors, needs more codes than it has neighbours.
     init = "spectral" if neighbours == 15 else "random"
-    method = umap.UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
-    return method.fit_transform(codes), ("UMAP", "")
+    made = umap.UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
+    return made.fit_transform(codes), ("UMAP", "")

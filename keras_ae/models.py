@@ -559,7 +559,9 @@ class VAE(AE):
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype="float32")
         spread = SPREAD if issubclass(self._kind_of_prior(), ClassMixture) else 1.0
         codes = mean + spread * np.exp(0.5 * log_var) * noise
-        self.set_prior(self._prior_of(codes, labels, seed))
+        prior = self._fitting_prior(self._prior_of(codes, labels, seed))
+        prior.check()
+        self._replace_prior(prior)
 
     def prior_inputs_of(self, data):
         """The arguments of `fit_prior` for a dataset: its images, and its labels or None."""

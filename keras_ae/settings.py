@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import math
+import operator
 import sys
 from pathlib import Path
 
@@ -223,7 +224,8 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if hasattr(value, "tolist"):  # NumPy's numbers and arrays, which run.json cannot hold
+            # NumPy's numbers and lists, which run.json cannot hold.
+            if field.name != "dataset" and getattr(value, "ndim", 2) < 2:
                 object.__setattr__(self, field.name, value.tolist())
         if isinstance(self.dataset, str) and "\0" in self.dataset:
             raise ValueError("dataset has a NUL character in it, which no name has.")
@@ -293,10 +295,12 @@ class Settings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
-            listed = isinstance(self.hidden, list | tuple)
-            if not listed or any(type(width) is not int for width in self.hidden):
-                raise ValueError(f"hidden must be a list of whole numbers; got {self.hidden!r}.")
-            object.__setattr__(self, "hidden", tuple(self.hidden))
+            try:
+                object.__setattr__(self, "hidden", tuple(map(operator.index, self.hidden)))
+            except TypeError:
+                raise ValueError(
+                    f"hidden must be a list of whole numbers; got {self.hidden!r}."
+                ) from None
             if len(self.hidden) > DEPTH:
                 raise ValueError(
                     f"hidden must be {DEPTH} widths or fewer; got {len(self.hidden):,}."
@@ -309,7 +313,7 @@ class Settings:
                 raise ValueError("hidden says all widths, and so does size: give one of them.")
         if self.augment is not None:
             names = self.augment.split(",") if isinstance(self.augment, str) else self.augment
-            if not isinstance(names, list | tuple):
+            if not isinstance(names, list | tuple | set | frozenset):
                 raise ValueError(f"augment must be a list of names; got {names!r}.")
             if unknown := [name for name in names if name not in augmentations()]:
                 raise ValueError(

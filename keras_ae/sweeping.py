@@ -4,8 +4,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
-
 from keras_ae import checkpoints
 from keras_ae.data import disk
 from keras_ae.errors import RunError
@@ -16,6 +14,7 @@ from keras_ae.fitting import (
     differences,
     fit,
     images_of,
+    lost_backup,
     settled,
 )
 from keras_ae.pictures import DRAWN
@@ -50,7 +49,7 @@ def sweep(
         A list of dicts, one per weight, in the order of the weights: "kl_weight", "run" (its folder), "rate"
         (KL divergence of the test images in nats), "distortion" (their reconstruction term, a sum over an
         image, codes drawn from the posterior), "elbo", "bits_per_dimension", "psnr" (see
-        `evaluation.final_figures`), "epochs", "seconds", and "trained" (whether this call trained it).
+        `evaluation.final_figures`), "epochs", "seconds" (of its training steps), and "trained" (whether this call trained it).
 
     Raises:
         ValueError: the model has no KL divergence, or the weights are not all different, or there are none.
@@ -59,8 +58,8 @@ def sweep(
     References:
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
     """
-    kl_weights = np.asarray(kl_weights).tolist()
-    if not all(isinstance(weight, int | float) for weight in kl_weights):
+    kl_weights = [weight.item() if hasattr(weight, "item") else weight for weight in kl_weights]
+    if not all(type(weight) in (int, float) for weight in kl_weights):
         raise ValueError(f"A sweep takes KL weights that are numbers; got {kl_weights}.")
     if not has_kl(settings.model):
         raise ValueError(
@@ -78,7 +77,7 @@ def sweep(
     named = train is None  # arrays may have any name
     there = {place: None if force else _record(place, own, named) for place, own in runs.items()}
     finished = {p: record for p, record in there.items() if record and record.get("finished")}
-    if finished:
+    if finished and (train is not None or len(finished) < len(runs)):
         _check_images(finished, data_facts(*images_of(settings, data_dir, train, test, report)[1:]))
     results = []
     for i, (place, own) in enumerate(runs.items()):
@@ -109,6 +108,10 @@ def _record(place, settings, named):
     record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
+    if not record.get("finished") and lost_backup(place):
+        raise RunError(
+            f"The backup of the unfinished run in {place} is missing: move that folder away, and it is trained anew."
+        )
     stored = settled(checkpoints.settings_of(record, place))
     own = as_stored(settled(settings), stored)
     other = set(differences(own, stored))
@@ -123,8 +126,8 @@ def _record(place, settings, named):
         return None
     if other:
         raise RunError(
-            f"{place} holds a run with other {', '.join(sorted(other))}; --force replaces it, --out "
-            "writes elsewhere."
+            f"{place} holds a run with other {', '.join(sorted(other))}: move it away; --force replaces all runs of "
+            "the sweep, --out writes elsewhere."
         )
     return record
 
@@ -139,8 +142,8 @@ def _check_images(finished, facts):
         before = record.get("data", facts)
         if {**before, "name": None} != {**facts, "name": None}:
             raise RunError(
-                f"{place} holds a run on other images ({described(before)}; now {described(facts)}); --force "
-                "replaces it, --out writes elsewhere."
+                f"{place} holds a run on other images ({described(before)}; now {described(facts)}): move it away; "
+                "--force replaces all runs of the sweep, --out writes elsewhere."
             )
 
 

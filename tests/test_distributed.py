@@ -156,17 +156,24 @@ def test_batches_that_do_not_divide_by_the_devices(run, tmp_path):
 
 
 MIRRORED = """
-import contextlib, json, sys
+import contextlib, json, os, signal, sys
 import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-import keras_ae
+import keras_ae, keras
 for folder, several, arguments in json.loads(sys.argv[1]):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if several else None
     with strategy.scope() if several else contextlib.nullcontext():
         keras_ae.fit(keras_ae.Settings(**arguments), folder, verbose=0, report=lambda line: None)
+settings, again = keras_ae.Settings(**arguments), {"verbose": 0, "report": lambda line: None}
+class Stop(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        os.kill(os.getpid(), signal.SIGTERM)
 with strategy.scope():
+    with contextlib.suppress(KeyboardInterrupt):
+        keras_ae.fit(settings, "stopped", callbacks=[Stop()], **again)
+    keras_ae.fit(settings, "stopped", resume=True, **again)
     vae = keras_ae.VAE((8, 8, 1), 2, "mlp", (4,))
 assert vae.sample(5).shape == (5, 8, 8, 1)  # not five of each device
 """
@@ -195,6 +202,8 @@ def test_two_devices_of_tensorflow_by_mirrored_strategy(mnist_env, tmp_path):
             np.testing.assert_allclose(two, one, rtol=tolerance, err_msg=f"{name} {column}")
         sizes_of = [Image.open(folder / "epochs/002.png").size for folder in folders]
         assert sizes_of[0] == sizes_of[1]
+    whole, resumed = (figures(tmp_path / name) for name in ("odd2", "stopped"))
+    np.testing.assert_allclose(resumed, whole, rtol=1e-5)
     about = json.loads((tmp_path / "odd2" / "run.json").read_text())
     assert about["finished"] and about["environment"]["devices"] == 2
 

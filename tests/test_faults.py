@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kae.main import cli
-from test_fitting import assert_same_run, fit, history, small
+from test_fitting import assert_same_run, contents, fit, history, small
 
 from keras_ae import VAE, callbacks, checkpoints, files, fitting
 from keras_ae.checkpoints import CheckpointError
@@ -90,11 +90,15 @@ def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, m
     monkeypatch.setattr(callbacks, "BACKUP_SECONDS", 0.0)
     monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: 2)
     fit(small("vae", seed=8, epochs=4), tmp_path)
+    before = contents(tmp_path)
     with monkeypatch.context() as patch:
         fill_disk(patch, write + 1)  # the first is of the check that the folder can be written to
         with pytest.raises(OSError, match="No space left"):
             fit(small("vae"), tmp_path, force=True)
     assert_readable(tmp_path)
+    if checkpoints.read_run(tmp_path)["settings"]["seed"] == 8:
+        now = contents(tmp_path)
+        assert {name: now[name] for name in now if not name.startswith(".next")} == before
     if fitting.can_resume(tmp_path):
         fit(small("vae"), tmp_path, resume=True)
     else:

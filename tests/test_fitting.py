@@ -1166,7 +1166,7 @@ class TestKerasCallbacks:
         fit(small("vae"), tmp_path)
         before = contents(tmp_path)
         settings = Settings("vae", epochs=1, limit=50)
-        with pytest.raises(errors.UserError, match="cannot be kept .* need @keras.saving.regis"):
+        with pytest.raises(errors.UserError, match="@keras.saving.register_keras_ser"):
             fit(settings, tmp_path, model=model, force=True)
         assert contents(tmp_path) == before
 
@@ -1177,6 +1177,69 @@ class TestKerasCallbacks:
             fit(settings, tmp_path)
         with pytest.raises(errors.RunError, match="no model of its maker's own"):
             fit(settings, tmp_path, resume=True, model=of_ones_own())
+
+    @pytest.mark.parametrize("killed_at", range(9))
+    @pytest.mark.parametrize("then", ["resume", "force"])
+    def test_a_kill_as_a_run_takes_the_place_of_another(
+        self, killed_at, then, tmp_path, monkeypatch
+    ):
+        """Before any of the moves and removals: the old run is whole, or the new one is after the next `fit`."""
+        fit(small("vae", seed=8), tmp_path)
+        before, calls = contents(tmp_path), itertools.count()
+
+        def fatal(function):
+            def run(*arguments, **options):
+                if next(calls) == killed_at:
+                    raise Killed
+                return function(*arguments, **options)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            take = checkpoints.take_place
+
+            def taken(*arguments):
+                with monkeypatch.context() as inner:
+                    inner.setattr(os, "replace", fatal(os.replace))
+                    inner.setattr(checkpoints, "remove", fatal(checkpoints.remove))
+                    take(*arguments)
+
+            patch.setattr(checkpoints, "take_place", taken)
+            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+            with contextlib.suppress(Killed):
+                fit(small("vae"), tmp_path, force=True)
+        if checkpoints.place_of(tmp_path) != tmp_path and killed_at == 0:
+            kept = {k: v for k, v in contents(tmp_path).items() if not k.startswith(".next")}
+            assert kept == before
+        if then == "force":
+            with monkeypatch.context() as patch, pytest.raises(errors.RunError):
+                poison(patch, epoch=0, batch=0)
+                fit(small("vae", seed=9), tmp_path, force=True)
+            assert not (tmp_path / ".next").exists()
+        if fitting.can_resume(tmp_path):
+            fit(small("vae"), tmp_path, resume=True)
+        fit(small("vae"), whole := tmp_path.with_name(f"{tmp_path.name}-whole"))
+        assert_same_run(tmp_path, whole)
+        assert not (tmp_path / ".next").exists() and not (tmp_path / "backup").exists()
+
+    def test_a_figure_that_is_no_number_costs_no_run(self, tmp_path):
+        @keras.saving.register_keras_serializable("test_fitting")
+        class Wide(keras_ae.VAE):
+            def get_metrics_result(self):
+                return {**super().get_metrics_result(), "wide": np.arange(3.0)}
+
+        fit(small("vae"), tmp_path)
+        before, model = contents(tmp_path), Wide((28, 28, 1), 3, "mlp", (16, 8))
+        with pytest.raises(errors.RunError, match="figure .*wide of an epoch must be a number"):
+            fit(Settings("vae", epochs=1, limit=50), tmp_path, model=model, force=True)
+        assert contents(tmp_path) == before
+
+    @pytest.mark.parametrize("name", ["0001.png", "0000002.png", "٠٠٢.png"])
+    def test_pictures_called_nearly_as_epochs_are_nobodys(self, name, tmp_path):
+        fit(small("vae"), tmp_path)
+        (tmp_path / "epochs" / name).write_text("mine")
+        fit(small("vae"), tmp_path, force=True)
+        assert (tmp_path / "epochs" / name).read_text() == "mine"
 
     def test_a_successor_that_was_given_up_is_not_gone_on_with(self, tmp_path, monkeypatch):
         """A kill between the removal of its files."""
@@ -1189,7 +1252,7 @@ class TestKerasCallbacks:
             fit(successor, tmp_path, force=True)
         assert (tmp_path / ".next" / "backup" / "state.npz").exists()
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(checkpoints, "remove_backup", killed)
+            patch.setattr(checkpoints, "remove", killed)
             checkpoints.remove_next(tmp_path)
         fit(stopped, tmp_path, resume=True)
         assert checkpoints.read_run(tmp_path)["settings"]["seed"] == stopped.seed
@@ -1260,6 +1323,13 @@ class TestKerasCallbacks:
         with pytest.raises(errors.RunError):
             run(learning_rate=1e30)
         assert sorted(tmp_path.rglob("*")) == before
+
+    def test_force_that_fails_later_keeps_its_own_curves(self, tmp_path, monkeypatch):
+        fit(small("vae"), tmp_path)
+        poison(monkeypatch, epoch=2, batch=1)
+        with pytest.raises(errors.RunError, match="became nan"):
+            fit(small("vae"), tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)], force=True)
+        assert checkpoints.curves_of(tmp_path) and fitting.can_resume(tmp_path)
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(errors, "installed", lambda name: False)

@@ -2145,6 +2145,7 @@ def test_evaluation_trains_no_scale_through_a_compute_loss_of_ones_own(digits):
     assert float(model.likelihood_scale) != before
 
 
+@keras.saving.register_keras_serializable("contract")
 class Nameless(VAE):
     """Logs its loss by another name."""
 

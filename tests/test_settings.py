@@ -118,7 +118,8 @@ def test_checks(arguments, message):
 
 def test_numbers_of_numpy_are_plain_numbers():
     given = {"epochs": np.int64(3), "kl_weight": np.float32(0.5), "binarize": np.True_}
-    made = Settings("vae", hidden=np.array([16, 8]), **given)
+    made = Settings("vae", hidden=(np.int64(16), np.int64(8)), **given)
+    assert made == Settings("vae", hidden=np.array([16, 8]), **given)
     assert made == Settings("vae", hidden=(16, 8), epochs=3, kl_weight=0.5, binarize=True)
     assert json.loads(json.dumps(made.to_dict()))["kl_weight"] == 0.5
 

@@ -538,12 +538,12 @@ def test_a_saved_model_is_there_at_every_moment(tmp_path, monkeypatch):
 
 def test_what_a_killed_export_left_is_put_back_and_swept(tmp_path):
     path = tmp_path / "model"
-    dead = tmp_path / ".model.abcdefgh" / "new" / export.OLD
+    dead = tmp_path / ".unfinished-model-0123456789abcdef" / "new" / export.OLD
     dead.mkdir(parents=True)
     (dead / "saved_model.pb").write_text("old")
-    mine = tmp_path / ".model.backup_1" / "new"
-    mine.parent.mkdir()
-    other = tmp_path / ".other.abcdefgh" / "new"
+    mine = tmp_path / ".model.original" / "new"
+    mine.mkdir(parents=True)
+    other = tmp_path / ".unfinished-other-0123456789abcdef" / "new"
     other.mkdir(parents=True)
     with export.temporary_folder(path) as live:
         (live / "new").mkdir()
@@ -552,6 +552,32 @@ def test_what_a_killed_export_left_is_put_back_and_swept(tmp_path):
     export.sweep(path)
     assert (path / "saved_model.pb").read_text() == "old" and not dead.parents[1].exists()
     assert other.exists() and mine.parent.exists()
+
+
+def test_what_a_stranger_left_is_no_export(tmp_path):
+    (left := tmp_path / ".unfinished-x.pt2-0123456789abcdef" / "new").mkdir(parents=True)
+    (left / export.OLD).write_text("theirs")
+    export.sweep(tmp_path / "x.pt2")
+    assert not (tmp_path / "x.pt2").exists()
+
+
+def test_an_old_saved_model_is_put_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    """Where two folders cannot be exchanged in one step."""
+    for name in ("new/model", "model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "saved_model.pb").write_text(name)
+    replace = os.replace
+
+    def interrupted(old, new):
+        if Path(old) == tmp_path / "new" / "model":
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    monkeypatch.setattr(export, "exchange", lambda a, b: False)
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.move(tmp_path / "new" / "model", tmp_path / "model", force=True)
+    assert (tmp_path / "model" / "saved_model.pb").read_text() == "model"
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch writes it")

@@ -182,15 +182,15 @@ def whence(found, name):
 
 
 def tell_prior(network, checkpoint):
-    """If no prior was fitted, print that latents are drawn from N(0, I), or from the prior of the run's start."""
+    """If no prior was fitted, print that latents are drawn from N(0, I), or perhaps from that of the run's start."""
     from keras_ae.priors import StandardNormal
 
     unfinished = checkpoint.run.get("finished") is False
     if type(getattr(network, "prior", None)) is StandardNormal:
         why = " yet: the run is not finished" if unfinished else ""
         say(f"no prior was fitted to this model{why}; latents are drawn from N(0, I)")
-    elif unfinished and hasattr(network, "prior"):
-        say("note: the run is not finished, and its prior is that of the model it started from")
+    elif unfinished and checkpoint.run.get("from") and hasattr(network, "prior"):
+        say("note: the run is not finished: its prior may be that of the model it started from")
 
 
 def hint(*arguments):
@@ -377,7 +377,9 @@ def find_class(names, label):
         if asked in called:
             return called.index(asked)
     number = whole_number(label)
-    return number if number < len(names) and not others_by_number(names) else None
+    if others_by_number(names):  # 00, 01 and 02 may be given as 0, 1 and 2
+        return next((i for i, name in enumerate(names) if whole_number(name) == number), None)
+    return number if number < len(names) else None
 
 
 def others_by_number(names):

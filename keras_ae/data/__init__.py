@@ -80,8 +80,13 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
     if found := disk.find(name, data_dir):
         if source is not None:
             imported = reading.read_preparation(found) is not None
+            where = (
+                ""
+                if data_dir == resolve_data_dir()
+                else f" --data-dir {shlex.quote(str(data_dir))}"
+            )
             anew = (
-                f"it is an import, and `kae data import {found.name} FOLDER --force` replaces it"
+                f"it is an import, and `kae data import {found.name} FOLDER --force{where}` replaces it"
                 if imported
                 else "move that folder away to prepare it anew"
             )

@@ -12,7 +12,7 @@ from keras_ae.data.preparation import Preparation
 from keras_ae.errors import memory_bound
 from keras_ae.files import open_file
 
-LARGEST = 1_000_000  # label of the user's: there is a name for each number up to it
+LARGEST = 1 << 20  # label of the user's: there is a name for each number up to it
 
 
 class StoredImages:

@@ -27,7 +27,7 @@ except ImportError:  # Windows
 import numpy as np
 
 from keras_ae.data.arrays import ImageData, StoredImages
-from keras_ae.data.disk import DataError, Prepared, expanded
+from keras_ae.data.disk import DataError, Prepared, expanded, shards
 from keras_ae.data.reading import CHUNK
 from keras_ae.errors import memory_bound
 from keras_ae.files import read_json
@@ -102,10 +102,14 @@ def store(prepared: Prepared, data: ImageData, key: str):
     """Writes an entry, under the key that `made_from` gave before the dataset was read.
 
     Raises:
-        DataError: the dataset changed since then: what was read may be of both states.
+        DataError: the dataset changed since then, or is gone: what was read may be of both states.
         OSError: it cannot be written. No data is lost; only the next start is slower.
     """
-    if made_from(prepared, data.split) != key:
+    try:
+        changed = made_from(prepared, data.split) != key
+    except FileNotFoundError:
+        changed = True
+    if changed:
         raise DataError(f"{prepared.path} changed while it was read: start again")
     stem = _stem(prepared, data.split, key)
     entry = {
@@ -195,10 +199,11 @@ def lock(handle) -> bool:
 
 def made_from(prepared, split) -> str:
     """A hash of everything an entry is made from. It changes whenever a file of the dataset changes."""
+    read = {path.name for path, _ in shards(prepared, split)}
     files = sorted(
         (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for entry in os.scandir(prepared.path)
-        if entry.is_file()
+        if entry.is_file() and (entry.name in read or entry.name.endswith((".json", ".txt")))
         for status in [entry.stat()]
     )
     info = (prepared.path / "dataset_info.json").read_text("utf-8")

@@ -209,8 +209,8 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
             raise ValueError(f"its file {name} is outside of its folder")
         found.append((prepared.path / name, int(length)))
     # One file that is named, or linked to, many times would multiply its records.
-    status = [os.stat(path) for path, _ in found]
-    if len({(s.st_dev, s.st_ino) for s in status}) < len(found):
+    status = [os.stat(path) for path, length in found if length]
+    if len({(s.st_dev, s.st_ino) for s in status}) < len(status):
         raise ValueError("two of its files are one and the same")
     return found
 

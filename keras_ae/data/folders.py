@@ -21,7 +21,14 @@ import numpy as np
 from keras_ae.data import disk
 from keras_ae.data.builders import encode_png
 from keras_ae.data.disk import PIXELS, DataError, Prepared
-from keras_ae.data.images import MODES, SUFFIXES, opened, read_image, upright_size
+from keras_ae.data.images import (
+    MODES,
+    SUFFIXES,
+    of_the_file,
+    opened,
+    read_image,
+    upright_size,
+)
 from keras_ae.data.preparation import Preparation
 from keras_ae.data.preparing import generate, quiet_tfds, reason
 from keras_ae.data.reading import PREPARATION, read_preparation
@@ -305,6 +312,8 @@ def _check_fraction(test_fraction, seed):
         raise DataError(
             f"--test-fraction is a share of the images in [0, 1); got {test_fraction!r}"
         )
+    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+        raise DataError(f"--seed is a whole number, 0 or more; got {seed!r}")
     if test_fraction == 0 and seed is not None:
         raise DataError("--seed splits the images, and --test-fraction 0 does not: leave it out")
 
@@ -349,7 +358,7 @@ def _survey(splits, classes, resize, mode, unreadable):
                         image.load()
             except DataError as error:
                 # A file that the system does not read may be whole: it is not left out.
-                if unreadable is None or not disk.is_damage(error.__cause__):
+                if unreadable is None or not of_the_file(error.__cause__):
                     raise
                 unreadable.append(path)
                 continue

@@ -1,6 +1,7 @@
 """Reads image files of many formats into arrays of one shape, and explains errors in one line."""
 
 import contextlib
+import errno
 import math
 import os
 import warnings
@@ -83,7 +84,7 @@ def opened(path, advice="mend or remove it"):
     except MemoryError as error:
         raise DataError(f"{path} does not fit into memory: free some, or scale it down") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        if isinstance(error, OSError) and not is_damage(error):
+        if isinstance(error, OSError) and not of_the_file(error):
             raise DataError(
                 f"{path} cannot be read ({error.strerror or error}): see to that"
             ) from error
@@ -92,6 +93,13 @@ def opened(path, advice="mend or remove it"):
             why = "there is no such file"
             advice = advice if os.path.islink(path) else "check its name"
         raise DataError(f"{path} cannot be read ({why}): {advice}") from error
+
+
+def of_the_file(error):
+    """Whether an error of `opened`, or its cause, says that the file is bad, and not the system that reads it."""
+    # A place in the file that is none, a link in a circle, one to too long a name.
+    faults = (errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
+    return is_damage(error) or getattr(error, "errno", None) in faults
 
 
 def _is_plain(image):

@@ -298,10 +298,8 @@ def nearest_training_images(images, train_images):
     Shapes (N, H, W, C), (M, H, W, C), uint8 or float in [0, 1] -> distances (N,), indices (N,).
 
     Raises:
-        ValueError: images are on another scale.
+        ValueError: the training images are on another scale.
     """
-    # Samples of a decoder of one's own may be a little beyond [0, 1].
-    check_range(images, strict=False)
     check_range(train_images, "Training images")
     from sklearn.metrics import pairwise_distances_argmin_min
 

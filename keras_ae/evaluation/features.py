@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import json
 import math
 import subprocess
-import sys
 
 import numpy as np
 from scipy.ndimage import convolve1d
@@ -15,6 +13,7 @@ from keras_ae.evaluation.arrays import chunks
 from keras_ae.files import open_file
 from keras_ae.inference import check_memory, images_at_a_time
 from keras_ae.pictures import to_float
+from keras_ae.programs import command_of
 
 SIDE = 7  # pixels of a patch's side
 COARSEST = 14  # fewest pixels of the shorter side of the last level
@@ -31,10 +30,10 @@ SPANS = {  # Image.NominalPixelRange of ONNX: values of black and white
 }
 # The program that runs an ONNX file for its first image.
 TRIAL = """
-import io, json, sys
-sys.path[:], path, pixels, features = json.loads(sys.argv[1]), *sys.argv[2:]
+import io
 import numpy as np
 import onnxruntime
+path, pixels, features = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -241,9 +240,7 @@ class OnnxFeatures:
         """Does as `_run`, in a process that can be stopped: onnxruntime does not end amid an operator."""
         sent = io.BytesIO()
         np.save(sent, pixels)
-        # Modules are looked for where this process does.
-        arguments = json.dumps(sys.path), str(self.path), self.input, self.output
-        command = [sys.executable, "-P", "-c", TRIAL, *arguments]
+        command = command_of(TRIAL, self.path, self.input, self.output)
         done = subprocess.run(command, input=sent.getvalue(), capture_output=True, timeout=TRIED)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
@@ -278,6 +275,8 @@ class OnnxFeatures:
         """Says in one line what onnxruntime, which has exceptions of its own, reports of the file."""
         try:
             yield
+        except OSError:
+            raise
         except Exception as error:
             why = str(error).partition("\n")[0]
             if isinstance(error, subprocess.TimeoutExpired):
