@@ -760,7 +760,7 @@ def take_place(folder, replaced=None):
 
 
 def settle(folder):
-    """End what a kill amid `take_place` left: the history is the first of its files to be whole, and the last to go."""
+    """End what a kill amid `take_place` left. In `.next` the history is written last, and it is moved last."""
     if (Path(folder) / NEXT / "history.csv").is_file():
         take_place(folder)
 
