@@ -331,7 +331,8 @@ def figures_of(logs, terms=()):
     def place(name):
         return name.startswith("val_"), places.get(name.removeprefix("val_"), len(places))
 
-    return [f"{name} {float(logs[name]):.4g}" for name in sorted(logs or {}, key=place)]
+    numbers = numbers_of(logs or {})
+    return [f"{name} {numbers[name]:.4g}" for name in sorted(numbers, key=place)]
 
 
 def progress_line(step, steps, figures, left, width):

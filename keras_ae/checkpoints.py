@@ -726,6 +726,7 @@ def sweep_run(folder):
         folder / "epochs",
         folder / "backup",
         folder / NEXT,
+        folder / NEXT / "epochs",
         folder / NEXT / "backup",
     ):
         if not part.is_symlink():
@@ -750,7 +751,9 @@ def take_place(folder, replaced=None):
         if replaced is None:
             replaced = set(files_of(folder)) - set(curves_of(folder))
         remove(set(replaced) - {folder / name for name in ALWAYS})
-        os.replace(place / "run.json", folder / "run.json")
+        for name in ("model.keras", "run.json"):
+            if (place / name).is_file():
+                os.replace(place / name, folder / name)
     for path in [*_next_files(place), place / "history.csv"]:
         if path.is_file():
             target = folder / path.relative_to(place)
@@ -760,9 +763,16 @@ def take_place(folder, replaced=None):
 
 
 def settle(folder):
-    """End what a kill amid `take_place` left. In `.next` the history is written last, and it is moved last."""
-    if (Path(folder) / NEXT / "history.csv").is_file():
+    """End what a kill amid `take_place` left."""
+    if unsettled(folder):
         take_place(folder)
+
+
+def unsettled(folder):
+    """Whether a kill amid `take_place` left files in `.next`, where the history is written last, and moved last."""
+    place = Path(folder) / NEXT
+    runs = (place / "run.json", Path(folder) / "run.json")
+    return (place / "history.csv").is_file() and any(path.is_file() for path in runs)
 
 
 def remove_next(folder):

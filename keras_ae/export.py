@@ -309,11 +309,12 @@ def move(new, target, force):
             return target
         # This takes two steps. If the process ends between them, `sweep` puts the old folder back.
         old = new.with_name(OLD)
-        os.replace(target, old)
         try:
+            os.replace(target, old)
             os.replace(new, target)
         except BaseException:  # Ctrl-C as well
-            os.replace(old, target)
+            if old.exists() and not target.exists():
+                os.replace(old, target)
             raise
         return target
     os.replace(new, target)

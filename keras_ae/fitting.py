@@ -330,6 +330,11 @@ class Run:
             return
         check_there(self.folder, self.inode)
         self.write_record(False)
+        if self.place != self.folder and self.done.epochs:
+            # It ended its first epoch, and was killed before it took the place of the run before.
+            checkpoints.write_history(self.place, self.history)
+            checkpoints.take_place(self.folder, self.replaced)
+            self.place = self.folder
         if not (self.resume and checkpoints.has_backup(self.place)):
             checkpoints.write_backup(self.place, self.model, self.done)
 
@@ -875,11 +880,7 @@ def lost_backup(folder):
     """Whether the run that `resume` would continue has trained, and has no backup any more."""
     if checkpoints.place_of(folder) != Path(folder) or not checkpoints.has_trained(folder):
         return False
-    places = (
-        folder,
-        Path(folder, checkpoints.NEXT),
-    )  # of a run that takes its place there, killed amid it
-    return not any(map(checkpoints.has_backup, places))
+    return not (checkpoints.has_backup(folder) or checkpoints.unsettled(folder))
 
 
 def can_resume(folder):
@@ -891,7 +892,8 @@ def can_resume(folder):
         return False
     if not record or record.get("finished") or lost_backup(folder):
         return False
-    return record.get("from") is None or checkpoints.has_start(place)
+    started = checkpoints.has_start(place) or checkpoints.unsettled(folder)
+    return record.get("from") is None or started
 
 
 def make_folder(folder):
@@ -986,6 +988,8 @@ def stored_settings(folder):
         raise RunError(f"There is no run in {folder} to resume.")
     settings = checkpoints.settings_of(record, place)
     source = checkpoints.read_source(place)
+    if source is None and checkpoints.unsettled(folder):
+        source = checkpoints.read_source(Path(folder) / checkpoints.NEXT)
     return settings if source is None else dataclasses.replace(settings, dataset=source)
 
 

@@ -225,7 +225,8 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # NumPy's numbers and lists, which run.json cannot hold.
-            if field.name != "dataset" and getattr(value, "ndim", 2) < 2:
+            plain = hasattr(value, "tolist") and value.ndim < 2
+            if plain and field.name != "dataset":
                 object.__setattr__(self, field.name, value.tolist())
         if isinstance(self.dataset, str) and "\0" in self.dataset:
             raise ValueError("dataset has a NUL character in it, which no name has.")
@@ -296,6 +297,8 @@ class Settings:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
             try:
+                if not isinstance(self.hidden, list | tuple):
+                    raise TypeError
                 object.__setattr__(self, "hidden", tuple(map(operator.index, self.hidden)))
             except TypeError:
                 raise ValueError(

@@ -77,7 +77,9 @@ def sweep(
     named = train is None  # arrays may have any name
     there = {place: None if force else _record(place, own, named) for place, own in runs.items()}
     finished = {p: record for p, record in there.items() if record and record.get("finished")}
-    if finished and (train is not None or len(finished) < len(runs)):
+    # If nothing is left to train, the dataset may be gone.
+    there_still = train is not None or disk.find(settings.dataset, disk.resolve_data_dir(data_dir))
+    if finished and (there_still or len(finished) < len(runs)):
         _check_images(finished, data_facts(*images_of(settings, data_dir, train, test, report)[1:]))
     results = []
     for i, (place, own) in enumerate(runs.items()):

@@ -1178,6 +1178,34 @@ class TestKerasCallbacks:
         with pytest.raises(errors.RunError, match="no model of its maker's own"):
             fit(settings, tmp_path, resume=True, model=of_ones_own())
 
+    @pytest.mark.parametrize("epochs", [1, 2])
+    @pytest.mark.parametrize("write", ["save_model", "write_backup", "write_history", "take_place"])
+    def test_a_kill_at_the_end_of_the_first_epoch_of_a_run_that_replaces_another(
+        self, write, epochs, tmp_path, monkeypatch
+    ):
+        run = tmp_path / "run"
+        fit(small("vae", seed=8), run)
+        before, calls, function = contents(run), itertools.count(), getattr(checkpoints, write)
+
+        def fatal(*arguments):
+            if next(calls) == (
+                write == "write_backup"
+            ):  # whose first call is before the first step
+                raise Killed
+            return function(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(checkpoints, write, fatal)
+            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+            fit(small("vae", epochs=epochs), run, force=True)
+        now = {k: v for k, v in contents(run).items() if not k.startswith(".next")}
+        assert now == before and fitting.can_resume(run)
+        fit(small("vae", epochs=epochs), run, resume=True)
+        fit(small("vae", epochs=epochs), tmp_path / "whole")
+        assert_same_run(run, tmp_path / "whole")
+        assert checkpoints.read_run(run)["finished"]
+        assert contents(run).keys() == contents(tmp_path / "whole").keys()
+
     @pytest.mark.parametrize("killed_at", range(9))
     @pytest.mark.parametrize("then", ["resume", "force"])
     def test_a_kill_as_a_run_takes_the_place_of_another(
@@ -1232,6 +1260,10 @@ class TestKerasCallbacks:
         before, model = contents(tmp_path), Wide((28, 28, 1), 3, "mlp", (16, 8))
         with pytest.raises(errors.RunError, match="figure .*wide of an epoch must be a number"):
             fit(Settings("vae", epochs=1, limit=50), tmp_path, model=model, force=True)
+        assert contents(tmp_path) == before
+        with pytest.raises(errors.RunError, match="figure wide of an epoch must be a number"):
+            settings = Settings("vae", epochs=1, limit=50)
+            fitting.fit(settings, tmp_path, model=model, force=True, verbose=1)
         assert contents(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["0001.png", "0000002.png", "٠٠٢.png"])

@@ -102,6 +102,7 @@ def test_the_learning_rate_is_that_of_the_backbone_unless_given():
         ({"augment": "flip,turn"}, "augment must be some of flip, shift, colour; got 'turn'"),
         ({"augment": 5}, "augment must be a list of names; got 5"),
         ({"hidden": 5}, "hidden must be a list of whole numbers; got 5"),
+        ({"hidden": {8, 16}}, "hidden must be a list of whole numbers"),
         ({"hidden": (8.5,)}, "hidden must be a list of whole numbers"),
         ({"learning_rate": "0.1"}, "learning_rate must be a number; got '0.1'"),
         ({"ema": "auto"}, "ema must be a number"),

@@ -27,7 +27,7 @@ except ImportError:  # Windows
 import numpy as np
 
 from keras_ae.data.arrays import ImageData, StoredImages
-from keras_ae.data.disk import DataError, Prepared, expanded, shards
+from keras_ae.data.disk import DataError, Prepared, expanded
 from keras_ae.data.reading import CHUNK
 from keras_ae.errors import memory_bound
 from keras_ae.files import read_json
@@ -199,11 +199,10 @@ def lock(handle) -> bool:
 
 def made_from(prepared, split) -> str:
     """A hash of everything an entry is made from. It changes whenever a file of the dataset changes."""
-    read = {path.name for path, _ in shards(prepared, split)}
     files = sorted(
         (entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for entry in os.scandir(prepared.path)
-        if entry.is_file() and (entry.name in read or entry.name.endswith((".json", ".txt")))
+        if entry.is_file()
         for status in [entry.stat()]
     )
     info = (prepared.path / "dataset_info.json").read_text("utf-8")

@@ -187,6 +187,8 @@ def shards(prepared: Prepared, split: str) -> list[tuple[Path, int]]:
     splits = read_json(prepared.path / "dataset_info.json")["splits"]
     info = next(s for s in splits if s["name"] == split)
     template = info.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    if not isinstance(template, str):
+        raise ValueError("the names of its files are no text")
     lengths = info.get("shardLengths", [])
     if len(lengths) > MOST_FILES:
         raise ValueError(f"it says that it has {len(lengths):,} files")
