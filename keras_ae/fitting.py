@@ -179,9 +179,8 @@ class Run:
             if here and self.place != self.folder and not (taken or self.resume):
                 checkpoints.remove_next(self.folder)
                 curves = set(checkpoints.curves_of(self.folder))
-                with contextlib.suppress(
-                    PermissionError
-                ):  # Windows, where TensorBoard still writes
+                # On Windows, TensorBoard still has its file open.
+                with contextlib.suppress(PermissionError):
                     checkpoints.remove(curves - set(self.curves))
             raise
 
