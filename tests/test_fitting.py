@@ -1206,6 +1206,7 @@ class TestKerasCallbacks:
         assert checkpoints.read_run(run)["finished"]
         assert contents(run).keys() == contents(tmp_path / "whole").keys()
 
+    @pytest.mark.long
     @pytest.mark.parametrize("killed_at", range(9))
     @pytest.mark.parametrize("then", ["resume", "force"])
     def test_a_kill_as_a_run_takes_the_place_of_another(
