@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import shlex
 import tempfile
 import time
 import zipfile
@@ -285,7 +286,7 @@ def find_checkpoint(model, root=ROOT):
         if (mine / "model.keras").is_file():
             path, origin = mine / "model.keras", "trained here"
         elif any((mine / left).is_file() for left in ("run.json", "history.csv", BACKUP[0])):
-            run = model if model in models() else f"MODEL --out {mine}"
+            run = model if model in models() else f"MODEL --out {shlex.quote(str(mine))}"
             raise CheckpointError(
                 f"{mine} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on with it "
                 f"(`kae fit {run} --resume`), or move that folder away"
@@ -585,7 +586,8 @@ def way_on(folder):
     """What to do about the run in a folder that cannot be resumed."""
     over = "--force starts over."
     model = Path(folder) / "model.keras"
-    return f"--from {folder} goes on from its model, {over}" if model.is_file() else over
+    start = shlex.quote(str(folder))
+    return f"--from {start} goes on from its model, {over}" if model.is_file() else over
 
 
 def has_backup(folder):

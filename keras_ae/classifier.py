@@ -27,7 +27,7 @@ from keras_ae.data import load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
-from keras_ae.files import atomic, sweep
+from keras_ae.files import atomic, shortened, sweep
 from keras_ae.inference import in_memory
 from keras_ae.pictures import to_float
 from keras_ae.settings import released
@@ -109,7 +109,7 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
         raise UserError(f"{train.name} has no labels to train an evaluation classifier on")
     if train.num_classes < 2:
         raise UserError(f"{train.name} has one class, and a classifier needs two")
-    name = f"classifier-{train.name}".replace("/", "-")[:100]
+    name = shortened(f"classifier-{train.name}".replace("/", "-"))
     steps = steps_of(train)
     places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
     why: Exception | None = None

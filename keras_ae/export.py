@@ -40,7 +40,7 @@ from keras import ops
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
-from keras_ae.files import UNFINISHED, name_anew, sync
+from keras_ae.files import UNFINISHED, name_anew, shortened, sync
 from keras_ae.inputs import one_hot
 from keras_ae.programs import command_of
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
@@ -167,8 +167,8 @@ def temporary_folder(path):
 
 
 def _half(path):
-    """How the name of the hidden folder of an export begins. (A name may have 255 bytes.)"""
-    return UNFINISHED + os.fsencode(path.name)[:100].decode(errors="ignore")
+    """How the name of the hidden folder of an export begins."""
+    return UNFINISHED + shortened(path.name)
 
 
 def check(path, format, part, force):

@@ -24,6 +24,12 @@ UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
 HALF = re.compile(re.escape(UNFINISHED) + r".*-[0-9a-f]{16}(\..*)?", re.DOTALL)
 
 
+def shortened(name):
+    """The start of a name that others are made from, which may have 255 bytes."""
+    # Half a letter is left out: not all writers take it.
+    return os.fsencode(name)[:100].decode(errors="ignore")
+
+
 @contextlib.contextmanager
 def atomic(path, replace=True):
     """A context with a temporary path to write to; at the end this file replaces `path` in one step.
@@ -69,9 +75,7 @@ def _new_file(path):
     """A hidden file beside `path`. It is locked, so that `sweep` does not remove it while it is written."""
     while True:
         # Keep the suffix: Keras chooses the format by it. The leading dot hides the file in listings.
-        # A name may have 255 bytes. Half a letter is left out: not all writers take it.
-        stem = os.fsencode(path.stem)[:100].decode(errors="ignore")
-        name = f"{UNFINISHED}{stem}-{secrets.token_hex(8)}{path.suffix}"
+        name = f"{UNFINISHED}{shortened(path.stem)}-{secrets.token_hex(8)}{path.suffix}"
         temporary = str(path.parent / name)
         # Use the permissions of an ordinary new file: 0o666 less the umask.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
@@ -130,7 +134,7 @@ def check_header(path, header):
     """
     try:
         with open(path, "rb") as file:
-            first = file.readline()
+            first = file.readline(max(256, len(header.encode()) + 8))
             file.seek(-1, os.SEEK_END)
             last = file.read(1)
     except OSError:  # the file is missing or empty

@@ -4,6 +4,8 @@ Codes are NumPy arrays (N, D), computed by NumPy: one seed gives the same pictur
 are the model's inputs: images (N, H, W, C), or for a CVAE the pair (images, labels).
 """
 
+import os
+
 import numpy as np
 
 from keras_ae.errors import UserError, need
@@ -186,10 +188,17 @@ def need_method(method):
     """Check that the package for a method of `embed` is installed.
 
     Raises:
-        UserError: it is not; the message has the command that installs it.
+        UserError: it is not; the message has the command that installs it. Or numba, which umap compiles with, would
+            be steered by a file in the working folder.
     """
     packages = {"tsne": ("sklearn",), "umap": ("umap",)}.get(method, ())
     need(f"The method {method}", *packages)
+    if method == "umap" and os.path.lexists(".numba_config.yaml"):
+        # It can name a cache, whose files numba unpickles.
+        raise UserError(
+            "umap would follow the .numba_config.yaml in this folder, which may run code: rename it, or work in another "
+            "folder."
+        )
 
 
 def embed(codes, method="pca", seed=0):

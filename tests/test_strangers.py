@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import types
 import zipfile
 from pathlib import Path
 
@@ -32,11 +33,13 @@ from keras_ae import (
     export,
     files,
     inference,
+    latents,
     models,
     pictures,
     priors,
 )
 from keras_ae import classifier as classifiers
+from keras_ae.data import disk
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError, printable
 from keras_ae.settings import EXPORT_SUFFIXES, Settings
@@ -219,6 +222,51 @@ def test_a_file_in_the_working_folder_takes_the_place_of_no_library(tmp_path, mo
     assert sys.path[-1] == "" and sys.path[:-1] == elsewhere
     sys.modules.pop("colorsys", None)
     assert importlib.import_module("colorsys").rgb_to_hsv
+
+
+@pytest.mark.parametrize("planted", ["kae/tensorflow", "kae.runfiles"])
+def test_libraries_that_tensorflow_would_load_from_the_working_folder(planted, saved, tmp_path):
+    """Python's own search is not asked: PYTHONSAFEPATH does not help."""
+    saved()
+    (tmp_path / planted).mkdir(parents=True)
+    env = {"PYTHONSAFEPATH": "1"}
+    done = run("info", "run", cwd=tmp_path, env=env)
+    assert done.returncode == 1 and f"load libraries from {planted}" in done.err
+
+
+def test_a_setting_of_numba_in_the_working_folder_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "umap", types.ModuleType("umap"))
+    Path(".numba_config.yaml").write_text("cache_dir: theirs")
+    with pytest.raises(UserError, match="umap would follow the .numba_config.yaml"):
+        latents.embed(np.eye(5), "umap")
+
+
+def test_words_of_a_stranger_in_a_command_that_is_advised_are_quoted(saved, kae):
+    saved(dataset="cats; touch mine #")
+    done = kae("reconstruct", "run")
+    assert done.exit_code == 2 and "say --dataset 'cats; touch mine #'" in done.stderr
+    assert "'kae x;y'" in str(disk.damaged(Path("d"), "kae x;y", "why"))
+
+
+def test_a_dataset_of_a_long_name_is_measured_by_a_classifier(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAE_CACHE", str(tmp_path / "cache"))
+    images, labels = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20, dtype="int32") % 2
+    long = data.ImageData("名" * 100, "1.0.0", "train", images, labels, ("a", "b"))
+    network = classifiers.build_classifier((8, 8, 1), 2, seed=0)
+    monkeypatch.setattr(classifiers, "train_classifier", lambda *_: network)
+    for origin in ("trained now", "trained earlier"):
+        assert classifiers.evaluation_classifier(long, long).origin == origin
+
+
+def test_the_first_line_of_a_file_to_add_to_is_not_read_without_end(tmp_path):
+    path = tmp_path / "large.csv"
+    with open(path, "wb") as file:
+        file.truncate(1 << 34)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
+    with pytest.raises(UserError, match="has the columns"):
+        files.check_header(path, "file,z0\n")
 
 
 def test_a_model_file_beside_a_run_is_not_of_that_run(saved, tmp_path):

@@ -493,7 +493,7 @@ def dataset_named(name, data_dir):
             )
         where = "a folder" if os.path.isabs(name) or Path(name).is_dir() else "not prepared here"
         raise click.UsageError(
-            f"The run names {name} as its dataset, which is {where}: say --dataset {name}, or its folder, if you "
+            f"The run names {name} as its dataset, which is {where}: say --dataset {shlex.quote(name)}, or its folder, if you "
             "want it, or name another dataset of such images."
         )
     return name

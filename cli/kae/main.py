@@ -245,6 +245,11 @@ def main():
         os.getcwd()
     except FileNotFoundError:  # libraries would end the process with odd words
         sys.exit("Error: The working folder is gone: cd to another")
+    for planted in ("kae.runfiles", os.path.join("kae", "tensorflow")):
+        if os.path.lexists(planted):  # after `python -m kae` it looks there
+            sys.exit(
+                f"Error: TensorFlow would load libraries from {planted} in this folder: rename it, or work in another one"
+            )
     try:
         cli(prog_name="kae")
     except BrokenPipeError:

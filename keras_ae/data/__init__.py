@@ -86,7 +86,7 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
                 else f" --data-dir {shlex.quote(str(data_dir))}"
             )
             anew = (
-                f"it is an import, and `kae data import {found.name} FOLDER --force{where}` replaces it"
+                f"it is an import, and `kae data import {shlex.quote(found.name)} FOLDER --force{where}` replaces it"
                 if imported
                 else "move that folder away to prepare it anew"
             )

@@ -30,7 +30,7 @@ from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared, expanded
 from keras_ae.data.reading import CHUNK
 from keras_ae.errors import memory_bound
-from keras_ae.files import read_json
+from keras_ae.files import read_json, shortened
 
 LAYOUT = 2  # increase it when the meaning of an entry changes
 UNFINISHED = ".unfinished-"  # prefix of a file's name while the file is being written
@@ -213,7 +213,7 @@ def made_from(prepared, split) -> str:
 def _stem(prepared, split, key) -> Path:
     """The path of an entry without suffixes."""
     name = f"{prepared.name}-{prepared.version}-{split}".replace("/", "-").replace(".", "_")
-    return own_folder("arrays") / f"{name[:100]}-{key[:16]}"
+    return own_folder("arrays") / f"{shortened(name)}-{key[:16]}"
 
 
 def _checked(stored, crc32) -> np.ndarray:

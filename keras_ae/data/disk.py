@@ -10,6 +10,7 @@ checked.
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,9 +158,10 @@ def available(data_dir=None) -> list[Prepared]:
 
 def damaged(path: Path, name: str, why) -> DataError:
     """The error for every damaged dataset: it says what is wrong and how to start over."""
+    quoted = shlex.quote(name)
     return DataError(
-        f"{name} in {path} is damaged ({why}): move that folder away and run `kae data prepare {name}` "
-        f"(of your own images, `kae data import {name}`)"
+        f"{name} in {path} is damaged ({why}): move that folder away and run `kae data prepare {quoted}` "
+        f"(of your own images, `kae data import {quoted}`)"
     )
 
 

@@ -8,6 +8,7 @@ ignore the rest.
 import contextlib
 import io
 import os
+import shlex
 import struct
 import sys
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def blocks(prepared, split, features):
         # TFDS 4.9.10 loses most rows when it writes parquet, but its metadata still counts them.
         raise DataError(
             f"{prepared.path} is stored as {prepared.format}, and only array_record and tfrecord can be "
-            f"read: prepare it in another data directory (`kae data prepare {prepared.name} --data-dir DIR`)"
+            f"read: prepare it in another data directory (`kae data prepare {shlex.quote(prepared.name)} --data-dir DIR`)"
         )
     records = readers[prepared.format](disk.shards(prepared, split))
     transposed = prepared.name.startswith("emnist/")  # EMNIST stores transposed images
