@@ -296,14 +296,10 @@ class Settings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be 0 to {2**32 - 1}; got {self.seed}.")
         if self.hidden is not None:
-            try:
-                if not isinstance(self.hidden, list | tuple):
-                    raise TypeError
-                object.__setattr__(self, "hidden", tuple(map(operator.index, self.hidden)))
-            except TypeError:
-                raise ValueError(
-                    f"hidden must be a list of whole numbers; got {self.hidden!r}."
-                ) from None
+            listed = isinstance(self.hidden, list | tuple)
+            if not listed or not all(hasattr(width, "__index__") for width in self.hidden):
+                raise ValueError(f"hidden must be a list of whole numbers; got {self.hidden!r}.")
+            object.__setattr__(self, "hidden", tuple(map(operator.index, self.hidden)))
             if len(self.hidden) > DEPTH:
                 raise ValueError(
                     f"hidden must be {DEPTH} widths or fewer; got {len(self.hidden):,}."

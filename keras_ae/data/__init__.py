@@ -80,13 +80,9 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
     if found := disk.find(name, data_dir):
         if source is not None:
             imported = reading.read_preparation(found) is not None
-            where = (
-                ""
-                if data_dir == resolve_data_dir()
-                else f" --data-dir {shlex.quote(str(data_dir))}"
-            )
+            again = f"{shlex.quote(found.name)} FOLDER --force{_elsewhere(data_dir)}"
             anew = (
-                f"it is an import, and `kae data import {shlex.quote(found.name)} FOLDER --force{where}` replaces it"
+                f"it is an import, and `kae data import {again}` replaces it"
                 if imported
                 else "move that folder away to prepare it anew"
             )
@@ -188,9 +184,7 @@ def verify(name, data_dir=None) -> dict:
     data_dir = resolve_data_dir(data_dir)
     prepared = disk.find(name, data_dir)
     if prepared is None:
-        where = (
-            "" if data_dir == resolve_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
-        )
+        where = _elsewhere(data_dir)
         raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}{where}`")
     splits = {}
     for split, count in prepared.splits.items():
@@ -221,6 +215,11 @@ def verify(name, data_dir=None) -> dict:
         "path": str(prepared.path),
         "splits": splits,
     }
+
+
+def _elsewhere(data_dir):
+    """The option of an advised command that names a data directory, if it is not the usual one."""
+    return "" if data_dir == resolve_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
 
 
 def _load_whole(prepared, split, progress) -> ImageData:
