@@ -89,7 +89,7 @@ def float32_copy(model):
     """A float32 copy of a model with its weights and prior, which was never compiled.
 
     Raises:
-        CheckpointError: a user's encoder or decoder cannot be rebuilt from its config.
+        CheckpointError: a class, or an encoder or decoder, of the user's own cannot be rebuilt from its config.
     """
     try:
         with zero_weights():
