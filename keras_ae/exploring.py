@@ -20,7 +20,7 @@ from PIL import Image
 
 from keras_ae import graphs
 from keras_ae.errors import UserError
-from keras_ae.evaluation import kl_per_latent
+from keras_ae.evaluation.evidence import kl_per_code
 from keras_ae.inference import check_finite, in_memory
 from keras_ae.latents import principal_directions
 from keras_ae.pictures import to_float, to_uint8
@@ -136,10 +136,9 @@ def _data(model, test, seed):
     rebuilt = model.decode(mean, labels if model.num_classes else None)
     error = np.abs(to_float(images) - rebuilt).reshape(len(images), -1).mean(1)
     if variational:
-        with np.errstate(over="ignore", invalid="ignore"):
-            kl = 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).sum(1)
+        kl = kl_per_code(mean, log_var)
         check_finite([kl], "The KL divergences of some images")
-        carried = kl_per_latent(mean, log_var)
+        kl, carried = kl.sum(1), kl.mean(0)
         centre, sigma = np.zeros(model.latent_dim), np.ones(model.latent_dim)
     else:
         kl, carried = None, mean.var(0, dtype="float64")

@@ -3,12 +3,14 @@
 import codecs
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
 import re
 import secrets
 import stat
+import zipfile
 from pathlib import Path
 
 try:
@@ -19,6 +21,7 @@ except ImportError:  # Windows
 from keras_ae.errors import UserError
 
 BYTES = 16 << 20  # largest size of a metadata file; normal ones have a few thousand bytes
+DIRECTORY = 1 << 17  # most bytes of a read while a zip's directory is looked for
 UNFINISHED = ".unfinished-"  # prefix of the name of a file while it is written
 # The names that `atomic` gives; a file of the user's may begin alike.
 HALF = re.compile(re.escape(UNFINISHED) + r".*-[0-9a-f]{16}(\..*)?", re.DOTALL)
@@ -211,6 +214,30 @@ def open_file(path):
         os.close(handle)
         raise OSError(errno.EINVAL, "It is no regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+class _Zip(io.FileIO):
+    """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
+
+    opening = True
+
+    def read(self, size=-1, /):
+        if self.opening and size > DIRECTORY:
+            raise ValueError(f"its directory has {size:,} bytes, which no model file's has")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def open_zip(path):
+    """Open a zip of a few files, such as a model file, for reading.
+
+    Raises:
+        OSError, zipfile.BadZipFile: it cannot be read, or is none.
+        ValueError: its directory is larger than that of any model file.
+    """
+    with _Zip(path) as file, zipfile.ZipFile(file) as archive:
+        file.opening = False
+        yield archive
 
 
 def read_text(path) -> str:

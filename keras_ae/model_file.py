@@ -18,6 +18,7 @@ import keras
 
 from keras_ae.backbones import BACKBONES, backbone_of_format_1, count_weights
 from keras_ae.data import Preparation
+from keras_ae.files import open_zip
 from keras_ae.losses import RECONSTRUCTIONS
 from keras_ae.models import AE, CVAE, MODELS
 from keras_ae.priors import PRIORS, Prior
@@ -26,7 +27,6 @@ from keras_ae.settings import DEPTH, SIZES
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
 JSON_BYTES = 4 << 20
-DIRECTORY = 1 << 17  # most bytes of a read while the zip's directory is looked for
 MOST_NUMBERS = 1 << 26  # most numbers in an image: 8192 x 8192 grey pixels
 OBJECTS = 20_000  # most groups and arrays in the HDF5 file
 OVERHEAD = 16 << 20  # bytes allowed in the HDF5 file beside the weights
@@ -49,8 +49,7 @@ def read(path, trusted=False):
     """
     size = os.path.getsize(path)
     try:
-        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
-            file.opening = False
+        with open_zip(path) as archive:
             members = archive.infolist()
             _check_members(members, size)
             whole = _parse(archive.read(CONFIG))
@@ -75,17 +74,6 @@ def read(path, trusted=False):
         raise ValueError(f"it is no Keras model file: it lacks {error}") from error
     _check_hdf5(weights)
     return cls, config, weights
-
-
-class _Archive(io.FileIO):
-    """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
-
-    opening = True
-
-    def read(self, size=-1, /):
-        if self.opening and size > DIRECTORY:
-            raise ValueError(f"its directory has {size:,} bytes, which no model file's has")
-        return super().read(size)
 
 
 def _check_members(members, size):

@@ -63,9 +63,8 @@ def grid(images, columns=None, gap=1, zoom=None):
         ValueError: there are no images.
     """
     images = to_uint8(images)
+    _check_some(images)
     n, height, width, channels = images.shape
-    if not n:
-        raise ValueError("A picture needs 1 image or more; got none.")
     if channels not in (1, 3, 4):
         raise UserError(f"A picture has 1, 3 or 4 channels, these images {channels}: write .npy.")
     columns = columns or math.ceil(math.sqrt(n))
@@ -83,6 +82,11 @@ def grid(images, columns=None, gap=1, zoom=None):
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
+def _check_some(images):
+    if not len(images):
+        raise ValueError("A picture needs 1 image or more; got none.")
+
+
 def _zoom(height, width):
     """The smallest factor that makes an image 56 pixels high or more, as long as it is not wider than 512."""
     return max(1, min(math.ceil(56 / height), 512 // width))
@@ -98,8 +102,12 @@ def pairs(originals, reconstructions, columns=10, names=None):
     """Originals with their reconstructions below them, row by row. Both are (N, H, W, C).
 
     If `names` (N strings) are given, each pair has its name above it.
+
+    Raises:
+        ValueError: there are no images.
     """
     originals, reconstructions = to_uint8(originals), to_uint8(reconstructions)
+    _check_some(originals)
     columns = min(columns, len(originals))
     rows = []
     for start in range(0, len(originals), columns):
@@ -125,8 +133,12 @@ def class_rows(images, labels, names, size=14):
         labels: (N,) classes, in [0, K).
         names: K strings.
         size: font size in pixels.
+
+    Raises:
+        ValueError: there are no images.
     """
     images, labels = to_uint8(images), np.asarray(labels)
+    _check_some(images)
     classes = np.unique(labels)
     columns = np.bincount(labels).max()
     cells = np.full((len(classes), columns, *images.shape[1:]), BACKGROUND, np.uint8)

@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ae.files import open_zip
+
 REGULARISATION = 1e-2  # variance added to each latent of a component (codes are of order 1)
 FACTORS = 1 << 24  # numbers in the Cholesky factors, or weights, that `draw` gathers at a time
 CANDIDATES = (1, 3, 10, 20, 40, 100, 200)  # numbers of components of a class to try
@@ -515,14 +517,15 @@ def prior_in_weights(path, prior):
         prior: the model's prior.
 
     Raises:
-        ValueError: the file has a prior of the user's own class, and the model's prior is another.
+        ValueError: the file has a prior of the user's own class, and the model's prior is another; or it is a zip
+            with a directory larger than any model file's.
     """
     import h5py
 
     path = Path(path)
     try:
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(path) as archive:
                 file = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
         elif path.name.endswith(".weights.h5"):
             file = h5py.File(path)
@@ -532,6 +535,8 @@ def prior_in_weights(path, prior):
             kind, shapes = _prior_of_file(file)
     except (OSError, KeyError, zipfile.BadZipFile):
         return None  # Keras reports the problem when it loads the file
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     own = [np.shape(getattr(prior, name)) for name in prior.arrays]
     if shapes == own and (not own or kind is type(prior)):
         return None

@@ -40,6 +40,8 @@ def test_floats_of_channels_first_are_in_0_1(images, tmp_path):
     network = OnnxFeatures(write(tmp_path / "f.onnx", [3, "H", "W"]), (4, 6, 3))
     expected = np.moveaxis(images / 255, -1, 1).reshape(5, -1)
     np.testing.assert_allclose(network(images), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
+        network(images.astype("float32"))
     said = network.describe()
     assert "4x6, 3 channels, channels first, float32 from 0 to 1" in said and "no range" in said
 

@@ -95,6 +95,18 @@ def test_channels_make_the_mode(channels, mode):
     assert np.array(picture)[1, 1].tolist() == ([7] * channels if channels > 1 else 7)
 
 
+def test_no_images_make_no_picture():
+    none = np.zeros((0, 4, 4, 1), np.uint8)
+    drawn = {
+        "grid": lambda: pictures.grid(none),
+        "pairs": lambda: pictures.pairs(none, none),
+        "class_rows": lambda: pictures.class_rows(none, [], []),
+    }
+    for draw in drawn.values():
+        with pytest.raises(ValueError, match="needs 1 image or more; got none"):
+            draw()
+
+
 def test_pairs_put_each_row_over_its_reconstructions():
     originals = constant_images(1, 2, 3)
     rebuilt = constant_images(101, 102, 103) / np.float32(255)

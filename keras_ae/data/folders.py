@@ -8,6 +8,7 @@ The result is an ordinary TFDS dataset. Its records hold PNG images and, if ther
 Its metadata holds the names of the classes. The stock `tfds` reads it without this package.
 """
 
+import dataclasses
 import io
 import operator
 import os
@@ -150,15 +151,17 @@ def import_folder(
     assert prepared is not None
     if not written or prepared.version != version:
         raise _too_late(prepared)
-    # Looked for again: something may have been put there since the import began.
-    if old is not None and (others := _strangers(old)):
-        progress(f"{old.path} stays: it now holds {others[0].name}, which no import wrote")
-    elif old is not None:
+    if old is not None:
         sync(prepared.path)
-        # Renamed first: if the process is killed during the removal, no partial version is left.
+        # Renamed first: if the process is killed during the removal, no partial version is left. Something may have
+        # been put there since the import began, and under its new name nothing more will be.
         aside = old.path.with_name(f"incomplete.replaced_{old.version}")
         old.path.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        if others := _strangers(dataclasses.replace(old, path=aside)):
+            aside.rename(old.path)
+            progress(f"{old.path} stays: it now holds {others[0].name}, which no import wrote")
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
     return prepared
 
 

@@ -16,13 +16,22 @@ from keras_ae.priors import log_density
 ACTIVE = 0.01  # a latent counts as active if the variance of its posterior mean is larger
 
 
+def kl_per_code(mean, log_var):
+    """KL(q(z|x) || N(0, I)) of each image and latent in nats: (N, D), (N, D) -> (N, D) float64.
+
+    Kingma & Welling 2014, appendix B.
+    """
+    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var)
+
+
 def kl_per_latent(mean, log_var):
     """KL(q(z|x) || N(0, I)) of each latent, averaged over images, in nats: (N, D), (N, D) -> (D,).
 
-    The sum over latents is the KL term in nats per image. Kingma & Welling 2014, appendix B.
+    The sum over latents is the KL term in nats per image.
     """
-    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
-    return 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var).mean(0)
+    return kl_per_code(mean, log_var).mean(0)
 
 
 def elbo(model, inputs, seed=0):
@@ -49,9 +58,7 @@ def elbo(model, inputs, seed=0):
         nll, likelihood = negative_log_likelihood(
             model, images[rows], codes[rows], rows_of(labels, rows)
         )
-        with np.errstate(over="ignore", invalid="ignore"):
-            kl = 0.5 * (np.square(mean[rows]) + np.exp(log_var[rows]) - 1 - log_var[rows])
-            result[rows] = -nll - kl.sum(-1, dtype="float64")
+        result[rows] = -nll - kl_per_code(mean[rows], log_var[rows]).sum(-1)
     check_finite([result], "The evidence lower bounds of some images")
     return result, likelihood
 

@@ -12,6 +12,7 @@ from keras_ae.errors import NotFinite, UserError, need
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.files import open_file
 from keras_ae.inference import check_memory, images_at_a_time
+from keras_ae.inputs import check_range
 from keras_ae.pictures import to_float
 from keras_ae.programs import command_of
 
@@ -95,9 +96,13 @@ def laplacian_patches(images, patches=PATCHES, seed=0):
     Returns:
         For each level, finest first, (N, patches, 7 * 7 * C) float32.
 
+    Raises:
+        ValueError: the images are on another scale.
+
     References:
         Karras et al. 2018, Progressive Growing of GANs, arXiv:1710.10196, section 5.
     """
+    check_range(images)
     random = np.random.default_rng(seed)
     parts = []
     for rows in chunks(len(images), 4 * images[0].size):
@@ -230,7 +235,9 @@ class OnnxFeatures:
         Raises:
             UserError: the network does not run, or does not give a row of features for each image.
             NotFinite: some features are NaN or infinite.
+            ValueError: the images are on another scale.
         """
+        check_range(images)
         return self._compute(images, self._run)
 
     def _run(self, pixels):

@@ -102,15 +102,16 @@ def test_force_removes_nothing_that_no_import_wrote(other, digits):
     assert data.available() == [prepared]
 
 
-def test_what_is_put_into_a_version_while_it_is_replaced_stays(digits, monkeypatch):
+@pytest.mark.parametrize("step", ["_survey", "sync"])
+def test_what_is_put_into_a_version_while_it_is_replaced_stays(step, digits, monkeypatch):
     old, lines = data.import_folder("mine", digits[1]), []
-    survey = folders._survey
+    before = getattr(folders, step)
 
     def late(*args):
         put(old.path / "notes.json", b"mine")
-        return survey(*args)
+        return before(*args)
 
-    monkeypatch.setattr(folders, "_survey", late)
+    monkeypatch.setattr(folders, step, late)
     new = data.import_folder("mine", digits[1], force=True, progress=lines.append)
     assert (old.path / "notes.json").read_bytes() == b"mine"
     assert any("holds notes.json, which no import wrote" in line for line in lines)
