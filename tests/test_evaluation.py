@@ -393,7 +393,7 @@ def test_patches_are_cut_from_their_level(digits):
 
 def test_patches_of_images_on_another_scale_are_refused(digits):
     with pytest.raises(ValueError, match=r"floats in \[0, 1\]; these go from 0 to 255"):
-        evaluation.laplacian_patches(digits[0][:3].astype("float32") * 255)
+        evaluation.laplacian_patches(digits[0][:3].astype("float32"))
 
 
 def test_patches_see_a_blur_that_gets_the_coarse_scale_right(digits):
