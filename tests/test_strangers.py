@@ -234,6 +234,47 @@ def test_libraries_that_tensorflow_would_load_from_the_working_folder(planted, s
     assert done.returncode == 1 and f"load libraries from {planted}" in done.err
 
 
+# Of matplotlib (plots keep to its defaults); of torch, the source of two modules, for messages; the two above.
+LOOKED_FOR = {"matplotlibrc", "_classes.py", "_ops.py", "kae.runfiles", "kae/tensorflow"}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "run", "--out", "out/s.png"),
+        ("scatter", "run", "--out", "out/s.png"),
+        ("export", "run", "--format", "onnx", "--out", "out/run.onnx"),
+        ("fit", "vae", "--backbone", "mlp", "--hidden", "8", "--epochs", "1", "--limit", "64", "--out", "out/two"),
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_libraries_look_for_nothing_else_in_the_working_folder(command, saved, tmp_path, mnist_env):
+    """A name that one of them looked for there is one that a stranger could put there."""
+    saved()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "run").rename(tmp_path / "here" / "run")
+    trace, program = tmp_path / "trace", [sys.executable, "-P", "-m", "kae", *command]
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-e", "trace=file", "-e", "signal=none", "-o", trace, *program],
+        cwd=tmp_path / "here",
+        env={**os.environ, "KERAS_BACKEND": BACKEND},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    here, names = f"{tmp_path / 'here'}/", set()
+    for line in trace.read_text(errors="replace").splitlines():
+        call, _, rest = line.partition("(")
+        if call.split()[-1] not in ("getcwd", "readlink"):  # of where Python is
+            for at, name in re.findall(r'(?:(\w+), )?"([^"]+)"', rest.partition(", [")[0]):
+                if name.startswith(here) or not name.startswith("/") and not at.isdigit():
+                    names.add(name.removeprefix(here))
+    assert names & LOOKED_FOR
+    assert {
+        name for name in names if name.partition("/")[0] not in ("run", "out")
+    } - LOOKED_FOR == set()
+
+
 def test_a_setting_of_numba_in_the_working_folder_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "umap", types.ModuleType("umap"))
