@@ -20,7 +20,7 @@ import keras_ae  # isort: skip  (first: it chooses the backend)
 import keras
 from keras import layers, ops
 
-from keras_ae import checkpoints, data, fitting, pictures
+from keras_ae import building, checkpoints, data, pictures
 from keras_ae.callbacks import StartEpoch
 from keras_ae.classifier import evaluation_classifier
 from keras_ae.evaluation import conditional_accuracy, frechet_distance
@@ -111,12 +111,12 @@ EXPERIMENTS = {
 def train(settings, model_class, images):
     """Train a model like `kae fit`, but without a run folder. Returns (model, history)."""
     random.seed(settings.seed)
-    settings = fitting.settled(settings, images)
+    settings = building.settled(settings, images)
     classes = {"image_shape": images.images.shape[1:], "num_classes": images.num_classes}
     network = {f: getattr(settings, f) for f in ("latent_dim", "backbone", "reconstruction")}
     model = model_class(**classes, **network)
     feed = Feed(images.images, images.labels, settings.batch_size, settings.seed)
-    model.compile(fitting.build_optimizer(settings, settings.epochs * len(feed)))
+    model.compile(building.build_optimizer(settings, settings.epochs * len(feed)))
     history = model.fit(
         feed,
         epochs=settings.epochs,

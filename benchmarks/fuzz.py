@@ -42,7 +42,7 @@ with (
     from kae import main as program
     from PIL import Image
 
-    from keras_ae import CVAE, checkpoints, data, fitting
+    from keras_ae import CVAE, checkpoints, data, fitting, resuming
     from keras_ae.data import cache, disk, reading
     from keras_ae.errors import UserError
     from keras_ae.settings import Settings
@@ -330,7 +330,7 @@ class Fuzz:
 
     def read_run(self, draw):
         for reader in (checkpoints.read_run, checkpoints.read_history, checkpoints.files_of, checkpoints.read_source,
-                       fitting.can_resume, fitting.stored_settings, checkpoints.read_epochs):  # fmt: skip
+                       resuming.can_resume, resuming.stored_settings, checkpoints.read_epochs):  # fmt: skip
             told(reader, self.case)
         told(checkpoints.strangers, self.case, 2)
         done = told(checkpoints.read_backup, self.case, self.network)

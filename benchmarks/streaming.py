@@ -38,9 +38,9 @@ from keras_ae.feed import Feed
 steps, path = int(sys.argv[1]), sys.argv[2]
 train, test = data.load_splits("mnist_million")
 settings = fitting.Settings("cvae", "mnist_million", "mlp", latent_dim=16, epochs=15, batch_size=256, kl_weight=0.5)
-settings = fitting.settled(settings)
-model = fitting.build_model(settings, train)
-model.compile(fitting.build_optimizer(settings, steps))
+settings = building.settled(settings)
+model = building.build_model(settings, train)
+model.compile(building.build_optimizer(settings, steps))
 feed = Feed(train.images, train.labels, 256, 0)
 model.fit(feed, steps_per_epoch=20, shuffle=False, verbose=0)
 feed.set_epoch(1)

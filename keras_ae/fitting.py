@@ -2,23 +2,26 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
-import math
 import os
 import statistics
-import tempfile
 import time
-import zlib
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_ae import checkpoints, data, distributed, evaluation, fast
 from keras_ae.annealing import KLAnnealing
 from keras_ae.augmentation import Augment, check_images
-from keras_ae.backbones import BACKBONES, count_weights, seeded_weights, zero_weights
+from keras_ae.building import (
+    as_stored,
+    build_model,
+    build_optimizer,
+    check_trainable,
+    in_dtype,
+    refuse_kl_settings,
+    settings_of,
+    settled,
+)
 from keras_ae.callbacks import (
     Callbacks,
     EarlyStopping,
@@ -34,28 +37,32 @@ from keras_ae.callbacks import (
     inode_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
-from keras_ae.errors import NotFinite, RunError, total_memory
-from keras_ae.evaluation.evidence import reconstruction_term
-from keras_ae.fast.adam import Adam
-from keras_ae.feed import WINDOW, Feed, binarized
-from keras_ae.inference import batch_in_memory, in_memory, memory_of_training
+from keras_ae.errors import NotFinite, RunError
+from keras_ae.feed import Feed, binarized
+from keras_ae.inference import batch_in_memory, in_memory
 from keras_ae.inputs import check_range
-from keras_ae.model_file import JSON_BYTES, MOST_NUMBERS
 from keras_ae.models import MODELS
-from keras_ae.recommended import RECOMMENDED, recommended
-from keras_ae.settings import Settings, has_kl
+from keras_ae.overfitting import COMPARED, error_of, parted
+from keras_ae.provenance import (
+    check_origin,
+    check_own,
+    data_facts,
+    described,
+    environment_of,
+    origin_of,
+    own_parts,
+)
+from keras_ae.resuming import (
+    check_folder,
+    differences,
+    make_folder,
+    read_progress,
+    remaining_fits,
+)
+from keras_ae.settings import Settings
 
 IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
-COMPARED = 200  # training and test images whose errors are compared at the end of a run
-# Overfitting: smallest ratio of the test error to the training error, and to the test error of an earlier epoch.
-GAP, RISE = (
-    1.25,
-    1.02,
-)
-COPIES_IN_TRAINING = 4  # memory in units of the weights: weights, gradients, two moments of Adam
-# Settings that a user's own model has already fixed.
-OF_THE_MODEL = ("latent_dim", "backbone", "size", "hidden", "reconstruction", "dtype")
 
 
 def fit(
@@ -481,41 +488,6 @@ class Run:
         return {"run": str(self.folder), **figures, "history": history}
 
 
-def error_of(model, images):
-    """The mean reconstruction term of the images of an `ImageData`, in evaluation mode and without noise."""
-    rebuilt = model.reconstruct(model.inputs_of(images))
-    return float(reconstruction_term(model, images.images, rebuilt).mean())
-
-
-def parted(history, settings, measured=None):
-    """A warning if the model overfits: if test images are reconstructed worse than training images. Else None.
-
-    That is so if the error of test images is more than `GAP` times that of training images, or more than
-    `RISE` times its lowest value so far while the error of training images has fallen since then.
-
-    `measured`: the errors of training and test images at the end, if not those of the last epoch.
-    """
-    rows = [row for row in history if {"reconstruction", "val_reconstruction"} <= row.keys()]
-    if not rows or rows[-1]["reconstruction"] <= 0:
-        return None
-    best, last = min(rows, key=lambda row: row["val_reconstruction"]), rows[-1]
-    train, test = last["reconstruction"], last["val_reconstruction"]
-    rises = test > RISE * best["val_reconstruction"] and train < best["reconstruction"]
-    if measured is not None:
-        train, test = measured
-    if train <= 0 or test <= train or (test < GAP * train and not rises):
-        return None
-    lowest = f", and was {best['val_reconstruction']:.4g} in epoch {best['epoch']}" if rises else ""
-    early = "--early-stopping 5"
-    if settings.warmup_epochs >= settings.epochs:
-        early += " --kl-warmup 0.5"
-    return (
-        f"test images are rebuilt worse than training images: their {settings.reconstruction} is {test:.4g} an "
-        f"image, {test / train - 1:.0%} above {train:.4g}{lowest}; more images help, or --augment flip,shift "
-        f"where that leaves them what they are, or {early}"
-    )
-
-
 def images_of(settings, data_dir, train, test, report):
     """The images of a run, those that were given or those of its dataset: (name, training images, test images).
 
@@ -551,80 +523,6 @@ def load_splits(settings, data_dir, report):
     return load()
 
 
-def settings_of(settings, model):
-    """The settings for a run with a user's own model: values that the model has fixed are taken from it.
-
-    Raises:
-        ValueError: the settings contradict the model, or the model is no kind of `settings.model`.
-    """
-    base = MODELS[settings.model]
-    if not isinstance(model, base):
-        raise ValueError(
-            f"Settings({settings.model!r}) are for a {base.__name__}; got a {type(model).__name__}."
-        )
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    decided = {name: model.get_config()[name] for name in OF_THE_MODEL if name != "dtype"}
-    decided["dtype"] = model.dtype_policy.name
-    if not isinstance(decided["reconstruction"], str):  # a function of the user's
-        decided["reconstruction"] = defaults["reconstruction"]
-    for name, value in decided.items():
-        if getattr(settings, name) not in (defaults[name], value):
-            raise ValueError(
-                f"The model has {name} {value!r}, and the settings {getattr(settings, name)!r}: leave it "
-                "out of the settings."
-            )
-    if (weight := getattr(model, "kl_weight_at_start", None)) is not None:
-        # For a trained model, this is the weight at the end of its annealing.
-        weight = weight if weight == "auto" else float(keras.ops.convert_to_numpy(model.kl_weight))
-        asked = settings.kl_weight
-        if asked is not None and asked != weight and "auto" in (asked, weight):
-            raise ValueError(
-                f"The model has kl_weight {weight!r}, and the settings {asked!r}: leave it out of the "
-                "settings."
-            )
-        decided["kl_weight"] = weight if asked is None else asked
-    return dataclasses.replace(settings, **decided)
-
-
-def own_parts(model, settings):
-    """What of a model the settings, which hold names of registries, cannot say: {part: name} of the user's parts."""
-    own = {}
-    if type(model) is not MODELS[settings.model]:
-        own["model"] = type(model).__name__
-    named = model.get_config()["reconstruction"]
-    if not isinstance(named, str):  # a function that is in no registry
-        own["reconstruction"] = model.reconstruction.__name__
-    return own | {name: type(getattr(model, name)).__name__ for name in model.custom_networks}
-
-
-def check_own(before, own, folder):
-    """Check that a run is resumed with a model whose own parts are those, by name, that it began with.
-
-    Raises:
-        RunError: they are others.
-    """
-    if own == before:
-        return
-    parts = ", ".join(f"the {part} {name}" for part, name in before.items())
-    raise RunError(
-        f"The run in {folder} began with {parts} of its maker's own: in Python, give keras_ae.fit that model (model=)."
-        if parts
-        else f"The run in {folder} began with no model of its maker's own: leave model= out."
-    )
-
-
-def refuse_kl_settings(settings, model):
-    """Refuse KL settings for a model of the user's whose loss has no KL divergence.
-
-    Raises:
-        ValueError: the settings weigh a KL divergence.
-    """
-    if given := settings.kl_settings():
-        raise ValueError(
-            f"The loss of {type(model).__name__} has no term kl, which {given[0]} is for: leave it out of the settings."
-        )
-
-
 def check_start(found, model, settings, train):
     """Check that a run may start from a checkpoint: it needs the same kind of model and the same classes.
 
@@ -641,158 +539,6 @@ def check_start(found, model, settings, train):
             f"{found.path} knows the classes {', '.join(model.names)}; those of {train.name} are "
             f"{', '.join(train.class_names)}. A vae or an ae can go on from other images."
         )
-
-
-def origin_of(found):
-    """The entry of run.json for the `checkpoints.Checkpoint` that a run starts from."""
-    final, path = found.run.get("final", {}), found.path.absolute()
-    return {
-        # The name only, not the path.
-        "name": path.parent.name if path.name == "model.keras" else path.name,
-        "crc32": checksum_of(path),
-        "dataset": found.settings.get("dataset"),
-        "epochs": final.get("epochs"),
-    }
-
-
-def checksum_of(path):
-    """The CRC-32 of a file, as stored in run.json."""
-    return f"{zlib.crc32(path.read_bytes()):08x}"
-
-
-def check_origin(folder, origin, start):
-    """Check that a run is not resumed from another checkpoint than it started from.
-
-    Raises:
-        RunError: the checkpoints differ.
-    """
-    if start is None:
-        return
-    path = checkpoints.find_checkpoint(start).path
-    if origin is None or origin.get("crc32") != checksum_of(path):
-        began = (
-            "did not start from a checkpoint"
-            if origin is None
-            else f"started from {origin.get('name')} as it was then"
-        )
-        raise RunError(f"The run in {folder} {began}: --resume goes on with it; leave --from out.")
-
-
-def in_dtype(model, dtype):
-    """A loaded model, which is float32, converted to the precision of a run."""
-    if dtype == model.dtype_policy.name or model.custom_networks:
-        return model
-    with zero_weights():
-        other = type(model).from_config({**model.get_config(), "dtype": dtype})
-    other.set_weights(model.get_weights())
-    if hasattr(model, "prior"):
-        other.set_prior(model.prior)
-    return other
-
-
-def settled(settings, train=None):
-    """Fill in the settings that follow from other settings, and from the training images if given.
-
-    Raises:
-        ValueError: the backbone does not take these widths.
-    """
-    backbone = BACKBONES.find(settings.backbone)
-    shape = (28, 28, 1) if train is None else train.images.shape[1:]
-    backbone.widths_of(shape, settings.size, settings.hidden)
-    found = {"learning_rate": backbone.learning_rate}
-    if train is not None:
-        found |= recommended(train.name, shape, len(train.images))
-    if not has_kl(settings.model):
-        found.pop("kl_weight", None)
-    return filled(settings, found)
-
-
-def as_stored(settings, stored):
-    """Fill in the settings that follow from the images with the values of a stored run."""
-    return filled(settings, {name: getattr(stored, name) for name in RECOMMENDED})
-
-
-def filled(settings, values):
-    """Settings in which these values replace None."""
-    missing = {name: value for name, value in values.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **missing)
-
-
-def build_model(settings, train):
-    """Build the model of some settings for training data (`keras_ae.data.ImageData`), not compiled."""
-    model = MODELS[settings.model]
-    arguments = model.arguments_for(train) | {
-        name: getattr(settings, name) for name in OF_THE_MODEL
-    }
-    if settings.kl_weight == "auto":
-        arguments["kl_weight"] = "auto"
-    weights = count_weights(
-        arguments["image_shape"],
-        settings.latent_dim,
-        len(model.heads),
-        settings.backbone,
-        settings.hidden,
-        arguments.get("num_classes", 0),
-        settings.size,
-    )
-    needed = COPIES_IN_TRAINING * 4 * weights
-    if needed > (memory := total_memory()):
-        raise RunError(
-            f"This network has {weights:,} weights, whose training takes {needed / 2**30:,.0f} "
-            f"GiB of memory; there are {memory / 2**30:,.0f}. Try a smaller --hidden or --latent-dim."
-        )
-    with seeded_weights(settings.seed):
-        return model(**arguments, name=settings.model)
-
-
-def check_trainable(model, images):
-    """Check that a model can make a training step of so many images.
-
-    Raises:
-        RunError: all its weights are frozen, or the step would take more memory than the machine has.
-    """
-    if not model.trainable_variables:
-        raise RunError(
-            "The model has nothing to train: all its weights are frozen (trainable=False)."
-        )
-    if math.prod(model.image_shape) > MOST_NUMBERS:
-        raise RunError(
-            f"Images of {' x '.join(map(str, model.image_shape))} have more than {MOST_NUMBERS:,} numbers, which no "
-            "model file may: import them smaller (--resize)."
-        )
-    if len(json.dumps(getattr(model, "class_names", None))) > JSON_BYTES // 2:
-        raise RunError(
-            f"The names of {model.num_classes:,} classes are longer than a model file may hold: shorten them."
-        )
-    needed = memory_of_training([model.encoder, model.decoder], images)
-    if needed > (memory := total_memory()):
-        raise RunError(
-            f"A step of {images:,} images takes {needed / 2**30:,.0f} GiB of memory; there are "
-            f"{memory / 2**30:,.0f}. Try a smaller --batch-size or --hidden."
-        )
-    # The fit of a prior holds a few matrices, in double precision, of a row and a column for each latent.
-    matrices = 4 * 8 * model.latent_dim**2
-    if "kl" in model.terms and matrices > memory:
-        raise RunError(
-            f"The prior of {model.latent_dim:,} latents takes {matrices / 2**30:,.0f} GiB of memory; there are "
-            f"{memory / 2**30:,.0f}. Try a smaller --latent-dim."
-        )
-
-
-def build_optimizer(settings, total_steps):
-    """The optimizer of some settings, with its learning-rate schedule over the whole run."""
-    rate, schedules = settings.learning_rate, keras.optimizers.schedules
-    if settings.lr_schedule == "onecycle":
-        up = max(1, total_steps // 10)
-        rate = schedules.CosineDecay(rate / 25, max(1, total_steps - up), 0.0, "lr", rate, up)
-    elif settings.lr_schedule == "cosine":
-        rate = schedules.CosineDecay(rate, total_steps)
-    config = {"learning_rate": rate}
-    if settings.ema is not None:
-        config |= {"use_ema": True, "ema_momentum": settings.ema}
-    if settings.optimizer == "adam":
-        return Adam(**config)
-    return keras.optimizers.get({"class_name": settings.optimizer, "config": config})
 
 
 def steps_per_execution(batch_size, callbacks=(), model=None):
@@ -816,186 +562,3 @@ def steps_per_execution(batch_size, callbacks=(), model=None):
     if every_batch_wanted or logs_more or not fast.ON or distributed.by_keras():
         return 1
     return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
-
-
-def check_folder(folder, epochs, resume, force):
-    """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
-    folders = ("backup", "epochs")
-    inner = [f"{checkpoints.NEXT}/{name}" for name in folders]
-    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard"):
-        if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
-            raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
-        if name != "tensorboard" and (folder / name).exists() and not (folder / name).is_dir():
-            raise RunError(
-                f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
-            )
-    files = [folder / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
-    files += [
-        folder / checkpoints.NEXT / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)
-    ]
-    for path in [*files, *checkpoints.pictures_of(folder)]:
-        if path.is_dir():
-            raise RunError(
-                f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
-            )
-    checkpoints.settle(folder)
-    place = checkpoints.place_of(folder)
-    record = {} if force else checkpoints.read_run(place if resume else folder)
-    if resume and not record:
-        raise RunError(f"There is no run in {folder} to resume.")
-    if record and not record.get("finished") and lost_backup(folder):
-        raise RunError(
-            f"The backup of the unfinished run in {folder}, which --resume needs, is missing: "
-            + checkpoints.way_on(folder)
-        )
-    if not resume and record and checkpoints.died_early(folder, record):
-        record, place = {}, folder  # it is begun anew
-    begun = (
-        ""
-        if place == folder
-        else ", and the beginning of its successor, which --resume goes on with"
-    )
-    if record.get("finished"):
-        if place == folder or not resume:
-            checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
-        if resume:
-            raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
-        raise RunError(
-            f"{folder} holds a finished run{begun}; --force replaces it, --out writes elsewhere."
-        )
-    if not resume and (record or not force and place != folder):
-        raise RunError(
-            f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
-        )
-    if not record and not force and (taken := checkpoints.strangers(folder, epochs)):
-        name = taken[0].relative_to(folder)
-        raise RunError(
-            f"{folder} holds a {name} that no run there wrote; --out writes elsewhere, --force replaces it."
-        )
-    return record
-
-
-def lost_backup(folder):
-    """Whether the run that `resume` would continue has trained, and has no backup any more."""
-    if checkpoints.place_of(folder) != Path(folder) or not checkpoints.has_trained(folder):
-        return False
-    return not (checkpoints.has_backup(folder) or checkpoints.unsettled(folder))
-
-
-def can_resume(folder):
-    """Whether there is an unfinished run in a folder, whose run.json is not damaged and whose other files are there."""
-    place = checkpoints.place_of(folder)
-    try:
-        record = checkpoints.read_run(place)
-    except checkpoints.CheckpointError:
-        return False
-    if not record or record.get("finished") or lost_backup(folder):
-        return False
-    started = checkpoints.has_start(place) or checkpoints.unsettled(folder)
-    return record.get("from") is None or started
-
-
-def make_folder(folder):
-    """Make a run folder, and check that it can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
-
-
-def read_progress(folder, model, steps):
-    """As `checkpoints.read_backup`, and check that the backup fits epochs of `steps` steps."""
-    done = checkpoints.read_backup(folder, model)
-    step = done.epochs * steps + done.batches
-    if done.batches >= steps or keras.ops.convert_to_numpy(model.optimizer.iterations) != step:
-        raise RunError(
-            f"The backup in {folder} was made at no step of this run: {checkpoints.way_on(folder)}"
-        )
-    return done
-
-
-def remaining_fits(done, epochs):
-    """The calls of Keras' `fit` that remain: (first epoch, epoch after the last, first batch).
-
-    Keras asks only once per `fit` how many batches an epoch has, so the rest of a stopped epoch needs its own
-    `fit`.
-    """
-    first = done.epochs
-    if done.batches:
-        yield first, first + 1, done.batches
-        first += 1
-    if first < epochs:
-        yield first, epochs, 0
-
-
-def data_facts(train, test):
-    """Facts about the data of a run, with a checksum of labels and images (for large data, of every nth image)."""
-    checksum = 0
-    for split in (train, test):
-        step = 1 + split.images.nbytes // WINDOW
-        for start in range(0, len(split.images), 8192 * step):
-            images = split.images[start : start + 8192 * step : step]
-            checksum = zlib.crc32(np.ascontiguousarray(images), checksum)
-        if split.labels is not None:
-            checksum = zlib.crc32(np.ascontiguousarray(split.labels), checksum)
-    return {
-        "name": train.name,
-        "version": train.version,
-        "train_images": len(train.images),
-        "test_images": len(test.images),
-        "crc32": f"{checksum:08x}",
-    }
-
-
-def described(facts):
-    """A short text for the result of `data_facts`."""
-    return (
-        f"version {facts.get('version')}, {facts.get('train_images')} and {facts.get('test_images')} "
-        f"images, checksum {facts.get('crc32')}"
-    )
-
-
-def environment_of(model):
-    """The backend, the device and the package versions of a run."""
-    backend = keras.backend.backend()
-    packages = {"keras-ae", "keras", "numpy", "tensorflow-datasets", backend}
-    return {
-        "backend": backend,
-        "device": str(getattr(model.encoder.weights[0].value, "device", "cpu")),
-        "versions": {name: version(name) for name in sorted(packages)},
-    }
-
-
-def version(package):
-    """The version of a package, or None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def stored_settings(folder):
-    """The settings of the run that `resume` would continue. A dataset without a name is given by its folder.
-
-    Raises:
-        RunError: there is no run.
-    """
-    place = checkpoints.place_of(folder)
-    record = checkpoints.read_run(place)
-    if not record:
-        raise RunError(f"There is no run in {folder} to resume.")
-    settings = checkpoints.settings_of(record, place)
-    source = checkpoints.read_source(place)
-    if source is None and checkpoints.unsettled(folder):
-        source = checkpoints.read_source(Path(folder) / checkpoints.NEXT)
-    return settings if source is None else dataclasses.replace(settings, dataset=source)
-
-
-def differences(settings, other):
-    """Names of the fields in which two settings differ."""
-    return [
-        field.name
-        for field in dataclasses.fields(Settings)
-        if getattr(settings, field.name) != getattr(other, field.name)
-    ]

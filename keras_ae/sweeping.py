@@ -5,19 +5,13 @@ import os
 from pathlib import Path
 
 from keras_ae import checkpoints
+from keras_ae.building import as_stored, settled
 from keras_ae.data import disk
 from keras_ae.errors import RunError
-from keras_ae.fitting import (
-    as_stored,
-    data_facts,
-    described,
-    differences,
-    fit,
-    images_of,
-    lost_backup,
-    settled,
-)
+from keras_ae.fitting import fit, images_of
 from keras_ae.pictures import DRAWN
+from keras_ae.provenance import data_facts, described
+from keras_ae.resuming import differences, lost_backup
 from keras_ae.settings import has_kl
 
 

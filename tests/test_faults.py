@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from test_fitting import assert_same_run, contents, fit, history, small
 
-from keras_ae import VAE, callbacks, checkpoints, files, fitting
+from keras_ae import VAE, callbacks, checkpoints, files, fitting, resuming
 from keras_ae.checkpoints import CheckpointError
 from keras_ae.errors import RunError
 
@@ -52,7 +52,7 @@ def assert_readable(folder):
 
 def resume(folder):
     """Go on with the run in a folder, or begin it, where it never began."""
-    fit(small("vae"), folder, resume=fitting.can_resume(folder))
+    fit(small("vae"), folder, resume=resuming.can_resume(folder))
 
 
 def fill_disk(patch, write):
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, m
     if checkpoints.read_run(tmp_path)["settings"]["seed"] == 8:
         now = contents(tmp_path)
         assert {name: now[name] for name in now if not name.startswith(".next")} == before
-    if fitting.can_resume(tmp_path):
+    if resuming.can_resume(tmp_path):
         fit(small("vae"), tmp_path, resume=True)
     else:
         assert write == 1  # it never began: the old run is what it was
@@ -312,7 +312,7 @@ def test_a_dataset_that_moved_is_named_at_resume(whole, mnist_dir, tmp_path, mon
         fit(small("vae", dataset=str(there)), run)
     assert checkpoints.read_run(run)["settings"]["dataset"] == "mnist"
     assert str(tmp_path) not in (run / "run.json").read_text()
-    assert fitting.stored_settings(run).dataset == str(there)
+    assert resuming.stored_settings(run).dataset == str(there)
     there.rename(moved)
     code, _, err = kae("fit", "vae", "--resume", "--out", run, "-q")
     assert code == 2 and f"{there} as its dataset, which is a folder: say --dataset" in err
@@ -447,7 +447,7 @@ def test_a_terminal_that_is_closed(mnist_dir, shared_tmp, tmp_path):
     with np.load(folder / "backup" / "state.npz") as backup:
         about = json.loads(str(backup["about"]))
     assert about["epochs_done"] == 0 and about["batches_done"] > 0
-    assert fitting.can_resume(folder)
+    assert resuming.can_resume(folder)
 
 
 def test_the_lock_of_a_killed_run_is_free(running):

@@ -14,7 +14,17 @@ import pytest
 from PIL import Image
 
 import keras_ae
-from keras_ae import callbacks, checkpoints, distributed, errors, fitting, models
+from keras_ae import (
+    building,
+    callbacks,
+    checkpoints,
+    distributed,
+    errors,
+    fitting,
+    models,
+    overfitting,
+    resuming,
+)
 from keras_ae.data import DataError, ImageData
 from keras_ae.data.preparation import Preparation
 from keras_ae.errors import RunError, UserError
@@ -114,7 +124,7 @@ class TestRunFolder:
         name, folder, result = run
         facts = json.loads((folder / "run.json").read_text())
         assert facts["finished"] is True and facts["format"] == checkpoints.FORMAT
-        assert Settings.from_dict(facts["settings"]) == fitting.settled(small(name))
+        assert Settings.from_dict(facts["settings"]) == building.settled(small(name))
         about = facts["data"]
         assert (about["name"], about["version"]) == ("mnist", "3.0.1")
         assert (about["train_images"], about["test_images"]) == (50, 50)
@@ -293,7 +303,7 @@ def test_a_signal_amid_the_fit_of_the_prior(tmp_path, whole_run, monkeypatch):
         )
         with pytest.raises(KeyboardInterrupt):
             fit(settings, tmp_path)
-    assert len(history(tmp_path)) == 3 and fitting.can_resume(tmp_path)
+    assert len(history(tmp_path)) == 3 and resuming.can_resume(tmp_path)
     fit(settings, tmp_path, resume=True)
     assert_same_run(whole, tmp_path)
 
@@ -399,7 +409,7 @@ class TestRules:
             fit(small("ae", epochs=2, seed=5), run, force=True)
         left = contents(run)
         assert left.pop(".next/run.json") and left.pop(".next/backup/state.npz")
-        assert left == before and fitting.can_resume(run)
+        assert left == before and resuming.can_resume(run)
         with pytest.raises(
             RunError, match="beginning of its successor, which --resume goes on with"
         ):
@@ -636,7 +646,7 @@ def test_a_dataset_without_labels_is_no_food_for_a_cvae():
         "x", "1.0.0", "train", np.zeros((2, 8, 8, 1), "uint8"), None, None
     )
     with pytest.raises(RunError, match="x has no labels"):
-        fitting.build_model(small("cvae"), images)
+        building.build_model(small("cvae"), images)
 
 
 class TestStreaming:
@@ -801,20 +811,22 @@ def test_where_test_images_part_from_training_images(tmp_path):
         ]
 
     settings = small("ae", epochs=4)
-    assert fitting.parted(rows((50, 52), (40, 45), (30, 37)), settings) is None
+    assert overfitting.parted(rows((50, 52), (40, 45), (30, 37)), settings) is None
     # Both rise: that is what a KL weight that rises does.
-    assert fitting.parted(rows((30, 31), (40, 42), (50, 53)), settings) is None
-    assert "l1 is 40 an image, 33% above 30;" in fitting.parted(rows((50, 52), (30, 40)), settings)
+    assert overfitting.parted(rows((30, 31), (40, 42), (50, 53)), settings) is None
+    assert "l1 is 40 an image, 33% above 30;" in overfitting.parted(
+        rows((50, 52), (30, 40)), settings
+    )
     # In the last epoch the weights still changed; measured at the end, both are rebuilt alike.
-    assert fitting.parted(rows((50, 52), (30, 40)), settings, measured=(39, 40)) is None
-    assert "l1 is 41 an image, 37% above 30;" in fitting.parted(
+    assert overfitting.parted(rows((50, 52), (30, 40)), settings, measured=(39, 40)) is None
+    assert "l1 is 41 an image, 37% above 30;" in overfitting.parted(
         rows((50, 52), (30, 40)), settings, measured=(30, 41)
     )
     for measured in ((0.0, 3.0), (48.0, 45.0)):  # exactly rebuilt; test images are rebuilt better
-        assert fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings, measured) is None
-    said = fitting.parted(rows((50, 52), (45, 46), (40, 48)), settings)
+        assert overfitting.parted(rows((50, 52), (45, 46), (40, 48)), settings, measured) is None
+    said = overfitting.parted(rows((50, 52), (45, 46), (40, 48)), settings)
     assert "20% above 40, and was 46 in epoch 2;" in said and said.endswith("--early-stopping 5")
-    said = fitting.parted(rows((30, 40)), small("vae"))
+    said = overfitting.parted(rows((30, 40)), small("vae"))
     assert said.endswith("--early-stopping 5 --kl-warmup 0.5")
     small("vae", early_stopping=5, kl_warmup=0.5)  # which is then taken
     lines = []
@@ -871,7 +883,7 @@ def test_every_seed_trains(seed, tmp_path):
 def test_a_loaded_model_in_another_precision_keeps_its_prior(digits):
     model = keras_ae.VAE((28, 28, 1), 2, "mlp", (4,))
     model.fit_prior(digits[0][:100])
-    other = fitting.in_dtype(model, "mixed_bfloat16")
+    other = building.in_dtype(model, "mixed_bfloat16")
     np.testing.assert_array_equal(other.prior.means, model.prior.means)
 
 
@@ -1107,7 +1119,7 @@ class TestKerasCallbacks:
                 fit(small("vae", seed=3), run, resume=True)
             fit(small("vae", seed=3), run, resume=True)
         else:
-            assert not fitting.can_resume(run)
+            assert not resuming.can_resume(run)
             with monkeypatch.context() as patch, pytest.raises(Killed):  # once more
                 patch.setattr(checkpoints, write, killed)
                 patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
@@ -1132,7 +1144,7 @@ class TestKerasCallbacks:
             fit(settings, run, model=make())
         before = contents(run)
         with pytest.raises(errors.RunError, match="of its maker's own: .*give keras_ae.fit"):
-            fit(fitting.stored_settings(run), run, resume=True)
+            fit(resuming.stored_settings(run), run, resume=True)
         assert contents(run) == before
         fit(settings, run, resume=True, model=make())
         ours, theirs = (
@@ -1199,7 +1211,7 @@ class TestKerasCallbacks:
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
             fit(small("vae", epochs=epochs), run, force=True)
         now = {k: v for k, v in contents(run).items() if not k.startswith(".next")}
-        assert now == before and fitting.can_resume(run)
+        assert now == before and resuming.can_resume(run)
         fit(small("vae", epochs=epochs), run, resume=True)
         fit(small("vae", epochs=epochs), tmp_path / "whole")
         assert_same_run(run, tmp_path / "whole")
@@ -1245,7 +1257,7 @@ class TestKerasCallbacks:
                 poison(patch, epoch=0, batch=0)
                 fit(small("vae", seed=9), tmp_path, force=True)
             assert not (tmp_path / ".next").exists()
-        if fitting.can_resume(tmp_path):
+        if resuming.can_resume(tmp_path):
             fit(small("vae"), tmp_path, resume=True)
         fit(small("vae"), whole := tmp_path.with_name(f"{tmp_path.name}-whole"))
         assert_same_run(tmp_path, whole)
@@ -1292,7 +1304,7 @@ class TestKerasCallbacks:
         assert not (tmp_path / ".next").exists()
 
     def test_names_of_classes_that_no_model_file_holds(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(fitting, "JSON_BYTES", 90)
+        monkeypatch.setattr(building, "JSON_BYTES", 90)
         with pytest.raises(errors.RunError, match="names of 10 classes are longer"):
             fit(small("cvae"), tmp_path)
         assert not list(tmp_path.iterdir())
@@ -1329,7 +1341,7 @@ class TestKerasCallbacks:
         model, settings = Fickle((28, 28, 1), 2, "mlp", (4,)), Settings("vae", epochs=3, limit=40)
         with pytest.raises(errors.RunError, match="mood.*: logged in epoch 2"):
             fit(settings, tmp_path, model=model, callbacks=[Moody()])
-        assert len(history(tmp_path)) == 1 and fitting.can_resume(tmp_path)
+        assert len(history(tmp_path)) == 1 and resuming.can_resume(tmp_path)
 
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
         (tmp_path / "tensorboard").mkdir()
@@ -1362,7 +1374,7 @@ class TestKerasCallbacks:
         poison(monkeypatch, epoch=2, batch=1)
         with pytest.raises(errors.RunError, match="became nan"):
             fit(small("vae"), tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)], force=True)
-        assert checkpoints.curves_of(tmp_path) and fitting.can_resume(tmp_path)
+        assert checkpoints.curves_of(tmp_path) and resuming.can_resume(tmp_path)
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(errors, "installed", lambda name: False)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ae import CVAE, Adam, Settings, checkpoints, fitting
+from keras_ae import CVAE, Adam, Settings, building, checkpoints, fitting
 
 BACKEND = keras.backend.backend()
 TRAINING = ("torch", "jax", "tensorflow")
@@ -118,10 +118,10 @@ def test_a_newer_format_is_refused_in_one_line(trained, tmp_path):
 COPY_BACKUP = """
 import sys
 from keras_ae import checkpoints, data, fitting
-settings = fitting.stored_settings(sys.argv[1])
+settings = resuming.stored_settings(sys.argv[1])
 train, _ = data.load_splits("mnist", limit=settings.limit)
-model = fitting.build_model(settings, train)
-model.compile(fitting.build_optimizer(settings, 6))
+model = building.build_model(settings, train)
+model.compile(building.build_optimizer(settings, 6))
 checkpoints.write_backup(sys.argv[2], model, checkpoints.read_backup(sys.argv[1], model))
 """
 
@@ -164,7 +164,7 @@ def test_mixed_precision_trains_and_saves_float32(digits, tmp_path, name):
     images, labels = digits[0][:200], digits[1][:200]
     train = SimpleNamespace(images=images, labels=labels, num_classes=10, class_names=None)
     settings = Settings(name, latent_dim=3, hidden=(4, 4, 16), dtype="mixed_bfloat16")
-    model = fitting.build_model(settings, train)
+    model = building.build_model(settings, train)
     assert keras.config.dtype_policy().name == "float32"
     layer = model.encoder.get_layer("dense_0")
     assert layer.compute_dtype == "bfloat16" and layer.kernel.dtype == "float32"

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ae import annealing, augmentation, backbones, fitting, losses, models, settings
+from keras_ae import annealing, augmentation, backbones, building, losses, models, settings
 from keras_ae.recommended import RECOMMENDED, recommended
 from keras_ae.settings import Settings
 
@@ -27,7 +27,7 @@ def test_names_are_those_of_the_library():
 @pytest.mark.parametrize("name", settings.OPTIMIZERS)
 def test_every_optimizer_is_made_with_the_learning_rate(name):
     chosen = Settings("ae", optimizer=name, learning_rate=0.125, lr_schedule="constant")
-    optimizer = fitting.build_optimizer(chosen, 10)
+    optimizer = building.build_optimizer(chosen, 10)
     assert isinstance(optimizer, keras.optimizers.Optimizer)
     assert type(optimizer).__name__.lower() == name
     assert float(optimizer.learning_rate) == 0.125
@@ -35,7 +35,7 @@ def test_every_optimizer_is_made_with_the_learning_rate(name):
 
 def rates(lr_schedule, steps=100):
     chosen = Settings("ae", learning_rate=1.0, lr_schedule=lr_schedule)
-    rate = fitting.build_optimizer(chosen, steps)._learning_rate
+    rate = building.build_optimizer(chosen, steps)._learning_rate
     return [float(rate(step)) for step in range(steps + 1)]
 
 
@@ -57,7 +57,7 @@ def test_onecycle_rises_for_a_tenth_then_falls_to_zero():
 
 def test_a_run_of_one_step_has_a_schedule():
     for name in settings.LR_SCHEDULES:
-        fitting.build_optimizer(fitting.settled(Settings("ae", lr_schedule=name)), 1)
+        building.build_optimizer(building.settled(Settings("ae", lr_schedule=name)), 1)
 
 
 def test_settings_survive_json():
@@ -72,9 +72,9 @@ def test_unknown_keys_are_left_out():
 
 def test_the_learning_rate_is_that_of_the_backbone_unless_given():
     for name, backbone in backbones.BACKBONES.items():
-        settled = fitting.settled(Settings("ae", backbone=name))
+        settled = building.settled(Settings("ae", backbone=name))
         assert settled.learning_rate == backbone.learning_rate
-        given = fitting.settled(Settings("ae", backbone=name, learning_rate=0.5))
+        given = building.settled(Settings("ae", backbone=name, learning_rate=0.5))
         assert given.learning_rate == 0.5
 
 
@@ -137,8 +137,8 @@ def test_an_entry_of_a_registry_is_one():
 
 def test_widths_are_checked_by_the_backbone():
     with pytest.raises(ValueError, match="hidden must be 2 widths or more"):
-        fitting.settled(Settings("ae", hidden=(8,)))
-    assert fitting.settled(Settings("ae", backbone="mlp", hidden=(8,))).hidden == (8,)
+        building.settled(Settings("ae", hidden=(8,)))
+    assert building.settled(Settings("ae", backbone="mlp", hidden=(8,))).hidden == (8,)
 
 
 @pytest.mark.parametrize("field", ["kl_weight", "kl_warmup"])
@@ -161,7 +161,7 @@ def test_a_model_of_ones_own_without_a_kl_divergence(monkeypatch):
     monkeypatch.setitem(models.MODELS, "denoising", Denoising)
     with pytest.raises(ValueError, match="A denoising has no KL divergence: kl_weight is for"):
         Settings("denoising", kl_weight=2.0)
-    assert fitting.settled(Settings("denoising", early_stopping=3, epochs=5)).warmup_epochs == 0
+    assert building.settled(Settings("denoising", early_stopping=3, epochs=5)).warmup_epochs == 0
 
 
 def test_arrays_are_no_name_and_are_not_printed():

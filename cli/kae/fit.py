@@ -254,7 +254,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
         )
     console.check_clock()
     console.start_backend(training=True)
-    from keras_ae import checkpoints, distributed, fitting
+    from keras_ae import checkpoints, distributed, fitting, resuming
     from keras_ae.callbacks import TensorBoard
 
     console.keep_memory()  # allowed because the process is the command's own
@@ -266,7 +266,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     if source and not out and os.path.realpath(source) == os.path.realpath(folder):
         folder = folder.with_name(f"{folder.name}-more")
     if resume:
-        stored = fitting.stored_settings(folder)
+        stored = resuming.stored_settings(folder)
         # The dataset's folder may have moved, so `fit` compares the contents instead.
         dataset = (
             settings.dataset
@@ -274,7 +274,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
             else console.dataset_named(stored.dataset, data_dir)
         )
         settings, stored = (dataclasses.replace(s, dataset=dataset) for s in (settings, stored))
-        for name in fitting.differences(settings, stored):
+        for name in resuming.differences(settings, stored):
             if options.given(name):
                 raise click.UsageError(
                     f"--resume goes on with the settings of the run, where {name} is "
@@ -284,11 +284,11 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
 
     callbacks = [TensorBoard(folder)] if tensorboard else []
     report = (lambda message: None) if quiet else console.say
-    again = functools.partial(resuming, settings, folder, data_dir, tensorboard)
+    again = functools.partial(command_to_resume, settings, folder, data_dir, tensorboard)
     before = [] if resume else runs_in(folder)
 
     def begun():
-        return not still(folder, before) and fitting.can_resume(folder)
+        return not still(folder, before) and resuming.can_resume(folder)
 
     with explained(folder, again, begun), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
@@ -329,7 +329,7 @@ def check_warmup(settings, start=None):
         )
 
 
-def resuming(settings, folder, data_dir, tensorboard=False):
+def command_to_resume(settings, folder, data_dir, tensorboard=False):
     """The command line that continues a run."""
     words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
     words += ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
@@ -387,12 +387,12 @@ def settings_to_start_with(context, start, data_dir, values):
         click.UsageError: an option asks for another network than that of the checkpoint.
     """
     console.start_backend(training=True)
-    from keras_ae import checkpoints, fitting
+    from keras_ae import building, checkpoints
 
     found = checkpoints.find_checkpoint(start)
     trusted = bool(context.find_root().params.get("modules"))
     config = checkpoints.load_model(found.path, trusted).get_config()
-    for name in fitting.OF_THE_MODEL:
+    for name in building.OF_THE_MODEL:
         decided = config.get(name)
         if name != "dtype" and options.given(name) and values[name] != decided:
             raise click.UsageError(

@@ -40,7 +40,7 @@ def installation():
     console.start_backend()
     import keras
 
-    from keras_ae import __version__, fitting
+    from keras_ae import __version__, provenance
 
     packages = ("keras", "torch", "jax", "tensorflow", "openvino", "tensorflow-datasets", "numpy")
     return {
@@ -53,7 +53,7 @@ def installation():
             for name, needs in console.BACKENDS.items()
             if all(importlib.util.find_spec(package) for package in needs)
         ],
-        "versions": {name: fitting.version(name) for name in packages},
+        "versions": {name: provenance.version(name) for name in packages},
     }
 
 

@@ -1,0 +1,148 @@
+"""What may be done in a run folder: begin a run, resume it or replace it; and where a resumed run goes on."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import keras
+
+from keras_ae import checkpoints
+from keras_ae.errors import RunError
+from keras_ae.settings import Settings
+
+
+def check_folder(folder, epochs, resume, force):
+    """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
+    folders = ("backup", "epochs")
+    inner = [f"{checkpoints.NEXT}/{name}" for name in folders]
+    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard"):
+        if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
+            raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
+        if name != "tensorboard" and (folder / name).exists() and not (folder / name).is_dir():
+            raise RunError(
+                f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
+            )
+    files = [folder / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
+    files += [
+        folder / checkpoints.NEXT / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)
+    ]
+    for path in [*files, *checkpoints.pictures_of(folder)]:
+        if path.is_dir():
+            raise RunError(
+                f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
+            )
+    checkpoints.settle(folder)
+    place = checkpoints.place_of(folder)
+    record = {} if force else checkpoints.read_run(place if resume else folder)
+    if resume and not record:
+        raise RunError(f"There is no run in {folder} to resume.")
+    if record and not record.get("finished") and lost_backup(folder):
+        raise RunError(
+            f"The backup of the unfinished run in {folder}, which --resume needs, is missing: "
+            + checkpoints.way_on(folder)
+        )
+    if not resume and record and checkpoints.died_early(folder, record):
+        record, place = {}, folder  # it is begun anew
+    begun = (
+        ""
+        if place == folder
+        else ", and the beginning of its successor, which --resume goes on with"
+    )
+    if record.get("finished"):
+        if place == folder or not resume:
+            checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
+        if resume:
+            raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
+        raise RunError(
+            f"{folder} holds a finished run{begun}; --force replaces it, --out writes elsewhere."
+        )
+    if not resume and (record or not force and place != folder):
+        raise RunError(
+            f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
+        )
+    if not record and not force and (taken := checkpoints.strangers(folder, epochs)):
+        name = taken[0].relative_to(folder)
+        raise RunError(
+            f"{folder} holds a {name} that no run there wrote; --out writes elsewhere, --force replaces it."
+        )
+    return record
+
+
+def make_folder(folder):
+    """Make a run folder, and check that it can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
+
+
+def lost_backup(folder):
+    """Whether the run that `resume` would continue has trained, and has no backup any more."""
+    if checkpoints.place_of(folder) != Path(folder) or not checkpoints.has_trained(folder):
+        return False
+    return not (checkpoints.has_backup(folder) or checkpoints.unsettled(folder))
+
+
+def can_resume(folder):
+    """Whether there is an unfinished run in a folder, whose run.json is not damaged and whose other files are there."""
+    place = checkpoints.place_of(folder)
+    try:
+        record = checkpoints.read_run(place)
+    except checkpoints.CheckpointError:
+        return False
+    if not record or record.get("finished") or lost_backup(folder):
+        return False
+    started = checkpoints.has_start(place) or checkpoints.unsettled(folder)
+    return record.get("from") is None or started
+
+
+def stored_settings(folder):
+    """The settings of the run that `resume` would continue. A dataset without a name is given by its folder.
+
+    Raises:
+        RunError: there is no run.
+    """
+    place = checkpoints.place_of(folder)
+    record = checkpoints.read_run(place)
+    if not record:
+        raise RunError(f"There is no run in {folder} to resume.")
+    settings = checkpoints.settings_of(record, place)
+    source = checkpoints.read_source(place)
+    if source is None and checkpoints.unsettled(folder):
+        source = checkpoints.read_source(Path(folder) / checkpoints.NEXT)
+    return settings if source is None else dataclasses.replace(settings, dataset=source)
+
+
+def differences(settings, other):
+    """Names of the fields in which two settings differ."""
+    return [
+        field.name
+        for field in dataclasses.fields(Settings)
+        if getattr(settings, field.name) != getattr(other, field.name)
+    ]
+
+
+def read_progress(folder, model, steps):
+    """As `checkpoints.read_backup`, and check that the backup fits epochs of `steps` steps."""
+    done = checkpoints.read_backup(folder, model)
+    step = done.epochs * steps + done.batches
+    if done.batches >= steps or keras.ops.convert_to_numpy(model.optimizer.iterations) != step:
+        raise RunError(
+            f"The backup in {folder} was made at no step of this run: {checkpoints.way_on(folder)}"
+        )
+    return done
+
+
+def remaining_fits(done, epochs):
+    """The calls of Keras' `fit` that remain: (first epoch, epoch after the last, first batch).
+
+    Keras asks only once per `fit` how many batches an epoch has, so the rest of a stopped epoch needs its own
+    `fit`.
+    """
+    first = done.epochs
+    if done.batches:
+        yield first, first + 1, done.batches
+        first += 1
+    if first < epochs:
+        yield first, epochs, 0
