@@ -99,25 +99,18 @@ class StopAtNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if "loss" not in logs:
-            raise self._missing("loss")
+            raise _missing(self.model, "loss")
         if np.isfinite(logs["loss"]):
             return
         # Find the first bad step since the last call. A user's own train step may record no losses.
         losses = [float(loss) for loss in self.model.inner_steps.losses] or [logs["loss"]]
         batch = self._first + next(i for i, loss in enumerate(losses) if not np.isfinite(loss)) + 1
-        step = self._epoch * self.params["steps"] + batch
-        self._check(logs["loss"], f"at step {step} (epoch {self._epoch + 1}, batch {batch})")
+        self._check(logs["loss"], f"in epoch {self._epoch + 1}, batch {batch}")
 
     def on_epoch_end(self, epoch, logs=None):
         # If the last step of an epoch breaks the weights, the validation loss shows it first.
-        if "val_loss" not in logs:
-            raise self._missing("val_loss")
-        step = (epoch + 1) * self.params["steps"]
-        self._check(logs["val_loss"], f"after step {step} (validation of epoch {epoch + 1})")
-
-    def _missing(self, name):
-        kind = type(self.model).__name__
-        return RunError(f"{kind} logs no {name!r}, which a run writes down: log it as well")
+        if "val_loss" in logs:
+            self._check(logs["val_loss"], f"in the validation of epoch {epoch + 1}")
 
     def _check(self, loss, when):
         if not np.isfinite(loss):
@@ -125,6 +118,11 @@ class StopAtNaN(keras.callbacks.Callback):
                 f"The loss became {loss} {when}. The weights of the last whole epoch are kept, if "
                 "there was one. Try a lower --learning-rate."
             )
+
+
+def _missing(model, name):
+    kind = type(model).__name__
+    return RunError(f"{kind} logs no {name!r}, which a run writes down: log it as well")
 
 
 class StopAtSignal(keras.callbacks.Callback):
@@ -183,7 +181,8 @@ class StopAtSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         due, self._due = self.due(), None
-        if due and batch + 1 < self.params["steps"]:
+        steps = self.params["steps"]  # None where Keras does not know how many there will be
+        if due and (steps is None or batch + 1 < steps):
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
@@ -279,15 +278,15 @@ class ProgressLine(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         # Time only the steps of this process, not those before the run was resumed.
-        if self._first is None:
+        if self._first is None and self.params["steps"]:
             self._first = self._steps_until(batch), time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
-        now = time.monotonic()
-        if not self.rewrites or (self._shown is not None and now - self._shown < REDRAWN_SECONDS):
+        now, steps = time.monotonic(), self.params["steps"]
+        fresh = self._shown is not None and now - self._shown < REDRAWN_SECONDS
+        if not self.rewrites or fresh or steps is None:  # of data of unknown length
             return
         self._shown = now
-        steps = self.params["steps"]
         left = f"{duration(self._seconds_left(batch + 1, now))} left"
         line = progress_line(batch + 1, steps, self._figures(logs), left, terminal_width() - 1)
         self._print(f"\r{line}")
@@ -295,10 +294,11 @@ class ProgressLine(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         now = time.monotonic()
         width = terminal_width() - 1
-        parts = [f"{self.params['steps']}/{self.params['steps']}", duration(now - self._began)]
-        parts += self._figures(logs)
-        if epoch + 1 < self.params["epochs"]:
-            parts.append(f"{duration(self._seconds_left(self.params['steps'], now))} left")
+        steps = self.params["steps"]
+        parts = [f"{steps}/{steps}"] if steps else []
+        parts += [duration(now - self._began), *self._figures(logs)]
+        if steps and epoch + 1 < self.params["epochs"]:
+            parts.append(f"{duration(self._seconds_left(steps, now))} left")
         clear = "\r" + " " * width + "\r" if self.rewrites else ""
         self._print(clear + wrapped(parts, width if self.rewrites else None) + "\n")
 
@@ -459,6 +459,13 @@ class WriteRun(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         check_there(self.folder, self.inode)
+        if self.place != self.folder and checkpoints.place_of(self.folder) != self.place:
+            raise RunError(
+                f"{self.place / 'run.json'} was removed meanwhile, and with it the run that was to replace the one in "
+                f"{self.folder}: give the same command again."
+            )
+        if "val_loss" not in logs:
+            raise _missing(self.model, "val_loss")
         row = {"epoch": epoch + 1, **numbers_of(logs)}
         row["seconds"] = round(self.stopwatch.seconds[-1], 3)
         if self.history and (odd := row.keys() ^ self.history[0].keys()):
@@ -469,9 +476,12 @@ class WriteRun(keras.callbacks.Callback):
         self.history.append(row)
         model = self.model
         picture = picture_of(model, self.shown)
+        check_there(self.folder, self.inode)
         with atomic(self.place / "epochs" / f"{epoch + 1:03d}.png") as temporary:
             picture.save(temporary)
+        check_there(self.folder, self.inode)
         checkpoints.save_model(model, self.place / "model.keras")
+        check_there(self.folder, self.inode)
         if self.place == self.folder:
             checkpoints.write_history(self.folder, self.history)
             # Last: then all epochs that it counts are already written.

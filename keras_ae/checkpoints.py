@@ -63,6 +63,7 @@ KINDS = {  # types of the entries of run.json
 }
 DEPTH = 100  # most levels of lists and dicts in run.json
 FORMAT = 1  # of run.json and of the backup; a newer one is refused
+MEMBERS = 8  # most arrays in a backup for each of the model's; Adam has three, with a running average four
 
 
 class CheckpointError(UserError):
@@ -534,6 +535,8 @@ def read_backup(folder, model):
     try:
         with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             members = archive.zip.infolist()
+            if len(members) > MEMBERS * (1 + len(model.variables)):
+                raise ValueError("it has more arrays than this model")
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it is compressed, and may unpack to any size")
@@ -658,8 +661,10 @@ def files_of(folder):
     run, epochs = folder / "run.json", 0
     if not run.is_file():
         return []
-    with contextlib.suppress(CheckpointError):
-        epochs = read_run(folder).get("settings", {}).get("epochs") or 0
+    # Read plainly: a run of another version, or of names that are not registered here, has epochs as well.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        said = read_json(run).get("settings", {}).get("epochs")
+        epochs = said if type(said) is int else 0
     found = [folder / name for name in ALWAYS]
     found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
     found += curves_of(folder)
@@ -679,6 +684,9 @@ def strangers(folder, epochs):
     folder = Path(folder)
     taken = [folder / name for name in (*ALWAYS, *BACKUP)]
     taken += [path for path in pictures_of(folder) if _epoch_of(path) <= epochs]
+    place = folder / NEXT
+    if not (folder / "run.json").is_file() and not (place / "run.json").is_file():
+        taken += [*_next_files(place), place / "history.csv"]  # no run that was given up left them
     ours = set(files_of(folder))
     return [path for path in taken if os.path.lexists(path) and path not in ours]
 
@@ -773,8 +781,14 @@ def settle(folder):
 def unsettled(folder):
     """Whether a kill amid `take_place` left files in `.next`, where the history is written last, and moved last."""
     place = Path(folder) / NEXT
-    runs = (place / "run.json", Path(folder) / "run.json")
-    return (place / "history.csv").is_file() and any(path.is_file() for path in runs)
+    if not (place / "history.csv").is_file():
+        return False
+    if (place / "run.json").is_file():
+        return True
+    # It was moved, unless another run was put there since, as from a copy.
+    with contextlib.suppress(CheckpointError):
+        return read_run(folder).get("finished") is False
+    return False
 
 
 def remove_next(folder):
@@ -795,5 +809,6 @@ def _next_files(place):
 
 
 def remove_backup(folder):
-    """Remove the files that only an unfinished run needs."""
-    remove([Path(folder) / name for name in BACKUP])
+    """Remove the files that only an unfinished run needs. The backup goes last: without it, the others are not a run's."""
+    if has_backup(folder):
+        remove([Path(folder) / name for name in reversed(BACKUP)])

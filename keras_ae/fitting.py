@@ -145,7 +145,7 @@ class Run:
     def __init__(self, settings, folder, resume, force, verbose, report, callbacks):
         self.settings, self.folder = settings, Path(folder)
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
-        self.user_callbacks = list(callbacks)
+        self.user_callbacks = keras.tree.flatten(callbacks)  # one, or several, as in Keras' `fit`
         settled(settings)  # raises an error now if they are wrong
         checkpoints.check_clock()
         self.started = time.perf_counter()

@@ -32,11 +32,11 @@ def data_facts(train, test):
 
 
 def described(facts):
-    """A short text for the result of `data_facts`."""
-    return (
-        f"version {facts.get('version')}, {facts.get('train_images')} and {facts.get('test_images')} "
-        f"images, checksum {facts.get('crc32')}"
+    """A short text for the result of `data_facts`, or for what a run.json says of them."""
+    version, train, test, checksum = (
+        f"{facts.get(name)!s:.60}" for name in ("version", "train_images", "test_images", "crc32")
     )
+    return f"version {version}, {train} and {test} images, checksum {checksum}"
 
 
 def origin_of(found):
@@ -69,7 +69,7 @@ def check_origin(folder, origin, start):
         began = (
             "did not start from a checkpoint"
             if origin is None
-            else f"started from {origin.get('name')} as it was then"
+            else f"started from {origin.get('name')!s:.60} as it was then"
         )
         raise RunError(f"The run in {folder} {began}: --resume goes on with it; leave --from out.")
 
@@ -93,7 +93,7 @@ def check_own(before, own, folder):
     """
     if own == before:
         return
-    parts = ", ".join(f"the {part} {name}" for part, name in before.items())
+    parts = ", ".join(f"the {part} {name}" for part, name in before.items())[:200]
     raise RunError(
         f"The run in {folder} began with {parts} of its maker's own: in Python, give keras_ae.fit that model (model=)."
         if parts

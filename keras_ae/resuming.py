@@ -13,12 +13,19 @@ from keras_ae.settings import Settings
 
 def check_folder(folder, epochs, resume, force):
     """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
+    if resume and force:
+        raise RunError("resume goes on with a run, and force replaces it: give one of them.")
+    if folder.name == checkpoints.NEXT:
+        raise RunError(
+            f"{folder} is where a run that replaces another one begins: name another folder (--out)."
+        )
     folders = ("backup", "epochs")
     inner = [f"{checkpoints.NEXT}/{name}" for name in folders]
-    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard"):
+    curves = [f"tensorboard/{name}" for name in ("train", "validation")]
+    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard", *curves):
         if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
             raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
-        if name != "tensorboard" and (folder / name).exists() and not (folder / name).is_dir():
+        if "tensorboard" not in name and (folder / name).exists() and not (folder / name).is_dir():
             raise RunError(
                 f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
             )

@@ -225,7 +225,7 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # NumPy's numbers and lists, which run.json cannot hold.
-            plain = hasattr(value, "tolist") and value.ndim < 2
+            plain = hasattr(value, "tolist") and getattr(value, "ndim", 1) < 2
             if plain and field.name != "dataset":
                 object.__setattr__(self, field.name, value.tolist())
         if isinstance(self.dataset, str) and "\0" in self.dataset:
@@ -333,7 +333,15 @@ class Settings:
 
     @property
     def warmup_epochs(self):
-        """Epochs until `kl_weight` has its final value; 0 for a model without a KL term."""
+        """Epochs until `kl_weight` has its final value; 0 for a model without a KL term.
+
+        Raises:
+            ValueError: `epochs` is None, and follows from the images of the run.
+        """
+        if self.epochs is None:
+            raise ValueError(
+                "The number of epochs follows from the images: these settings have none."
+            )
         if self.kl_schedule == "constant" or not has_kl(self.model):
             return 0
         return math.ceil(self.kl_warmup * self.epochs)

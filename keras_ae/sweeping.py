@@ -73,8 +73,20 @@ def sweep(
     finished = {p: record for p, record in there.items() if record and record.get("finished")}
     # If nothing is left to train, the dataset may be gone.
     there_still = train is not None or disk.find(settings.dataset, disk.resolve_data_dir(data_dir))
-    if finished and (there_still or len(finished) < len(runs)):
-        _check_images(finished, data_facts(*images_of(settings, data_dir, train, test, report)[1:]))
+    stored = {
+        place: settled(checkpoints.settings_of(record, place))
+        for place, record in there.items()
+        if record
+    }
+    if stored and (there_still or len(finished) < len(runs)):
+        _, *images = images_of(settings, data_dir, train, test, report)
+        _check_images(finished, data_facts(*images))
+        common = settled(settings, images[0])
+    else:
+        common = next(iter(stored.values()), None)
+    for place, own in stored.items():  # settings that were not given now may have been given then
+        if other := set(differences(common, own)) - {"kl_weight", "dataset"}:
+            raise _others(place, other)
     results = []
     for i, (place, own) in enumerate(runs.items()):
         record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
@@ -121,11 +133,15 @@ def _record(place, settings, named):
     if other and checkpoints.died_early(place, record):
         return None
     if other:
-        raise RunError(
-            f"{place} holds a run with other {', '.join(sorted(other))}: move it away; --force replaces all runs of "
-            "the sweep, --out writes elsewhere."
-        )
+        raise _others(place, other)
     return record
+
+
+def _others(place, names):
+    return RunError(
+        f"{place} holds a run with other {', '.join(sorted(names))}: move it away; --force replaces all runs of "
+        "the sweep, --out writes elsewhere."
+    )
 
 
 def _check_images(finished, facts):

@@ -9,6 +9,28 @@ import pytest
 
 from keras_ae import AE, VAE, callbacks, pictures
 from keras_ae.data import ImageData
+from keras_ae.errors import RunError
+
+
+def test_a_fit_of_data_whose_length_nobody_knows(capsys):
+    model = VAE((8, 8, 1), 2, "mlp", (8,))
+    model.compile("adam")
+    images = np.random.default_rng(0).random((32, 8, 8, 1), "float32")
+
+    def batches():
+        yield images[:16], None
+        yield images[16:], None
+
+    with callbacks.StopAtSignal(lambda line: None) as stop:
+        stop_at = [callbacks.ProgressLine(), callbacks.StopAtNaN(), stop]
+        model.fit(batches(), epochs=1, verbose=0, callbacks=stop_at)
+        assert "loss" in capsys.readouterr().out
+        model.decoder.weights[0].assign(model.decoder.weights[0] * np.nan)
+        with pytest.raises(RunError, match="became nan in epoch 1, batch 1"):
+            model.fit(batches(), epochs=1, verbose=0, callbacks=stop_at)
+        stop.stopping = True
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(batches(), epochs=1, verbose=0, callbacks=[stop])
 
 
 def test_ctrl_c_that_keras_swallows_ends_the_run_all_the_same():

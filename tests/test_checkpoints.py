@@ -103,6 +103,14 @@ def test_a_compressed_backup_that_lies_about_its_size(vae, tmp_path):
     assert "compressed" in str(caught.value.__cause__)
 
 
+def test_a_backup_of_thousands_of_arrays(vae, tmp_path):
+    (tmp_path / "backup").mkdir()
+    np.savez(tmp_path / "backup" / "state.npz", **{f"model/{i}": np.zeros(0) for i in range(5000)})
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        checkpoints.read_backup(tmp_path, vae)
+    assert "more arrays than this model" in str(caught.value.__cause__)
+
+
 def test_a_backup_of_more_epochs_than_its_history(vae, tmp_path):
     vae.compile(Adam())
     vae.optimizer.build(vae.trainable_variables)

@@ -498,7 +498,7 @@ class TestRules:
             "003.png",
         }
 
-    @pytest.mark.parametrize("name", ["backup", ".next", ".next/backup"])
+    @pytest.mark.parametrize("name", ["backup", ".next", ".next/backup", "tensorboard/train"])
     def test_a_folder_that_leads_into_another_run_is_refused(self, name, finished, tmp_path):
         other = tmp_path / "other"
         other.mkdir()
@@ -518,6 +518,40 @@ class TestRules:
         with pytest.raises(RunError, match="finished"):
             fit(small("ae", epochs=1), finished)
         assert not (finished / "backup").exists()
+
+    @pytest.mark.parametrize("name", ["dataset", "start.keras"])
+    def test_what_is_no_backup_stays_in_a_finished_run(self, name, finished):
+        path = finished / "backup" / name
+        path.parent.mkdir()
+        path.write_text("mine")
+        with pytest.raises(RunError, match="finished"):
+            fit(small("ae", epochs=1), finished)
+        assert path.read_text() == "mine"
+
+    def test_to_resume_and_to_replace_are_two_things(self, unfinished):
+        before = contents(unfinished)
+        with pytest.raises(RunError, match="give one of them"):
+            fit(small("ae", epochs=2), unfinished, resume=True, force=True)
+        assert contents(unfinished) == before
+
+    @pytest.mark.parametrize("edit", [{"backbone": "mine"}, {"model": "theirs"}])
+    def test_the_pictures_of_a_run_of_names_that_are_not_registered_are_its_own(
+        self, edit, tmp_path
+    ):
+        fit(small("ae", epochs=3), tmp_path)
+        run = json.loads((tmp_path / "run.json").read_text())
+        run["settings"].update(edit)
+        (tmp_path / "run.json").write_text(json.dumps(run))
+        fit(small("ae", epochs=1), tmp_path, force=True)
+        assert sorted(os.listdir(tmp_path / "epochs")) == ["001.png"]
+
+    def test_a_strangers_run_json_makes_no_line_of_megabytes(self, unfinished):
+        record = json.loads((unfinished / "run.json").read_text())
+        for key, value in (("data", {"version": "9" * 5_000_000}), ("own", {"encoder": "E" * 5_000_000})):  # fmt: skip
+            (unfinished / "run.json").write_text(json.dumps({**record, key: value}))
+            with pytest.raises(RunError) as caught:
+                fit(resuming.stored_settings(unfinished), unfinished, resume=True)
+            assert len(str(caught.value)) < 1000
 
     def test_an_unfinished_run_names_both_ways_on(self, unfinished):
         with pytest.raises(RunError, match="--resume goes on with it, --force replaces it"):
@@ -592,7 +626,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(
 ):
     monkeypatch.setattr(fitting, "steps_per_execution", lambda *_: steps)
     poison(monkeypatch, epoch=1, batch=1)
-    with pytest.raises(RunError, match=r"became nan at step 7 \(epoch 2, batch 3\).*learning-rate"):
+    with pytest.raises(RunError, match="became nan in epoch 2, batch 3.*learning-rate"):
         fit(small("vae"), tmp_path)
     assert all(np.isfinite(w).all() for w in weights(tmp_path).values())
     assert len(history(tmp_path)) == 1
@@ -622,7 +656,7 @@ def test_keras_own_loop_over_devices_takes_single_steps(monkeypatch):
 
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch):
     poison(monkeypatch, epoch=1, batch=3)
-    with pytest.raises(RunError, match="after step 8"):
+    with pytest.raises(RunError, match="in the validation of epoch 2"):
         fit(small("vae"), tmp_path)
     assert all(np.isfinite(w).all() for w in weights(tmp_path).values())
     assert len(history(tmp_path)) == 1
@@ -1262,6 +1296,73 @@ class TestKerasCallbacks:
         fit(small("vae"), whole := tmp_path.with_name(f"{tmp_path.name}-whole"))
         assert_same_run(tmp_path, whole)
         assert not (tmp_path / ".next").exists() and not (tmp_path / "backup").exists()
+
+    def test_a_run_that_is_put_back_after_a_kill_stays(self, tmp_path, monkeypatch):
+        """What the killed one left in `.next` is not moved over it."""
+        copy, run = tmp_path / "copy", tmp_path / "run"
+        fit(small("vae", seed=8), copy)
+        shutil.copytree(copy, run)
+        replace = os.replace
+
+        def fatal(source, target):
+            if os.path.basename(source) == "state.npz":
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "replace", fatal)
+            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+            fit(small("vae"), run, force=True)
+        assert checkpoints.read_run(run)["settings"]["seed"] == 0 and (run / ".next").exists()
+        shutil.copytree(copy, run, dirs_exist_ok=True)
+        with pytest.raises(errors.RunError, match="finished run; --force"):
+            fit(small("vae", seed=8), run)
+        kept = contents(run)
+        assert {name: kept[name] for name in contents(copy)} == contents(copy)
+
+    @pytest.mark.parametrize("write", ["picture_of", "atomic"])
+    def test_a_folder_that_takes_the_place_of_the_runs_within_an_epoch(
+        self, write, tmp_path, monkeypatch
+    ):
+        other, run = tmp_path / "other", tmp_path / "run"
+        fit(small("vae", seed=8), other)
+        before, draw = contents(other), getattr(callbacks, write)
+
+        def moved(*arguments):
+            if other.exists():
+                run.rename(tmp_path / "away")
+                other.rename(run)
+            return draw(*arguments)
+
+        monkeypatch.setattr(callbacks, write, moved)
+        with pytest.raises(errors.RunError, match="is gone"):
+            fit(small("vae"), run)
+        before.pop("epochs/001.png")
+        now = contents(run)
+        assert {name: now[name] for name in before} == before
+
+    @pytest.mark.parametrize("name", ["model.keras", "history.csv", "epochs/001.png"])
+    def test_files_in_next_that_no_run_wrote_are_refused(self, name, tmp_path):
+        path = tmp_path / ".next" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"mine")
+        with pytest.raises(errors.RunError, match=f"holds a .next/{name} that no run there wrote"):
+            fit(small("ae", epochs=1), tmp_path)
+        assert path.read_bytes() == b"mine"
+        with pytest.raises(errors.RunError, match="where a run that replaces another one begins"):
+            fit(small("ae", epochs=1), tmp_path / ".next", force=True)
+
+    def test_a_successor_whose_run_json_is_removed_replaces_nothing(self, tmp_path):
+        fit(small("vae", seed=8), tmp_path)
+        before = contents(tmp_path)
+        remove = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: (tmp_path / ".next" / "run.json").unlink(
+                missing_ok=True
+            )
+        )
+        with pytest.raises(errors.RunError, match="run.json was removed meanwhile"):
+            fit(small("vae"), tmp_path, force=True, callbacks=remove)
+        assert contents(tmp_path) == before
 
     def test_a_figure_that_is_no_number_costs_no_run(self, tmp_path):
         @keras.saving.register_keras_serializable("test_fitting")

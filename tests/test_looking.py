@@ -413,6 +413,9 @@ def test_sweep(kae):
         assert done.exit_code == 0, done.output
         (run,) = json.loads(done.stdout)["runs"]
         assert run["trained"] == trained
+    kae(*open_ones, "--kl-weight", "0.5", "--latent-dim", 2, "--out", "open")
+    mixed = kae(*open_ones, "--kl-weight", "0.5,1", "--out", "open")
+    refused(mixed, 1, "kl_weight-0.5 holds a run with other latent_dim")
     refused(kae("sweep", "ae", "--kl-weight", "0.5"), 2, "no KL divergence")
     refused(kae("sweep", "vae", "--kl-weight", "1,1"), 2, "different")
     refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")

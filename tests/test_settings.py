@@ -1,5 +1,6 @@
 """Settings: their checks, and that they name what the library has."""
 
+import array
 import json
 import sys
 
@@ -133,6 +134,12 @@ def test_an_entry_of_a_registry_is_one():
         with pytest.raises(ValueError, match="A loss must be .*; 'three' is '3'"):
             registry["three"] = "3"
         assert "three" not in registry
+
+
+def test_widths_of_an_array_and_epochs_that_nobody_gave():
+    assert Settings("ae", hidden=array.array("i", [8, 4])).hidden == (8, 4)
+    with pytest.raises(ValueError, match="follows from the images"):
+        _ = Settings("vae").warmup_epochs
 
 
 def test_widths_are_checked_by_the_backbone():

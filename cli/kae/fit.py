@@ -290,7 +290,10 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     def begun():
         return not still(folder, before) and resuming.can_resume(folder)
 
-    with explained(folder, again, begun), console.usage_errors():
+    def ended():
+        return not still(folder, before) and checkpoints.read_run(folder).get("finished")
+
+    with explained(folder, again, begun, ended), console.usage_errors():
         result = console.stdout_to_stderr(fitting.fit)(
             settings, folder, data_dir, resume, force, verbosity(quiet), report, callbacks,
             start=start, trusted=bool(context.find_root().params.get("modules")),
@@ -345,15 +348,17 @@ def verbosity(quiet):
 
 
 @contextlib.contextmanager
-def explained(folder, again, begun):
+def explained(folder, again, begun, ended=lambda: False):
     """Explain in one line that a run was stopped or cannot be written, and how to continue it: `again` returns the
-    command, if `begun` returns that there is something to continue."""
+    command, if `begun` returns that there is something to continue; `ended`, whether the run is finished."""
     try:
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
             f"Stopped. The run is kept in {folder}; go on with it by: {again()}"
             if begun()
+            else f"Stopped as the run ended: {folder} is whole."
+            if ended()
             else "Stopped before the run began."
         ) from None
     except OSError as error:
