@@ -288,12 +288,18 @@ def find_checkpoint(model, root=ROOT):
             path, origin = mine / "model.keras", "trained here"
         elif any((mine / left).is_file() for left in ("run.json", "history.csv", BACKUP[0])):
             run = model if model in models() else f"MODEL --out {shlex.quote(str(mine))}"
+            way = (
+                f"it has not ended an epoch, or is broken. Go on with it (`kae fit {run} --resume`)"
+                if has_backup(mine)
+                else "it is broken. Put that file back"
+            )
+            released_ones = " for the released weights" if theirs.is_dir() else ""
             raise CheckpointError(
-                f"{mine} holds a run without a model.keras: it has not ended an epoch, or is broken. Go on with it "
-                f"(`kae fit {run} --resume`), or move that folder away"
-                + (" for the released weights." if theirs.is_dir() else ".")
+                f"{mine} holds a run without a model.keras: {way}, or move that folder away{released_ones}."
             )
         elif (theirs / "run.json").is_file():
+            if os.path.lexists(mine) and not (mine.is_dir() and not os.listdir(mine)):
+                raise CheckpointError(f"{mine} is no run: move it away for the released weights.")
             path, origin = theirs / "model.keras", "released with keras-ae"
         elif model in models():
             raise CheckpointError(

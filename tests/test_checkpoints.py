@@ -293,7 +293,7 @@ class TestFind:
         assert found.origin == "trained here"
 
     def test_a_name_finds_the_released_weights_second(self, tmp_path):
-        os.makedirs("checkpoints/cvae/epochs")  # a run that has not yet ended an epoch
+        os.makedirs("checkpoints/cvae")  # of a run that made its folder, and was killed
         found = checkpoints.find_checkpoint("cvae")
         assert found.path == tmp_path / "released/cvae/model.keras"
         assert found.origin == "released with keras-ae"
@@ -312,6 +312,26 @@ class TestFind:
         path.touch()
         with pytest.raises(CheckpointError, match="holds a run without a model.keras.*released"):
             checkpoints.find_checkpoint(name)
+
+    def test_a_finished_run_without_its_model_is_not_to_be_resumed(self):
+        run = Path("checkpoints", "vae")
+        run.mkdir(parents=True)
+        checkpoints.write_run(run, {"finished": True, "settings": {}})
+        with pytest.raises(CheckpointError, match="it is broken. Put that file back, or move"):
+            checkpoints.find_checkpoint("vae")
+
+    @pytest.mark.parametrize("kind", ["file", "link", "folder of others"])
+    def test_what_is_no_run_is_not_passed_over_for_the_released_weights(self, kind):
+        place = Path("checkpoints", "cvae")
+        place.parent.mkdir()
+        if kind == "file":
+            place.write_text("mine")
+        elif kind == "link":
+            place.symlink_to("nowhere")
+        else:
+            (place / "epochs").mkdir(parents=True)
+        with pytest.raises(CheckpointError, match="is no run: move it away for the released"):
+            checkpoints.find_checkpoint("cvae")
 
     def test_a_name_that_finds_nothing_says_how_to_train(self):
         with pytest.raises(CheckpointError, match="train one with `kae fit vae`"):

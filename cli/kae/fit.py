@@ -103,7 +103,8 @@ def read_config(context, parameter, path):
         raise click.UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, AttributeError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise click.UsageError(f"{path} is no {kind} file of settings: {error}") from error
+        why = "it has no names" if isinstance(error, AttributeError) else error
+        raise click.UsageError(f"{path} is no {kind} file of settings: {why}") from error
     for name, value in values.items():
         if name not in DEFAULTS:
             close = difflib.get_close_matches(name, DEFAULTS, 1)
