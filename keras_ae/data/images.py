@@ -152,7 +152,7 @@ def read_image(path, resize, crop, mode, background, advice="mend or remove it")
 
 
 def find_files(paths):
-    """Finds image files: the given files, and those in the given folders and their subfolders.
+    """Finds image files: the given files, and those in the given folders and their subfolders. One path is a list of one.
 
     Hidden files and folders, and `__MACOSX`, are left out; links to folders are not followed.
 
@@ -164,7 +164,7 @@ def find_files(paths):
         DataError: a folder has no images or cannot be read.
     """
     files, others = [], 0
-    for path in map(Path, paths):
+    for path in map(Path, _listed(paths)):
         if not path.is_dir():
             files.append(path)
             continue
@@ -181,6 +181,10 @@ def find_files(paths):
     return files, others
 
 
+def _listed(paths):
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
 def _unreadable(error):
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -192,7 +196,7 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
     done as in `import_folder`: a file of an imported dataset gives exactly the pixels of that dataset.
 
     Args:
-        paths: paths of the files.
+        paths: paths of the files, or one path.
         shape: (H, W, C) of the model's images, C 1, 3 or 4.
         crop: if an image has other proportions, cut two opposite sides.
         invert: swap white and black: for ink on paper, if the model was trained on light on dark.
@@ -207,7 +211,7 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
             proportions are not those of `shape` and it may be neither cropped nor stretched; or the
             shape has another number of channels.
     """
-    preparation = preparation or Preparation()
+    paths, preparation = _listed(paths), preparation or Preparation()
     crop = crop or preparation.crop
     height, width, channels = shape
     if channels not in MODES:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,13 @@ def test_a_grey_image_of_the_size_comes_as_it_is(saved, digits):
     images = data.read_files([saved("a.png"), saved("b.bmp")], (28, 28, 1))
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, np.stack([digits[0][0]] * 2))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_a_list_of_one(kind, saved, digits, tmp_path):
+    path = saved("a.png")
+    assert data.find_files(kind(path)) == data.find_files(kind(tmp_path)) == ([path], 0)
+    np.testing.assert_array_equal(data.read_files(kind(path), (28, 28, 1))[0], digits[0][0])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK"])
