@@ -8,13 +8,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from keras_ae.data.disk import DataError, is_damage
 from keras_ae.data.preparation import Preparation
 from keras_ae.errors import LEAST, UserError, memory_bound
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")  # MPO: JPEGs of some phones
+# Pillow opens the MPO files of some phones as JPEGs, and has no format of that name to be opened.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"
 )  # fmt: skip
@@ -32,6 +33,8 @@ METHODS = {
     8: Image.Transpose.ROTATE_90,
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
+# For files of the user's that are needed by nothing but the command.
+NAMED = "mend it or leave it out"
 
 
 @contextlib.contextmanager
@@ -89,6 +92,8 @@ def opened(path, advice="mend or remove it"):
                 f"{path} cannot be read ({error.strerror or error}): see to that"
             ) from error
         why = str(error).partition("\n")[0] if str(path) not in str(error) else "no image"
+        if isinstance(error, UnidentifiedImageError):
+            why = "no image of a format that is known"
         if isinstance(error, FileNotFoundError):
             why = "there is no such file"
             advice = advice if os.path.islink(path) else "check its name"
@@ -129,7 +134,7 @@ def upright(image):
     return image if method is None else image.transpose(method)
 
 
-def read_image(path, resize, crop, mode, background, advice="mend or remove it"):
+def read_image(path, resize, crop, mode, background, advice):
     """Reads an image file: a Pillow image in mode L, RGB or RGBA, upright, and scaled to `resize`, a
     (height, width), unless that is None."""
     with opened(path, advice) as image:
@@ -223,7 +228,7 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
         )
     images = np.empty((len(paths), *shape), np.uint8)
     for i, path in enumerate(paths):
-        with opened(path) as image:
+        with opened(path, NAMED) as image:
             wide, high = upright_size(image)
         # Rounding may change a side of the result by half a pixel; that does not count as stretching.
         stretched = abs(wide / high - width / height) * min(height, width) > 0.5 * wide / high
@@ -232,7 +237,9 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
                 f"{path} is {wide}x{high} (width x height), and this model's images are "
                 f"{width}x{height}: --crop cuts it to these proportions"
             )
-        image = read_image(path, (height, width), crop, MODES[channels], preparation.background)
+        image = read_image(
+            path, (height, width), crop, MODES[channels], preparation.background, NAMED
+        )
         images[i] = np.asarray(image).reshape(shape)
     if invert:
         images[..., :3] = 255 - images[..., :3]

@@ -194,7 +194,10 @@ def test_a_pixel_of_rounding_is_no_other_proportion(saved):
 
 def test_what_is_refused(saved, tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DataError, match="text.png cannot be read"):
+    known = (
+        r"text.png cannot be read \(no image of a format that is known\): mend it or leave it out"
+    )
+    with pytest.raises(DataError, match=known):
         data.read_files([tmp_path / "text.png"], (28, 28, 1))
     with pytest.raises(DataError, match="none.png cannot be read .there is no such file"):
         data.read_files([tmp_path / "none.png"], (28, 28, 1))
@@ -202,8 +205,20 @@ def test_what_is_refused(saved, tmp_path, monkeypatch):
     cut.write_bytes(saved("whole.png").read_bytes()[:-200])
     with pytest.raises(DataError, match="cut.png cannot be read"):
         data.read_files([cut], (28, 28, 1))
+    with pytest.raises(DataError, match="is no file: mend it or leave it out"):
+        data.read_files([tmp_path], (28, 28, 1))
     with pytest.raises(DataError, match="1, 3 or 4 channels, this model's images 2"):
         data.read_files([saved("a.png")], (28, 28, 2))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.mpo"])
+def test_two_pictures_of_a_phone_in_one_file(name, saved, digits, tmp_path):
+    with Image.open(saved("a.png")) as image:
+        image.save(tmp_path / name, "MPO", save_all=True, append_images=[image.copy()], quality=95)
+    with Image.open(tmp_path / name) as image:
+        assert image.format == "MPO"
+    read = data.read_files([tmp_path / name], (28, 28, 1))
+    assert np.abs(read[0].astype(int) - digits[0][0]).mean() < 2
 
 
 @pytest.mark.parametrize("side", [11, 20])
