@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from keras_ae.data.disk import DataError, is_damage
 from keras_ae.data.preparation import Preparation
+from keras_ae.data.reading import SCANS, has_many_scans
 from keras_ae.errors import LEAST, UserError, memory_bound
 
 # Pillow opens the MPO files of some phones as JPEGs, and has no format of that name to be opened.
@@ -48,6 +49,14 @@ def opened(path, advice="mend or remove it"):
             # Above its limit of pixels, Pillow only warns; it raises an error above twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
+                if image.format == "PPM" and image.tile[0][0] == "ppm_plain":
+                    raise DataError(
+                        f"{path} is a picture in text, which is read slowly: save it as PNG"
+                    )
+                if has_many_scans(image):
+                    raise DataError(
+                        f"{path} is a JPEG of more than {SCANS} scans, which is read slowly: save it as PNG"
+                    )
                 deep = image.mode.startswith("I")
                 if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
                     raise DataError(

@@ -26,6 +26,10 @@ from keras_ae.files import open_file, read_json, read_text
 LONGEST_RECORD = 8 * PIXELS
 BATCH = 1024  # most records that are held in memory at a time
 CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
+SCANS = 100  # most of a JPEG: usual are ten, and each, though of a hundred bytes, goes through all pixels
+CHANCE = (
+    20_000  # bytes among which one more may be found by chance, as in a film behind the picture
+)
 CLASSES = 1 << 20
 LETTERS = 255  # most letters in the name of a class
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
@@ -275,6 +279,10 @@ def _decode(records, count, features):
                     f"image {index} is of {image.width} x {image.height} pixels, and more than "
                     f"{PIXELS:,} are not read"
                 )
+            if has_many_scans(image):
+                raise DataError(
+                    f"image {index} is a JPEG of more than {SCANS} scans, and such are not read"
+                )
             # The size is often left open (None) in the metadata; the first image decides.
             size = size or (width or image.width, height or image.height)
             if image.size != size:
@@ -304,6 +312,22 @@ def _decode(records, count, features):
         raise DataError("the split has no images")
     if labels:
         yield images[: len(labels)], np.array(labels, np.int32)
+
+
+def has_many_scans(image):
+    """Whether a file that Pillow opened is a JPEG whose scans, however short, may take minutes to decode."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    start, size, count = image.fp.tell(), 0, 0
+    image.fp.seek(0)
+    # A file with a hole in it can be much longer than what is on the disk.
+    while size < LONGEST_RECORD and (part := image.fp.read(1 << 20)):
+        size += len(part)
+        # `part.count` would take as long as a tenth of the decoding.
+        content = np.frombuffer(part, np.uint8)
+        count += np.count_nonzero((content[:-1] == 0xFF) & (content[1:] == 0xDA))
+    image.fp.seek(start)
+    return count > SCANS + size // CHANCE
 
 
 def _array_records(shards):

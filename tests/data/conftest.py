@@ -95,6 +95,17 @@ def encode():
 
 
 @pytest.fixture
+def repeat_scan():
+    """A function: a JPEG whose last scan comes so many times more."""
+
+    def repeat(content, times):
+        start = content.rindex(b"\xff\xda")
+        return content[:start] + content[start:-2] * times + content[start:]
+
+    return repeat
+
+
+@pytest.fixture
 def make_dataset(tmp_path):
     """Prepares a small dataset with the stock writer of TFDS and returns its data.Prepared.
 

@@ -221,6 +221,33 @@ def test_two_pictures_of_a_phone_in_one_file(name, saved, digits, tmp_path):
     assert np.abs(read[0].astype(int) - digits[0][0]).mean() < 2
 
 
+def test_jpegs_of_many_scans_are_refused(repeat_scan, digits, tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(digits[0][0, ..., 0]).save(path, progressive=True, quality=95)
+    whole = path.read_bytes()
+    path.write_bytes(repeat_scan(whole, 50))
+    assert data.read_files(path, (28, 28, 1)).shape == (1, 28, 28, 1)
+    path.write_bytes(repeat_scan(whole, 200))
+    with pytest.raises(DataError, match="a JPEG of more than 100 scans.*: save it as PNG"):
+        data.read_files(path, (28, 28, 1))
+
+
+def test_a_film_behind_a_picture_is_no_scan(saved, digits):
+    path = saved("a.jpg")
+    film = np.random.default_rng(0).bytes(12 << 20)
+    assert film.count(b"\xff\xda") > 100
+    path.write_bytes(path.read_bytes() + film)
+    assert data.read_files(path, (28, 28, 1)).shape == (1, 28, 28, 1)
+
+
+@pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
+def test_pictures_in_text_are_refused(kind, tmp_path):
+    most = "" if kind == "P1" else "1"
+    (tmp_path / "a.ppm").write_text(f"{kind} 2 2 {most}\n" + "1 " * 12)
+    with pytest.raises(DataError, match="in text, .*: save it as PNG"):
+        data.read_files(tmp_path / "a.ppm", (2, 2, 1))
+
+
 @pytest.mark.parametrize("side", [11, 20])
 def test_decompression_bombs_are_refused(saved, monkeypatch, side):
     path = saved("bomb.png", lambda i: i.resize((side, side)))

@@ -397,6 +397,21 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused(make_dataset, encode):
         assert "\n" not in str(error.value)
 
 
+def test_a_jpeg_of_many_scans_is_refused(make_dataset, repeat_scan):
+    """Each takes as long as all pixels do, and may have a hundred bytes."""
+    import tensorflow_datasets as tfds
+
+    buffer = io.BytesIO()
+    Image.fromarray(images(1, (8, 6, 3))[0]).save(buffer, "JPEG", progressive=True)
+    features = {"image": tfds.features.Image(shape=(8, 6, 3), encoding_format="jpeg")}
+    for times, name in ((50, "some"), (200, "many")):
+        content = repeat_scan(buffer.getvalue(), times)
+        make_dataset({"train": ([{"image": content}], None)}, name, features)
+    assert data.load("some", "train").images.shape == (1, 8, 6, 3)
+    with pytest.raises(data.DataError, match="image 0 is a JPEG of more than 100 scans"):
+        data.load("many", "train")
+
+
 @pytest.mark.parametrize(
     ("codec", "mode"), [("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1")]
 )
