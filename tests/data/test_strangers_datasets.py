@@ -109,14 +109,20 @@ def test_records_lie_in_the_folder_of_their_dataset(make_dataset, tmp_path):
 
         change(info, edit)
 
-    for template in ("../../../elsewhere", str(tmp_path / "elsewhere"), "a/../../../../elsewhere"):
+    (prepared.path / "link").symlink_to(tmp_path)
+    for template in (
+        "../../../elsewhere",
+        str(tmp_path / "elsewhere"),
+        "a/../../../../elsewhere",
+        "link/elsewhere",
+        "..",
+    ):
         elsewhere(template)
-        one_line(data.load, "toy", "train", says="is damaged .*outside of its folder")
+        one_line(data.load, "toy", "train", says="is damaged .*not in its folder itself")
     elsewhere("{DATASET.__class__}{SPLIT:>999999999}")
     one_line(data.load, "toy", "train", says="is damaged")
-    (prepared.path / "parts").mkdir()
-    shutil.move(tmp_path / "elsewhere", prepared.path / "parts" / "toy.train.00000.00001")
-    elsewhere("parts/{DATASET}.{SPLIT}.{SHARD_INDEX}.{NUM_SHARDS}")
+    shutil.move(tmp_path / "elsewhere", prepared.path / "toy.train.00000.00001")
+    elsewhere("{DATASET}.{SPLIT}.{SHARD_INDEX}.{NUM_SHARDS}")
     assert np.array_equal(data.load("toy", "train").images, X)
 
 
