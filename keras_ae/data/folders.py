@@ -105,7 +105,8 @@ def import_folder(
             f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
         )
     # The new version is written beside the old one. Readers take the newest complete version.
-    version = "1.0.0" if old is None else disk.next_version(old.version)
+    # The name of a folder may be none that its JSON says, and counts.
+    version = "1.0.0" if old is None else disk.next_version(old.path.name)
     try:
         splits, classes = _find_images(folder, test_fraction, seed)
     except OSError as error:
@@ -155,7 +156,7 @@ def import_folder(
         sync(prepared.path)
         # Renamed first: if the process is killed during the removal, no partial version is left. Something may have
         # been put there since the import began, and under its new name nothing more will be.
-        aside = old.path.with_name(f"incomplete.replaced_{old.version}")
+        aside = old.path.with_name(f"incomplete.replaced_{old.path.name}")
         old.path.rename(aside)
         if others := _strangers(dataclasses.replace(old, path=aside)):
             aside.rename(old.path)

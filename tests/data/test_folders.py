@@ -82,6 +82,14 @@ def test_an_import_is_not_prepared_from_a_folder(digits):
     assert "remove" not in lines[0] and "away" not in lines[0]
 
 
+def test_force_replaces_a_version_that_was_renamed(digits):
+    old = data.import_folder("mine", digits[1])
+    old.path.rename(old.path.with_name("1.0.5"))
+    new = data.import_folder("mine", digits[1], force=True)
+    assert (new.version, data.available()) == ("1.0.6", [new])
+    assert [path.name for path in new.path.parent.iterdir()] == ["1.0.6"]
+
+
 @pytest.mark.parametrize(
     "other",
     [
