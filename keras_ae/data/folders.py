@@ -161,6 +161,9 @@ def import_folder(
         if others := _strangers(dataclasses.replace(old, path=aside)):
             aside.rename(old.path)
             progress(f"{old.path} stays: it now holds {others[0].name}, which no import wrote")
+        elif aside.is_symlink():
+            # What it leads to is not ours to remove.
+            aside.unlink()
         else:
             shutil.rmtree(aside, ignore_errors=True)
     return prepared

@@ -90,6 +90,17 @@ def test_force_replaces_a_version_that_was_renamed(digits):
     assert [path.name for path in new.path.parent.iterdir()] == ["1.0.6"]
 
 
+def test_force_replaces_a_version_that_is_a_link(digits, tmp_path):
+    """The link goes, and what it leads to stays."""
+    old = data.import_folder("mine", digits[1])
+    there = old.path.rename(tmp_path / "there")
+    old.path.symlink_to(there)
+    before = sorted(there.iterdir())
+    new = data.import_folder("mine", digits[1], force=True)
+    assert [path.name for path in new.path.parent.iterdir()] == [new.version]
+    assert sorted(there.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "other",
     [
