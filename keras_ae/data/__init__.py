@@ -175,8 +175,8 @@ def verify(name, data_dir=None) -> dict:
 
     Returns:
         A dict of name, version, format, path and splits. Each split has its number of images, their
-        shape, sha256 (of images and labels) and genuine: True if the right sha256 is known, None
-        for any other dataset.
+        shape, sha256 (of images and labels) and genuine: True if the right sha256 is known, False
+        for what calls itself another version, or split, of such a dataset, None for any other dataset.
 
     Raises:
         DataError: the dataset is missing, damaged, or not the one that its name says.
@@ -186,6 +186,9 @@ def verify(name, data_dir=None) -> dict:
     if prepared is None:
         where = _elsewhere(data_dir)
         raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}{where}`")
+    if not prepared.splits:
+        raise disk.damaged(prepared.path, prepared.name, "it has no splits")
+    known_name = prepared.name in {key.partition("/")[0] for key in GENUINE}
     splits = {}
     for split, count in prepared.splits.items():
         digest, labels, shape = hashlib.sha256(), [], ()
@@ -206,7 +209,7 @@ def verify(name, data_dir=None) -> dict:
             "images": count,
             "shape": list(shape),
             "sha256": digest.hexdigest(),
-            "genuine": True if expected else None,
+            "genuine": expected is not None if known_name else None,
         }
     return {
         "name": prepared.name,

@@ -368,6 +368,22 @@ def test_verify_notices_an_impostor(make_dataset):
         data.verify("mnist")
 
 
+def test_verify_knows_no_other_version_of_mnist(make_dataset):
+    prepared = make_dataset({"train": toy()}, name="mnist")
+    edit_info(prepared, '"3.0.1"', '"1.0.0"')
+    prepared.path.rename(prepared.path.with_name("1.0.0"))
+    report = data.verify("mnist")
+    assert (report["version"], report["splits"]["train"]["genuine"]) == ("1.0.0", False)
+
+
+def test_verify_of_no_splits(make_dataset):
+    prepared = make_dataset({"train": toy()})
+    info = prepared.path / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "splits": []}))
+    with pytest.raises(data.DataError, match="is damaged .it has no splits"):
+        data.verify("toy")
+
+
 def test_verify_prepares_nothing(tmp_path):
     with pytest.raises(data.DataError, match="run `kae data prepare mnist`"):
         data.verify("mnist")
