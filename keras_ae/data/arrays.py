@@ -41,11 +41,13 @@ class StoredImages:
 
     @classmethod
     def create(cls, path, shape, dtype="uint8"):
-        """Makes a new file for images of this shape (N, H, W, C); `write` fills it."""
-        with open(path, "wb") as file:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.truncate(file.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
+        """Makes a new file for images of this shape (N, H, W, C); `write` fills it.
+
+        Raises:
+            FileExistsError: there is such a file.
+        """
+        with open(path, "xb") as file:
+            lay_out(file, shape, dtype)
         return cls(path)
 
     def write(self, start, images):
@@ -115,6 +117,13 @@ class StoredImages:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self[:], dtype)
+
+
+def lay_out(file, shape, dtype):
+    """Makes an empty file, open for writing, the .npy file of an array whose values are to be written."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.truncate(file.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def select(images, rows):

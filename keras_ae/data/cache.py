@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 import numpy as np
 
-from keras_ae.data.arrays import ImageData, StoredImages
+from keras_ae.data.arrays import ImageData, StoredImages, lay_out
 from keras_ae.data.disk import DataError, Prepared, expanded
 from keras_ae.data.reading import CHUNK
 from keras_ae.errors import memory_bound
@@ -150,8 +150,10 @@ def bounded_memory():
                 folder = own_folder("arrays")
                 if shutil.disk_usage(folder).free < size:  # before it is filled
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                _, path = stack.enter_context(_unfinished(folder))
-                return StoredImages.create(path, shape, dtype)
+                handle, path = stack.enter_context(_unfinished(folder))
+                with os.fdopen(handle, "wb", closefd=False) as file:
+                    lay_out(file, shape, dtype)
+                return StoredImages(path)
             except OSError as error:
                 raise DataError(
                     f"{size / 2**30:.1f} GiB of images are more than memory should hold (KAE_MEMORY), and "

@@ -33,6 +33,16 @@ def test_rows_are_those_of_the_array(images, key):
     assert np.array_equal(np.asarray(chosen), part)
 
 
+def test_a_file_that_exists_is_not_overwritten(images, tmp_path):
+    before = images.path.read_bytes()
+    with pytest.raises(FileExistsError):
+        arrays.StoredImages.create(images.path, X.shape)
+    assert images.path.read_bytes() == before
+    new = arrays.StoredImages.create(tmp_path / "new.npy", X.shape)
+    new.write(0, X)
+    assert np.array_equal(new, X)
+
+
 def test_beyond_the_end(images):
     with pytest.raises(IndexError):
         images[[2500]]
