@@ -75,7 +75,7 @@ def prepare(name, data_dir=None, source=None, progress=None) -> Prepared:
         DataError: the dataset does not exist, the network or TensorFlow is missing, a checksum is
             wrong, the folder cannot be written, or a damaged dataset is in its place.
     """
-    data_dir = resolve_data_dir(data_dir)
+    name, data_dir = disk.text_of(name), resolve_data_dir(data_dir)
     progress = progress or (lambda line: None)
     if found := disk.find(name, data_dir):
         if source is not None:
@@ -118,7 +118,8 @@ def load(name, split, data_dir=None, limit=None, progress=None) -> ImageData:
     """Loads one split of a dataset, and prepares the dataset first if necessary.
 
     Args:
-        name: TFDS name, such as "mnist", "emnist/balanced" or "mnist:3.0.1".
+        name: TFDS name, such as "mnist", "emnist/balanced" or "mnist:3.0.1", or the path of a dataset's
+            folder.
         split: one of the dataset's splits, such as "train" or "test".
         data_dir: the folder of all datasets, see `resolve_data_dir`.
         limit: keep only this many images, the first ones.
@@ -181,7 +182,7 @@ def verify(name, data_dir=None) -> dict:
     Raises:
         DataError: the dataset is missing, damaged, or not the one that its name says.
     """
-    data_dir = resolve_data_dir(data_dir)
+    name, data_dir = disk.text_of(name), resolve_data_dir(data_dir)
     prepared = disk.find(name, data_dir)
     if prepared is None:
         where = _elsewhere(data_dir)

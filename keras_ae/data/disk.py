@@ -63,13 +63,25 @@ def expanded(path, variable) -> Path:
         ) from error
 
 
+def text_of(name) -> str:
+    """The name of a dataset, or the path of its folder, as text.
+
+    Raises:
+        DataError: it is neither text nor a path.
+    """
+    text = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(text, str):
+        raise DataError(f"a dataset is named by a text, or by the path of its folder; got {name!r}")
+    return text
+
+
 def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
     """Splits "name/config:version" into its parts; None if the name does not have this form."""
     match = NAME.fullmatch(name)
     return match and (match["name"], match["config"], match["version"])
 
 
-def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
+def find(name, data_dir: Path, by_path=True) -> Prepared | None:
     """Looks for a dataset on disk: the newest version, unless `name` gives one ("mnist:3.0.1").
 
     A name without a config means the default config, as in TFDS. If a name with a / is not in the
@@ -80,8 +92,9 @@ def find(name: str, data_dir: Path, by_path=True) -> Prepared | None:
         The dataset, or None if it does not exist.
 
     Raises:
-        DataError: the dataset exists, but its metadata cannot be read.
+        DataError: the dataset exists, but its metadata cannot be read; or the name is none.
     """
+    name = text_of(name)
     parts = parse_name(name)
     root = None
     try:
@@ -125,8 +138,9 @@ def _newest(root: Path, version=None) -> Prepared | None:
     return None
 
 
-def lasting_name(name: str, data_dir=None) -> str:
+def lasting_name(name, data_dir=None) -> str:
     """A name of the dataset that is valid in every working directory: a path is made absolute."""
+    name = text_of(name)
     if "/" in name and (found := find(name, resolve_data_dir(data_dir))):
         path = Path(name).expanduser().absolute()
         return str(path) if path in (found.path, found.path.parent) else name

@@ -89,7 +89,7 @@ def import_folder(
             than Pillow's limit, images have several sizes and `resize` is None, or another import of
             this name finished meanwhile.
     """
-    progress = progress or (lambda line: None)
+    name, progress = disk.text_of(name), progress or (lambda line: None)
     folder, data_dir = disk.expanded(folder, "HOME"), disk.resolve_data_dir(data_dir)
     if mode not in (None, "grey", "rgb"):
         raise DataError(f"--mode is grey or rgb; got {mode!r}")
@@ -319,7 +319,11 @@ def _check_fraction(test_fraction, seed):
         raise DataError(
             f"--test-fraction is a share of the images in [0, 1); got {test_fraction!r}"
         )
-    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+    try:
+        valid = seed is None or operator.index(seed) >= 0
+    except TypeError:
+        valid = False
+    if not valid:
         raise DataError(f"--seed is a whole number, 0 or more; got {seed!r}")
     if test_fraction == 0 and seed is not None:
         raise DataError("--seed splits the images, and --test-fraction 0 does not: leave it out")

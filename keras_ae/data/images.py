@@ -224,7 +224,12 @@ def read_files(paths, shape, crop=False, invert=False, preparation=None):
         DataError: a file is not an image, cannot be read or has more pixels than Pillow's limit; its
             proportions are not those of `shape` and it may be neither cropped nor stretched; or the
             shape has another number of channels.
+        TypeError: the preparation is none.
     """
+    if not isinstance(preparation, Preparation | None):
+        raise TypeError(
+            f"preparation is a Preparation, such as Preparation.from_dict makes; got {preparation!r}"
+        )
     paths, preparation = _listed(paths), preparation or Preparation()
     crop = crop or preparation.crop
     height, width, channels = shape

@@ -69,6 +69,14 @@ def test_names_that_are_not_names(name):
     assert disk.parse_name(name) is None
 
 
+@pytest.mark.parametrize("name", [None, 5, b"toy", ["toy"]])
+def test_what_can_be_no_name(name):
+    calls = (data.is_prepared, data.prepare, data.load_splits, data.verify, data.lasting_name)
+    for call in (*calls, lambda name: data.import_folder(name, ".")):
+        with pytest.raises(data.DataError, match="a dataset is named by a text, or by the path"):
+            call(name)
+
+
 def test_a_data_directory_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(data.DataError, match="file is no folder: name another"):

@@ -205,12 +205,17 @@ assert "keras_ae" not in sys.modules and "tensorflow" not in sys.modules
 def test_the_split_is_a_function_of_the_seed(digits):
     _, folder = digits
     first = data.import_folder("mine", folder, seed=1) and contents("test")
-    data.import_folder("mine", folder, seed=1, force=True)
+    data.import_folder("mine", folder, seed=np.int64(1), force=True)
     assert contents("test") == first and len(first) == 6
     data.import_folder("mine", folder, seed=2, force=True)
     assert contents("test") != first
     data.import_folder("mine", folder, test_fraction=0, force=True)
     assert data.available()[0].splits == {"train": 60}
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "1"])
+def test_seeds_that_are_none(seed, digits):
+    refused("--seed is a whole number, 0 or more", digits[1], seed=seed)
 
 
 def test_own_train_and_test_folders(digits, tmp_path):

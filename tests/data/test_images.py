@@ -248,6 +248,11 @@ def test_pictures_in_text_are_refused(kind, tmp_path):
         data.read_files(tmp_path / "a.ppm", (2, 2, 1))
 
 
+def test_a_preparation_that_is_a_dict(saved):
+    with pytest.raises(TypeError, match="Preparation.from_dict makes"):
+        data.read_files(saved("a.png"), (28, 28, 1), preparation={"crop": True})
+
+
 @pytest.mark.parametrize("side", [11, 20])
 def test_decompression_bombs_are_refused(saved, monkeypatch, side):
     path = saved("bomb.png", lambda i: i.resize((side, side)))

@@ -362,6 +362,14 @@ def test_verify_reports(make_dataset):
     json.dumps(report)
 
 
+def test_a_path_is_a_name(make_dataset):
+    prepared = make_dataset({"train": toy()})
+    path = prepared.path
+    assert data.verify(path)["path"] == str(path) == data.lasting_name(path)
+    assert data.load(path, "train").name == data.load_splits(path.parent)[0].name == "toy"
+    assert data.prepare(path) == prepared and not data.is_prepared(path)
+
+
 def test_verify_notices_an_impostor(make_dataset):
     make_dataset({"train": toy(), "test": toy()}, name="mnist")
     with pytest.raises(data.DataError, match="not those of mnist"):
