@@ -185,8 +185,15 @@ def verify(name, data_dir=None) -> dict:
     name, data_dir = disk.text_of(name), resolve_data_dir(data_dir)
     prepared = disk.find(name, data_dir)
     if prepared is None:
-        where = _elsewhere(data_dir)
-        raise DataError(f"{name} is not in {data_dir}: run `kae data prepare {name}{where}`")
+        where, quoted = _elsewhere(data_dir), shlex.quote(name)
+        if disk.parse_name(name) is None:
+            raise DataError(
+                f"there is no dataset {name}: `kae data list{where}` shows what there is"
+            )
+        raise DataError(
+            f"{name} is not in {data_dir}: name the data directory that has it (--data-dir or KAE_DATA_DIR), or run "
+            f"`kae data prepare {quoted}{where}` (of your own images, `kae data import {quoted} FOLDER{where}`)"
+        )
     if not prepared.splits:
         raise disk.damaged(prepared.path, prepared.name, "it has no splits")
     known_name = prepared.name in {key.partition("/")[0] for key in GENUINE}

@@ -392,6 +392,19 @@ def test_verify_of_no_splits(make_dataset):
         data.verify("toy")
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("mine", r"--data-dir or KAE.*`kae data import mine FOLDER --data-dir '.*/a b'`"),
+        ("straße", "`kae data import 'straße' FOLDER"),
+        ("./a b", "there is no dataset ./a b: `kae data list --data-dir '.*/a b'`"),
+    ],
+)
+def test_verify_of_what_is_not_there_advises_what_can_work(name, advice, tmp_path):
+    with pytest.raises(data.DataError, match=advice):
+        data.verify(name, tmp_path / "a b")
+
+
 def test_verify_prepares_nothing(tmp_path):
     with pytest.raises(data.DataError, match="run `kae data prepare mnist`"):
         data.verify("mnist")
