@@ -226,10 +226,10 @@ def test_jpegs_of_many_scans_are_refused(repeat_scan, digits, tmp_path):
     Image.fromarray(digits[0][0, ..., 0]).save(path, progressive=True, quality=95)
     whole = path.read_bytes()
     path.write_bytes(repeat_scan(whole, 50))
-    assert data.read_files(path, (28, 28, 1)).shape == (1, 28, 28, 1)
+    assert data.read_files([path], (28, 28, 1)).shape == (1, 28, 28, 1)
     path.write_bytes(repeat_scan(whole, 200))
     with pytest.raises(DataError, match="a JPEG of more than 100 scans.*: save it as PNG"):
-        data.read_files(path, (28, 28, 1))
+        data.read_files([path], (28, 28, 1))
 
 
 def test_a_film_behind_a_picture_is_no_scan(saved, digits):
@@ -237,7 +237,7 @@ def test_a_film_behind_a_picture_is_no_scan(saved, digits):
     film = np.random.default_rng(0).bytes(12 << 20)
     assert film.count(b"\xff\xda") > 100
     path.write_bytes(path.read_bytes() + film)
-    assert data.read_files(path, (28, 28, 1)).shape == (1, 28, 28, 1)
+    assert data.read_files([path], (28, 28, 1)).shape == (1, 28, 28, 1)
 
 
 @pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
@@ -245,12 +245,12 @@ def test_pictures_in_text_are_refused(kind, tmp_path):
     most = "" if kind == "P1" else "1"
     (tmp_path / "a.ppm").write_text(f"{kind} 2 2 {most}\n" + "1 " * 12)
     with pytest.raises(DataError, match="in text, .*: save it as PNG"):
-        data.read_files(tmp_path / "a.ppm", (2, 2, 1))
+        data.read_files([tmp_path / "a.ppm"], (2, 2, 1))
 
 
 def test_a_preparation_that_is_a_dict(saved):
     with pytest.raises(TypeError, match="Preparation.from_dict makes"):
-        data.read_files(saved("a.png"), (28, 28, 1), preparation={"crop": True})
+        data.read_files([saved("a.png")], (28, 28, 1), preparation={"crop": True})
 
 
 @pytest.mark.parametrize("side", [11, 20])

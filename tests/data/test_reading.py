@@ -399,6 +399,7 @@ def test_verify_of_no_splits(make_dataset):
         ("straße", "`kae data import 'straße' FOLDER"),
         ("./a b", "there is no dataset ./a b: `kae data list --data-dir '.*/a b'`"),
     ],
+    ids=["import", "quoted", "path"],
 )
 def test_verify_of_what_is_not_there_advises_what_can_work(name, advice, tmp_path):
     with pytest.raises(data.DataError, match=advice):
