@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,28 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "index.html").is_file()
     assert "KLAnnealing" in (tmp_path / "api" / "models" / "index.html").read_text()
     assert "posterior" in (tmp_path / "search" / "search_index.json").read_text()
+
+
+@pytest.mark.long
+def test_every_pytest_command_in_the_pages_selects_tests():
+    """Each word of its -k does, among the tests of its files; without -m "", those that are not long."""
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts="]
+    there = {}
+    for marks in ("", "not long"):
+        done = subprocess.run([*collect, "-m", marks], cwd=ROOT, capture_output=True, text=True)
+        there[marks] = [line for line in done.stdout.splitlines() if "::" in line]
+    missing = []
+    for page in MARKDOWN:
+        for command in re.findall(r"`(pytest [^`]*)`", text_of(page)):
+            words = shlex.split(command)
+            tests = there["" if "-m" in words else "not long"]
+            files = [word for word in words if word.startswith("tests")]
+            terms = re.split(r"\s+or\s+", words[words.index("-k") + 1]) if "-k" in words else [""]
+            for term in terms:
+                if not any(
+                    term.lower() in test.lower()
+                    for test in tests
+                    if not files or test.startswith(tuple(files))
+                ):
+                    missing.append(f"{page.name}: {' '.join(words)}: {term}")
+    assert not missing, "\n".join(missing)

@@ -26,10 +26,9 @@ from keras_ae.files import open_file, read_json, read_text
 LONGEST_RECORD = 8 * PIXELS
 BATCH = 1024  # most records that are held in memory at a time
 CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
-SCANS = 100  # most of a JPEG: usual are ten, and each, though of a hundred bytes, goes through all pixels
-CHANCE = (
-    20_000  # bytes among which one more may be found by chance, as in a film behind the picture
-)
+# Most scans of a JPEG: usual are ten, and each, though of a hundred bytes, goes through all pixels. One more may be
+# found by chance among so many bytes, as in a film behind the picture.
+SCANS, CHANCE = 100, 20_000
 CLASSES = 1 << 20
 LETTERS = 255  # most letters in the name of a class
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
