@@ -1,5 +1,6 @@
 """Options and arguments that several commands have."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -85,7 +86,9 @@ seed_option = click.option(
 def complete_model(context, parameter, incomplete):
     """Complete MODEL in the shell: names, or any path if no name fits."""
     names = settings.checkpoint_names("checkpoints")
-    found = [name for name in names if name.startswith(incomplete)]
+    # The shell inserts a name unquoted, and would run what a folder's name says.
+    plain = [name for name in names if shlex.quote(name) == name]
+    found = [name for name in plain if name.startswith(incomplete)]
     items = [CompletionItem(name) for name in found]
     return items or [CompletionItem(incomplete, type="file")]
 
