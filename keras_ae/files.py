@@ -175,10 +175,7 @@ def append_lines(path, header, lines):
         OSError: it cannot be written.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+    with _opened_to_append(path) as file:
         check_header(path, header)
         size = os.fstat(file.fileno()).st_size
         try:
@@ -191,6 +188,28 @@ def append_lines(path, header, lines):
         except BaseException:  # Ctrl-C as well
             os.ftruncate(file.fileno(), size)
             raise
+
+
+@contextlib.contextmanager
+def _opened_to_append(path):
+    """A context with a file to append to, without a buffer, and locked where the system has locks."""
+    while True:
+        with open(path, "ab", buffering=0) as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            # While this waited for the lock, another file may have taken the place of this one.
+            if _is_at(path, file):
+                yield file
+                return
+
+
+def _is_at(path, file):
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder):

@@ -222,6 +222,23 @@ def test_lines_are_appended_where_there_are_no_locks(tmp_path, monkeypatch):
     assert (tmp_path / "a.csv").read_text() == "h\n1\n"
 
 
+def test_lines_go_to_the_file_that_takes_the_place_meanwhile(tmp_path, monkeypatch):
+    """Another process replaces the file while this one waits for the lock."""
+    table, other = tmp_path / "a.csv", tmp_path / "b.csv"
+    table.write_text("h\nold\n")
+    other.write_text("h\nnew\n")
+    flock = fcntl.flock
+
+    def wait(*arguments):
+        if other.exists():
+            os.replace(other, table)
+        flock(*arguments)
+
+    monkeypatch.setattr(files.fcntl, "flock", wait)
+    files.append_lines(table, "h\n", io.StringIO("1\n"))
+    assert table.read_text() == "h\nnew\n1\n"
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_new_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch, links):
     def replaced(*arguments):
