@@ -38,6 +38,7 @@ def atomic(path, replace=True):
     """A context with a temporary path to write to; at the end this file replaces `path` in one step.
 
     So at any moment, even after a kill or a power cut, `path` is the whole old file or the whole new one.
+    A file that replaces another one has its permissions.
 
     Raises:
         FileExistsError: there is such a file, and it is not to be replaced.
@@ -46,6 +47,10 @@ def atomic(path, replace=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, handle = _new_file(path)
     try:
+        if replace:
+            with contextlib.suppress(OSError):  # there is no such file yet
+                # First, before anything that is private is written; and it must be written in any case.
+                os.chmod(temporary, os.stat(path).st_mode & 0o777 | 0o600)
         yield temporary
         _sync_file(temporary)
         if replace:

@@ -509,3 +509,12 @@ class TestLock:
             monkeypatch.setattr(checkpoints.fcntl, "flock", flock)
         with checkpoints.RunLock(tmp_path), checkpoints.RunLock(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_a_file_that_replaces_another_has_its_rights(mode, tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "a").chmod(mode)
+    with files.atomic(tmp_path / "a") as temporary:
+        assert os.stat(temporary).st_mode & 0o777 == mode
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
