@@ -565,6 +565,11 @@ def test_no_picture_is_written_over_what_it_is_made_of(kae):
     before = (kae.folder / "photo.png").read_bytes()
     done = kae("reconstruct", "vae", "photo.png", "--out", "photo.png", "--force")
     refused(done, 2, "photo.png is one of the files to read")
+    (kae.folder / "pics").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(kae.folder / "photo.png", kae.folder / "pics" / name)
+    done = kae("reconstruct", "vae", "pics", "-n", 1, "--out", "pics/2.png", "--force")
+    refused(done, 2, "pics/2.png is one of the files to read")
     done = kae("interpolate", "vae", "photo.png", "0", "--out", "photo.png", "--force")
     refused(done, 2, "photo.png is one of the files to read")
     done = kae("traverse", "vae", "photo.png", "--out", "photo.png", "--force")

@@ -37,8 +37,9 @@ def command(model, files, dataset, data_dir, number, labels, crop, invert, out, 
         console.check_test_options(("--dataset", dataset), ("--data-dir", data_dir))
         if number is None and any(path.is_dir() for path in files):
             number = IMAGES
-        files = console.find_files(files)[:number]
+        files = console.find_files(files)
         console.check_no_input(files, target)
+        files = files[:number]
         images = console.load_files(network, files, labels, crop, invert)
     else:
         console.check_file_options(labels, crop, invert)
