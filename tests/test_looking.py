@@ -152,6 +152,20 @@ def test_encode(kae, photo, digits):
     assert done.stdout == "photo.csv\n" and row.startswith("photo.jpg,")
 
 
+@pytest.mark.parametrize("command", [["encode"], ["score", "--limit", 5]])
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_name_that_breaks_a_line_is_in_one_row(kae, photo, command, end, tmp_path):
+    name, (command, *options) = tmp_path / f"my{end}photo.jpg", command
+    shutil.copy(kae.folder / photo, name)
+    table = tmp_path / "rows.csv"
+    done = kae(command, "vae", name, photo, *options, "--out", table)
+    assert done.exit_code == 0, done.output
+    with open(table, newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == [str(name), photo]
+    assert len({len(row) for row in rows}) == 1
+
+
 def test_reconstruct_a_file(kae, photo):
     done = kae("reconstruct", "cvae", photo, photo, "--label", 0, "--label", 4)
     assert size(kae, done)[0] == 2 * (2 * 29 + 1)

@@ -46,6 +46,16 @@ def echo_rows(text):
         click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
 
 
+class Rows:
+    """A file for `csv.writer` that ends rows in LF. The writer itself would then leave a carriage return unquoted."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, row):
+        self.file.write(row.removesuffix("\r\n") + "\n")
+
+
 def say(message):
     """Print a message for the user on stderr."""
     echo(message, err=True)

@@ -132,7 +132,7 @@ def codes_of(network, names, part):
 
 def write_rows(file, blocks):
     """Writes blocks of codes as csv rows."""
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(console.Rows(file))
     for names, classes, codes in blocks:
         for i, (name, code) in enumerate(zip(names, codes)):
             writer.writerow([name, *([classes[i]] if classes else []), *code])

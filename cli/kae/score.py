@@ -214,7 +214,7 @@ def _rebuilt(network, images, told):
 
 def _csv(rows):
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(console.Rows(text), rows[0])
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
