@@ -6,6 +6,7 @@ loss = mean over the batch of [ reconstruction + kl_weight * KL(q(z|x) || N(0, I
 import math
 import types
 import warnings
+from collections import Counter
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from keras_ae.backbones import (
     logits_of,
 )
 from keras_ae.data import Preparation
+from keras_ae.data.reading import LETTERS
 from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
@@ -706,7 +708,7 @@ class CVAE(VAE):
 
     Args:
         num_classes: number of classes K, >= 1.
-        class_names: K names, or None to use the numbers as names.
+        class_names: K different names of at most 255 letters, or None to use the numbers as names.
         **kwargs: the arguments of `VAE`.
 
     References:
@@ -721,6 +723,8 @@ class CVAE(VAE):
             raise ValueError(
                 f"{len(class_names)} class names were given for {num_classes} classes."
             )
+        if class_names is not None:
+            _check_names(class_names)
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else None
         super().__init__(*args, **kwargs)
@@ -870,6 +874,16 @@ class CVAE(VAE):
             "num_classes": self.num_classes,
             "class_names": self.class_names,
         }
+
+
+def _check_names(names):
+    """Refuse names of classes that no dataset has: a model file holds them, and --label takes them."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or len(name) > LETTERS:
+            raise ValueError(f"The name of class {i} must be a text of at most {LETTERS} letters.")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{times} classes have the name {name!r}: give each a name of its own.")
 
 
 MODELS = {"ae": AE, "vae": VAE, "cvae": CVAE}

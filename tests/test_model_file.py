@@ -405,6 +405,22 @@ class Capacity(VAE):
         return {**super().get_config(), "capacity": self.capacity}
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"class_names": ["a", "b" * 1_900_000]}, "class 1 must be a text of at most 255 letters"),
+        ({"class_names": ["a", "a"]}, "2 classes have the name 'a'"),
+    ],
+    ids=["long", "twice"],
+)
+def test_a_value_that_no_model_may_have_is_named(value, says, tmp_path):
+    model = CVAE((8, 8, 1), 2, "mlp", (8,), num_classes=2)
+    checkpoints.save_model(model, tmp_path / "good.keras")
+    asks_for(**value)(tmp_path / "model.keras", members_of(tmp_path / "good.keras"))
+    with pytest.raises(CheckpointError, match=says):
+        checkpoints.load_model(tmp_path / "model.keras")
+
+
 @pytest.mark.parametrize("module", [__name__, "keras_ae.models"])
 def test_a_model_of_the_registry_has_arguments_of_its_own(module, monkeypatch, tmp_path):
     monkeypatch.setattr(Capacity, "__module__", module)

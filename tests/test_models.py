@@ -418,6 +418,9 @@ WRONG_ARGUMENTS = [
     (AE, {"reconstruction": "l3"}, "l1, mse, bce; got 'l3'"),
     (CVAE, {"num_classes": 0}, "num_classes must be 1 or more; got 0"),
     (CVAE, {"num_classes": 3, "class_names": ["a"]}, "1 class names were given for 3 classes"),
+    (CVAE, {"num_classes": 2, "class_names": ["a", "a"]}, "2 classes have the name 'a'"),
+    (CVAE, {"num_classes": 2, "class_names": ["a", "b" * 256]}, "class 1 .* at most 255 letters"),
+    (CVAE, {"num_classes": 2, "class_names": [0, 1]}, "class 0 must be a text"),
 ]
 
 
