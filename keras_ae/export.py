@@ -185,9 +185,6 @@ def check(path, format, part, force):
     if suffix and path.suffix != suffix:
         raise ValueError(f"A file of format {format} ends in {suffix}; got {path}.")
     need(f"Writing {format}", *FORMATS[format].packages)
-    for taken in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
-        if os.path.lexists(taken) and not force:
-            raise ExportError(f"{taken} exists; --force replaces it.")
     if suffix and path.is_dir():
         raise ExportError(f"{path} is a folder; give a file.")
     if not suffix and path.exists() and not (path / "saved_model.pb").is_file():
@@ -197,6 +194,10 @@ def check(path, format, part, force):
         raise ExportError(
             f"{path} holds {min(others)}, which is no part of a SavedModel: give another path."
         )
+    # Last: what is refused with --force as well is said at once.
+    for taken in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
+        if os.path.lexists(taken) and not force:
+            raise ExportError(f"{taken} exists; --force replaces it.")
 
 
 def build_part(model, part):

@@ -169,8 +169,9 @@ def test_nothing_is_overwritten_without_force(cvae, tmp_path):
         export.export(cvae, path, "torch")
     folder = tmp_path / "photographs"
     folder.mkdir()
-    with pytest.raises(export.ExportError, match="no SavedModel"):
-        export.export(cvae, folder, "saved_model", force=True)
+    for force in (False, True):
+        with pytest.raises(export.ExportError, match="no SavedModel"):
+            export.export(cvae, folder, "saved_model", force=force)
     (tmp_path / "weights.bin").write_text("mine")
     with pytest.raises(export.ExportError, match="weights.bin exists"):
         export.export(cvae, tmp_path / "weights.xml", "openvino")
