@@ -139,7 +139,8 @@ MODEL_CONFIG = ANY_CONFIG | {
     "reconstruction": lambda value: (
         value in RECONSTRUCTIONS if type(value) is str else _is_function(value)
     ),
-    "kl_weight": lambda value: type(value) in (int, float) or value == "auto",
+    # No float holds every whole number.
+    "kl_weight": lambda value: type(value) is float or value == "auto" or _whole(0)(value),
     "prior": lambda value: value is None or isinstance(value, dict),
     "num_classes": _whole(1),
     "class_names": _texts,

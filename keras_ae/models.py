@@ -43,6 +43,7 @@ from keras_ae.priors import (
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
+LARGEST = float(np.finfo("float32").max)  # of a KL weight
 SPREAD = 0.7  # of these codes around the posterior's mean, in its standard deviations
 FORMAT = 2  # of a model's config; `from_config` refuses a newer one
 
@@ -425,8 +426,10 @@ class VAE(AE):
         super().__init__(*args, **kwargs)
         auto = kl_weight == "auto"
         self.kl_weight_at_start = "auto" if auto else float(kl_weight)
-        if not auto and not 0 <= self.kl_weight_at_start < math.inf:
-            raise ValueError(f'kl_weight must be 0 or more, or "auto"; got {kl_weight!r}.')
+        if not auto and not 0 <= self.kl_weight_at_start <= LARGEST:
+            raise ValueError(
+                f'kl_weight must be 0 or more and at most {LARGEST:.2g}, or "auto"; got {kl_weight!r}.'
+            )
         self._kl_weight = self._scalar("kl_weight", 1.0 if auto else kl_weight)
         self.likelihood_scale = self._scalar("likelihood_scale", 0.0) if auto else None
         if auto:
@@ -491,8 +494,8 @@ class VAE(AE):
                 "KL term by another."
             )
         value = float(keras.ops.convert_to_numpy(value))
-        if not 0 <= value < math.inf:
-            raise ValueError(f"kl_weight must be 0 or more; got {value}.")
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"kl_weight must be 0 or more and at most {LARGEST:.2g}; got {value}.")
         self._kl_weight.assign(value)
 
     def __setattr__(self, name, value):

@@ -410,8 +410,10 @@ class Capacity(VAE):
     [
         ({"class_names": ["a", "b" * 1_900_000]}, "class 1 must be a text of at most 255 letters"),
         ({"class_names": ["a", "a"]}, "2 classes have the name 'a'"),
+        ({"kl_weight": 1e308}, "kl_weight must be 0 or more"),
+        ({"kl_weight": 10**400}, "has the kl_weight '1000"),
     ],
-    ids=["long", "twice"],
+    ids=["long", "twice", "kl_weight", "whole kl_weight"],
 )
 def test_a_value_that_no_model_may_have_is_named(value, says, tmp_path):
     model = CVAE((8, 8, 1), 2, "mlp", (8,), num_classes=2)
