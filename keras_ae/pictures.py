@@ -20,16 +20,25 @@ LETTERS = 60  # longer names are cut
 
 
 def to_uint8(images):
-    """Convert images (..., H, W, C), float in [0, 1] or whole numbers in 0..255, to uint8 in 0..255.
+    """Convert images (..., H, W, C), float in [0, 1] or integers in 0..255, to uint8 in 0..255.
+
+    Floats a little outside, as of noise or of a decoder of one's own, are clipped.
 
     Raises:
         NotFinite: some pixels are NaN or infinite; NaN would become black.
+        ValueError: they are floats, and the whole numbers of 0..255; nearly all would become white.
     """
     images = np.asarray(images)
     if images.dtype.kind in "iu":
         return images if images.dtype == np.uint8 else images.clip(0, 255).astype(np.uint8)
     if not np.isfinite(images).all():
         raise NotFinite("The images have pixels that are no finite numbers")
+    low, high = images.min(initial=0), images.max(initial=0)
+    # What a network computes has fractions.
+    if low >= 0 and 1 < high <= 255 and not (images % 1).any():
+        raise ValueError(
+            f"Float images must be in [0, 1]; these are whole numbers up to {high:g}: divide them by 255, or give uint8."
+        )
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -104,9 +113,13 @@ def pairs(originals, reconstructions, columns=10, names=None):
     If `names` (N strings) are given, each pair has its name above it.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, or the two are of different shapes.
     """
     originals, reconstructions = to_uint8(originals), to_uint8(reconstructions)
+    if originals.shape != reconstructions.shape:
+        raise ValueError(
+            f"Originals and reconstructions must be of one shape; got {originals.shape} and {reconstructions.shape}."
+        )
     _check_some(originals)
     columns = min(columns, len(originals))
     rows = []

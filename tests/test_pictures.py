@@ -25,6 +25,13 @@ def test_to_uint8_rounds_and_clips():
     assert pictures.to_uint8(floats).tolist() == [0, 0, 0, 1, 128, 255, 255]
 
 
+def test_floats_that_are_the_bytes_of_a_picture_are_refused():
+    images = np.arange(256).reshape(1, 16, 16, 1)
+    with pytest.raises(ValueError, match="whole numbers up to 255: divide them by 255"):
+        pictures.grid(images.astype("float32"))
+    pictures.grid((images > 9).astype("float32"))
+
+
 @pytest.mark.parametrize("kind", ["int64", "uint16", "int32"])
 def test_whole_numbers_of_any_kind_are_0_to_255(kind):
     images = np.arange(256, dtype="uint8").reshape(1, 16, 16, 1)
@@ -114,6 +121,11 @@ def test_pairs_put_each_row_over_its_reconstructions():
     zoom = 28  # 56 / 2
     centres = picture[zoom + zoom // 2 :: 3 * zoom, zoom + zoom // 2 :: 4 * zoom]
     assert centres.tolist() == [[1, 2], [101, 102], [3, GREY], [103, GREY]]
+
+
+def test_pairs_of_unlike_images_are_refused():
+    with pytest.raises(ValueError, match="must be of one shape; got .3, 4, 4, 1. and .2, 4, 4, 1."):
+        pictures.pairs(np.zeros((3, 4, 4, 1)), np.zeros((2, 4, 4, 1)))
 
 
 def test_a_long_name_above_thin_images():
