@@ -33,6 +33,12 @@ class View(keras.Model):
         return {name: outputs[name] for name in self.names}
 
 
+def check_batch_size(batch_size):
+    """Check the number of images of a batch. Raises ValueError if it is below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
+
+
 def in_batches(network, inputs, batch_size):
     """The outputs of a network for a list of arrays, as arrays.
 
@@ -41,7 +47,9 @@ def in_batches(network, inputs, batch_size):
     Raises:
         UserError: a single image, or all outputs together, would take more.
         NotFinite: some outputs are NaN or infinite.
+        ValueError: `batch_size` is below 1.
     """
+    check_batch_size(batch_size)
     n = len(inputs[0])
     if not n:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]

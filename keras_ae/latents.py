@@ -75,7 +75,9 @@ def principal_directions(codes):
     Raises:
         UserError: the covariance would take too much memory.
         NotFinite: some codes are NaN or infinite.
+        ValueError: there are no codes.
     """
+    _check_some(codes)
     check_finite([codes], "Some codes of the model")
     latents = np.shape(codes)[1]
     check_memory(4 * 8 * latents**2, f"the covariance of {latents:,} latents")
@@ -83,6 +85,11 @@ def principal_directions(codes):
     rows = vectors.T[::-1]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1, keepdims=True), 1)
     return rows * np.sign(largest)
+
+
+def _check_some(codes):
+    if len(np.shape(codes)) != 2 or not len(codes):
+        raise ValueError(f"Codes must be (N, D), N >= 1; got {np.shape(codes)}.")
 
 
 def plane(codes, rows, columns):
@@ -98,10 +105,11 @@ def plane(codes, rows, columns):
         directions, through the mean. The first grows from left to right, the second from bottom to top.
 
     Raises:
-        ValueError: there are no rows or columns.
+        ValueError: there are no rows or columns, or no codes.
     """
     if min(rows, columns) < 1:
         raise ValueError(f"rows and columns must be 1 or more; got {rows} and {columns}.")
+    _check_some(codes)
     codes = np.asarray(codes, "float64")
     dimensions = codes.shape[1]
     if dimensions == 1:
@@ -127,7 +135,7 @@ def manifold(model, rows=15, columns=15, label=None, codes=None, seed=0):
         seed: of the draws.
 
     Raises:
-        ValueError: an AE was given no codes, the label does not fit the model, or there are no rows or columns.
+        ValueError: an AE was given no codes, the label does not fit the model, or there are no codes, rows or columns.
     """
     labels = model.class_labels(label, DRAWN)
     if codes is None:
@@ -165,7 +173,7 @@ def traversals(model, code, latents, codes, steps=10, label=None):
         label: for a CVAE, the class.
 
     Raises:
-        ValueError: the model has no such latent.
+        ValueError: the model has no such latent, or there are no codes.
 
     References:
         Higgins et al. 2017, beta-VAE, figures 1 to 3.
@@ -175,6 +183,7 @@ def traversals(model, code, latents, codes, steps=10, label=None):
             raise ValueError(
                 f"Latents of this model are 0 to {model.latent_dim - 1}; got {latent}."
             )
+    _check_some(codes)
     low, high = np.quantile(codes, REACH, axis=0)
     moved = np.repeat(np.asarray(code, "float32")[None], len(latents) * steps, axis=0)
     for row, latent in enumerate(latents):

@@ -28,7 +28,7 @@ from keras_ae.data.reading import LETTERS
 from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
-from keras_ae.inference import View, check_memory, in_batches
+from keras_ae.inference import View, check_batch_size, check_memory, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, peek, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
@@ -253,6 +253,7 @@ class AE(Steps, Objective):
 
     def _outputs(self, inputs, names, batch_size):
         """Some outputs of `forward`, for the same inputs that `fit` takes: {name: array}."""
+        check_batch_size(batch_size)
         if names not in self._views.networks:
             self._views.networks[names] = View(self, names)
         arrays = inputs if isinstance(inputs, (tuple, list)) else [inputs]
@@ -674,9 +675,11 @@ class VAE(AE):
             batch_size: images decoded at a time.
 
         Raises:
-            ValueError: labels are missing, out of range, or given to a model without classes.
+            ValueError: n is below 0, or labels are missing, out of range, or given to a model without classes.
             UserError: so many images would take too much memory.
         """
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, the number of images; got {n}.")
         source = self.prior_named(prior)
         check_memory(4 * n * (math.prod(self.image_shape) + self.latent_dim), f"{n:,} images")
         labels = self.class_labels(labels, n)

@@ -241,6 +241,12 @@ def test_mutual_information_has_its_limits():
     assert alike == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("shapes", [[(0, 3), (0, 3)], [(4, 3), (4, 2)]])
+def test_mutual_information_of_none(shapes):
+    with pytest.raises(ValueError, match="must be .N, D., N >= 1; got"):
+        evaluation.mutual_information(*map(np.zeros, shapes))
+
+
 def test_active_units():
     mean = np.random.default_rng(0).normal(size=(2_000, 4)) * [1.0, 0.2, 0.05, 0.0] + 3
     assert evaluation.active_units(mean) == 2
@@ -325,6 +331,23 @@ def test_kernel_distance_has_no_bias():
     rng = np.random.default_rng(2)
     drawn = [evaluation.kernel_distance(*rng.normal(size=(2, 10, 2))) for _ in range(2_000)]
     assert abs(np.mean(drawn)) < 4 * np.std(drawn) / 2_000**0.5
+
+
+@pytest.mark.parametrize("distance", ["frechet_distance", "kernel_distance"])
+@pytest.mark.parametrize(
+    ("features", "says"),
+    [
+        (np.ones((1, 3)), "N >= 2; got .1, 3."),
+        (np.ones(3), "must be .N, F., N >= 2; got .3,."),
+        (np.full((5, 3), np.nan), "no finite numbers"),
+    ],
+    ids=["one row", "no rows", "NaN"],
+)
+def test_features_that_have_no_distance(distance, features, says):
+    others = np.random.default_rng(0).normal(size=(9, 3))
+    for pair in ((features, others), (others, features)):
+        with pytest.raises(ValueError, match=says):
+            getattr(evaluation, distance)(*pair)
 
 
 def test_sliced_wasserstein_against_scipy():
@@ -809,6 +832,9 @@ def test_evaluate_refuses_what_does_not_fit(toy):
     for limit in (0, -1):
         with pytest.raises(ValueError, match=f"limit must be 1 or more.*got {limit}"):
             evaluation.evaluate(small(keras_ae.VAE), train, test, limit=limit)
+    for name in ("samples", "importance_samples"):
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more; got -1"):
+            evaluation.evaluate(small(keras_ae.VAE), train, test, **{name: -1})
     with pytest.raises(UserError, match="28, 28"):
         evaluation.evaluate(keras_ae.VAE((8, 8, 1), 2, "mlp", (4,)), train, test)
     with pytest.raises(UserError, match="labels"):

@@ -179,3 +179,14 @@ def test_codes_that_are_no_numbers_have_no_place(dimensions):
 def test_codes_that_are_no_numbers_vary_in_no_direction():
     with pytest.raises(NotFinite):
         latents.principal_directions(np.full((5, 3), np.inf))
+
+
+def test_no_codes_cover_nothing(vae):
+    none = np.zeros((0, 3))
+    for explore in (
+        lambda: latents.manifold(vae, codes=none),
+        lambda: latents.traversals(vae, np.zeros(3), [0], none),
+        lambda: latents.principal_directions(none),
+    ):
+        with pytest.raises(ValueError, match="Codes must be .N, D., N >= 1; got .0, 3."):
+            explore()

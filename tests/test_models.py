@@ -336,6 +336,20 @@ def test_sample_of_no_images_is_no_images():
     assert CVAE((20, 16, 1), 2, "mlp", (8,)).sample(0, 3).shape == (0, 20, 16, 1)
 
 
+def test_fewer_samples_than_none():
+    with pytest.raises(ValueError, match="n must be 0 or more"):
+        VAE((8, 8, 1), 2, "mlp", (4,)).sample(-1)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("method", ["encode", "reconstruct", "posterior", "decode"])
+def test_batches_of_no_images(method, batch_size):
+    vae = VAE((8, 8, 1), 2, "mlp", (4,))
+    inputs = np.zeros((3, 2)) if method == "decode" else np.zeros((3, 8, 8, 1))
+    with pytest.raises(ValueError, match=f"batch_size must be 1 or more; got {batch_size}"):
+        getattr(vae, method)(inputs, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("model", [VAE, CVAE])
 def test_more_samples_than_memory_holds(model):
     """They are refused before a code is drawn."""

@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+from keras_ae.errors import NotFinite
 from keras_ae.evaluation.arrays import chunks
 from keras_ae.evaluation.intervals import NORMAL, REDRAWN, around
 from keras_ae.inputs import check_range
@@ -97,10 +98,14 @@ def frechet_distance(features, others):
     is this distance with the features of an evaluation classifier instead of Inception's. Only compare
     figures of the same classifier and the same number of images: with fewer images, they are larger.
 
+    Raises:
+        ValueError: features have another shape, N or M is below 2, or some are NaN or infinite.
+
     References:
         Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, arXiv:1706.08500.
     """
-    (m1, c1), (m2, c2) = (_moments(np.asarray(f, "float64")) for f in (features, others))
+    sets = (_patches_of(f, 2) for f in (features, others))
+    (m1, c1), (m2, c2) = (_moments(x.reshape(-1, x.shape[-1]).astype("float64")) for x in sets)
     return _frechet(m1, c1, m2, np.trace(c2), _root(c2))
 
 
@@ -160,7 +165,7 @@ def kernel_distance(features, others):
     References:
         Bińkowski et al. 2018, Demystifying MMD GANs, arXiv:1801.01401, section 4.
     """
-    return _kernel_with_interval(_patches_of(features), Reference(others))[0]
+    return _kernel_with_interval(_patches_of(features, 2), Reference(_patches_of(others, 2)))[0]
 
 
 def _kernel_with_interval(features, reference):
@@ -242,8 +247,13 @@ def _sliced_with_interval(features, reference, directions=DIRECTIONS, redrawn=RE
     return estimate, around(estimate, resampled.mean(1)) if n >= FEW else None
 
 
-def _patches_of(features):
+def _patches_of(features, fewest=1):
+    """Features as (N, P, F), checked."""
     features = np.asarray(features)
+    if features.ndim not in (2, 3) or len(features) < fewest:
+        raise ValueError(f"Features must be (N, F), N >= {fewest}; got {features.shape}.")
+    if not np.isfinite(features).all():
+        raise NotFinite("Some features are no finite numbers")
     return features if features.ndim == 3 else features[:, None]
 
 

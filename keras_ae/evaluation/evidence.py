@@ -135,11 +135,18 @@ def mutual_information(mean, log_var, seed=0):
         mean, log_var: (N, D), parameters of q(z|x).
         seed: seed of the codes.
 
+    Raises:
+        ValueError: they are of other shapes, or of no images.
+
     References:
         Hoffman & Johnson 2016, ELBO surgery: yet another way to carve up the variational evidence lower
         bound, section 2.
     """
     mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    if mean.ndim != 2 or mean.shape != log_var.shape or not len(mean):
+        raise ValueError(
+            f"mean and log_var must be (N, D), N >= 1; got {mean.shape} and {log_var.shape}."
+        )
     n = len(mean)
     precision = np.exp(-log_var)
     codes = mean + np.exp(0.5 * log_var) * np.random.default_rng(seed).standard_normal(mean.shape)

@@ -101,10 +101,13 @@ def evaluate(
 
     Raises:
         UserError: the model does not fit the dataset, or the ONNX file is not valid.
-        ValueError: images are on another scale, or the limit is below 1.
+        ValueError: images are on another scale, or the limit is below 1, or another number below 0.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, or None for all test images; got {limit}.")
+    for name, number in (("samples", samples), ("importance_samples", importance_samples)):
+        if number < 0:
+            raise ValueError(f"{name} must be 0 or more; got {number}.")
     progress, found = progress or (lambda line: None), found or (lambda figures: None)
     started = time.perf_counter()
     train, test = splits_of_arrays(train, test, "arrays")
