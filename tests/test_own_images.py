@@ -124,6 +124,22 @@ def test_a_report_measures_by_the_training_images_of_the_dataset_that_was_asked_
     assert (train.name, train.split, test.split) == ("toys", "train", "test")
 
 
+@pytest.mark.parametrize("more", [0, 20], ids=["as many", "more"])
+def test_another_dataset_of_that_name_and_version_is_told(kae, tmp_path, more):
+    draw(tmp_path / "others", 30 + more, side=32)
+    how = ["--resize", "16x12", "--crop", "--background", "black", "--data-dir", tmp_path]
+    kae("data", "import", "toys", tmp_path / "others", *how)
+    note = "note: the images of toys 1.0.0 are not those that the model was trained on"
+    limit = ["--limit", 3] if more else []
+    for place, told in (("my data", False), (tmp_path, True)):
+        kae("encode", "ae-toys", "--data-dir", place, *limit)
+        assert (note in kae.said) == told
+    ours = ["--data-dir", "my data"]
+    kae("score", "ae-toys", *ours, "--dataset", tmp_path / "toys", *limit)
+    again = kae.refused("score", "ae-toys", *ours, "--dataset", "./my data/toys", *limit)
+    assert "is what the model was trained on" in again
+
+
 @pytest.mark.parametrize(
     ("dataset", "folder"),
     [

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import difflib
 import functools
 import gc
@@ -514,19 +515,49 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
     from keras_ae import data
 
     dataset = dataset or dataset_of(checkpoint, data_dir)
-    train, test = data.load_splits(dataset, data_dir=data_dir, limit=limit, progress=say)
+    train, test = data.load_splits(dataset, data_dir=data_dir, progress=say)
+    tell_changes(checkpoint, train, test, thorough=limit is None)
+    if limit is not None:
+        train, test = rows_of(train, slice(limit)), rows_of(test, slice(limit))
     network.check_data(test)
-    before = checkpoint.run.get("data", {})
-    if before.get("name") == train.name and before.get("version") not in (None, train.version):
-        say(
-            f"note: {train.name} is of version {train.version} now; the model was trained on {before['version']}"
-        )
     if network.num_classes and test.class_names and network.names != tuple(test.class_names):
         theirs, ours = map(first_few, (test.class_names, network.names))
         say(
             f"note: the classes of {test.name} are {theirs}, those of the model {ours}; they go by their numbers"
         )
     return train, test
+
+
+def tell_changes(checkpoint, train, test, thorough):
+    """Print that a dataset of the name of the model's own is another one: by its version, the numbers of its images and, if
+    `thorough`, their checksum."""
+    from keras_ae.provenance import data_facts
+
+    before = checkpoint.run.get("data", {})
+    if before.get("name") != train.name:
+        return
+    if before.get("version") not in (None, train.version):
+        say(
+            f"note: {train.name} is of version {train.version} now; the model was trained on {before['version']}"
+        )
+        return
+    now = {"train_images": len(train.images), "test_images": len(test.images)}
+    if thorough:
+        now = data_facts(train, test)
+    # Of a run with a limit, these facts are of its first images.
+    whole = checkpoint.settings.get("limit") is None
+    if whole and any(before.get(key) not in (None, value) for key, value in now.items()):
+        say(
+            f"note: the images of {train.name} {train.version} are not those that the model was trained on"
+        )
+
+
+def rows_of(images, rows):
+    """The given rows of an `ImageData`: images and labels."""
+    from keras_ae.data import select
+
+    labels = None if images.labels is None else images.labels[rows]
+    return dataclasses.replace(images, images=select(images.images, rows), labels=labels)
 
 
 def first_few(names, most=5):

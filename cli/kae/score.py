@@ -66,6 +66,7 @@ def command(
     import numpy as np
 
     from keras_ae import data, evaluation, pictures
+    from keras_ae.provenance import data_facts
 
     # For files, and if the model's own images are not here, --dataset names the images that it should know.
     named = dataset and (files or not console.has_dataset(checkpoint, data_dir))
@@ -94,7 +95,8 @@ def command(
         if classes:
             raise click.UsageError("--odd is for classes of the model's own dataset.")
         _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
-        if (scored.name, scored.version) == (known.name, known.version):
+        # By the images as well: every import is of version 1.0.0.
+        if data_facts(scored, scored) == data_facts(known, known):
             raise click.UsageError(
                 f"{dataset} is what the model was trained on: leave --dataset out, or name what is odd to it."
             )
@@ -103,7 +105,7 @@ def command(
         scored = known
         if classes:
             odd = np.isin(known.labels, _classes(known, classes))
-            usual = rows_of(known, ~odd)
+            usual = console.rows_of(known, ~odd)
             if not 0 < odd.sum() < len(odd):
                 raise click.UsageError("--odd must leave test images of both kinds.")
     if named and not files:
@@ -147,7 +149,7 @@ def command(
         for i in range(len(scored.images))
     ]
 
-    shown = rows_of(scored, highest)
+    shown = console.rows_of(scored, highest)
     rebuilt = _rebuilt(network, shown, told)
     sheet = pictures.pairs(shown.images, rebuilt, names=[f"{scores[by][i]:.4g}" for i in highest])
     picture = console.write(picture, sheet.save, force, echoed=False)
@@ -183,14 +185,6 @@ def _classes(images, names):
             f"got {names[found.index(None)]!r}."
         )
     return found
-
-
-def rows_of(images, rows):
-    """The given rows of an `ImageData`: images and labels."""
-    from keras_ae.data import select
-
-    labels = None if images.labels is None else images.labels[rows]
-    return dataclasses.replace(images, images=select(images.images, rows), labels=labels)
 
 
 def _rebuilt(network, images, told):

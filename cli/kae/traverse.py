@@ -7,7 +7,6 @@ import click
 
 from kae import console, options
 from kae.interpolate import kind_of, places_of
-from kae.score import rows_of
 
 TEST_IMAGES = 2000  # test images that give the KL and the range of each latent
 
@@ -54,7 +53,7 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
         return console.load_test(network, checkpoint, dataset, data_dir, limit)
 
     codes, label, _ = places_of(network, [start], 1, seed, load_test, **chosen)[0]
-    inputs = network.inputs_of(rows_of(load_test(), slice(TEST_IMAGES)))
+    inputs = network.inputs_of(console.rows_of(load_test(), slice(TEST_IMAGES)))
     order, carried = latents.latent_order(network, inputs)
     order, carried = order[:number], carried[:number]
     images = latents.traversals(network, codes[0], order, network.encode(inputs), steps, label)
