@@ -23,7 +23,7 @@ from keras import layers
 
 from keras_ae import model_file
 from keras_ae.backbones import LAST, in_policy
-from keras_ae.data import load_splits
+from keras_ae.data import GENUINE, load_splits
 from keras_ae.data.cache import own_folder
 from keras_ae.errors import UserError
 from keras_ae.fast.adam import Adam
@@ -86,7 +86,7 @@ def accuracy(network, data) -> float:
 
 
 def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -> Classifier:
-    """The classifier of a dataset: the released one, or one from the cache, or one trained now and cached.
+    """The classifier of a dataset: the released one of a version that is known, or one from the cache, or one trained now and cached.
 
     The training reports how long it will take, and stops if that is too long.
 
@@ -111,7 +111,10 @@ def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -
         raise UserError(f"{train.name} has one class, and a classifier needs two")
     name = shortened(f"classifier-{train.name}".replace("/", "-"))
     steps = steps_of(train)
-    places = {} if seed else {"released with keras-ae": released(name) / "model.keras"}
+    places = {}
+    # Of another version, the images may be others.
+    if not seed and f"{train.name}/{train.version}/train" in GENUINE:
+        places["released with keras-ae"] = released(name) / "model.keras"
     why: Exception | None = None
     try:
         cached = (

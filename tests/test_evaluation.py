@@ -726,6 +726,8 @@ def test_mnist_has_its_classifier_released(digits, trainings):
     mnist = ImageData("mnist", "3.0.1", "train", images, labels, names)
     classifier = evaluation_classifier(mnist, mnist)
     assert classifier.origin == "released with keras-ae" and classifier.accuracy > 0.98
+    another = ImageData("mnist", "1.0.0", "train", images, labels, names)
+    assert evaluation_classifier(another, another).origin == "trained now"
 
 
 # All of it
