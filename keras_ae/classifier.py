@@ -86,7 +86,7 @@ def accuracy(network, data) -> float:
 
 
 def evaluation_classifier(train, test, progress=None, seed=0, minutes=MINUTES) -> Classifier:
-    """The classifier of a dataset: the released one of a version that is known, or one from the cache, or one trained now and cached.
+    """The classifier of a dataset: the released one (of a version that is known), or one from the cache or trained now.
 
     The training reports how long it will take, and stops if that is too long.
 

@@ -49,7 +49,7 @@ def atomic(path, replace=True):
     try:
         if replace:
             with contextlib.suppress(OSError):  # there is no such file yet
-                # First, before anything that is private is written; and it must be written in any case.
+                # First, before anything private is written. Its owner must be able to write it.
                 os.chmod(temporary, os.stat(path).st_mode & 0o777 | 0o600)
         yield temporary
         _sync_file(temporary)
