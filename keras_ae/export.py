@@ -336,7 +336,9 @@ def sweep(path):
     """Clean up after a killed export to a path: remove its files, and put back an old folder it had moved."""
     name = re.compile(rf"{re.escape(_half(path))}-[0-9a-f]{{16}}")
     for left in path.parent.iterdir():
-        if not name.fullmatch(left.name) or not (left / "new").is_dir():
+        if not name.fullmatch(left.name) or not left.is_dir():
+            continue
+        if not (left / "new").is_dir() and any(left.iterdir()):  # not ours
             continue
         handle = os.open(left, os.O_RDONLY)
         try:

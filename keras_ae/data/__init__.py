@@ -246,7 +246,8 @@ def _load_whole(prepared, split, progress) -> ImageData:
             try:
                 cache.store(prepared, data, key)
             except OSError as error:
-                progress(f"not cached ({error}): set KAE_CACHE to a folder that can be written")
+                why = error.strerror or error
+                progress(f"not cached ({why}): set KAE_CACHE to a folder that can be written")
     return replace(data, preparation=preparation)
 
 
