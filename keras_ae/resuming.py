@@ -19,25 +19,7 @@ def check_folder(folder, epochs, resume, force):
         raise RunError(
             f"{folder} is where a run that replaces another one begins: name another folder (--out)."
         )
-    folders = ("backup", "epochs")
-    inner = [f"{checkpoints.NEXT}/{name}" for name in folders]
-    curves = [f"tensorboard/{name}" for name in ("train", "validation")]
-    for name in (*folders, checkpoints.NEXT, *inner, "tensorboard", *curves):
-        if (folder / name).is_symlink():  # files of another run, or of nobody's, may lie behind it
-            raise RunError(f"{folder / name} is a link: remove it, or --out writes elsewhere.")
-        if "tensorboard" not in name and (folder / name).exists() and not (folder / name).is_dir():
-            raise RunError(
-                f"{folder / name} is no folder, and a run has one there: move it away, or --out writes elsewhere."
-            )
-    files = [folder / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
-    files += [
-        folder / checkpoints.NEXT / name for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)
-    ]
-    for path in [*files, *checkpoints.pictures_of(folder)]:
-        if path.is_dir():
-            raise RunError(
-                f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
-            )
+    _check_kinds(folder)
     checkpoints.settle(folder)
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)
@@ -73,6 +55,28 @@ def check_folder(folder, epochs, resume, force):
             f"{folder} holds a {name} that no run there wrote; --out writes elsewhere, --force replaces it."
         )
     return record
+
+
+def _check_kinds(folder):
+    """Refuse a run folder with links or files where a run has folders, or with folders where it has files."""
+    place = folder / checkpoints.NEXT
+    ours = [part / name for part in (folder, place) for name in ("backup", "epochs")] + [place]
+    curves = [folder / "tensorboard" / name for name in (".", "train", "validation")]
+    for path in [*ours, *curves]:
+        if path.is_symlink():  # files of another run, or of nobody's, may lie behind it
+            raise RunError(f"{path} is a link: remove it, or --out writes elsewhere.")
+    for path in ours:
+        if path.exists() and not path.is_dir():
+            raise RunError(
+                f"{path} is no folder, and a run has one there: move it away, or --out writes elsewhere."
+            )
+    names = (*checkpoints.ALWAYS, *checkpoints.BACKUP)
+    files = [part / name for part in (folder, place) for name in names]
+    for path in [*files, *checkpoints.pictures_of(folder)]:
+        if path.is_dir():
+            raise RunError(
+                f"{path} is a folder, and a run has a file there: move it away, or --out writes elsewhere."
+            )
 
 
 def make_folder(folder):
