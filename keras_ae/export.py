@@ -40,7 +40,7 @@ from keras import ops
 from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
-from keras_ae.files import UNFINISHED, name_anew, shortened, sync
+from keras_ae.files import UNFINISHED, keep_mode, name_anew, shortened, sync
 from keras_ae.inputs import one_hot
 from keras_ae.programs import command_of
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
@@ -133,6 +133,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
             taken = path.parent / new.name
             if taken.is_dir():
                 raise ExportError(f"{taken} is a folder, and the export has a file of that name.")
+            keep_mode(taken, new)
         # A kill between the moves must not leave an old graph over new weights.
         if force and len(files) > 1:
             path.unlink(missing_ok=True)

@@ -48,9 +48,7 @@ def atomic(path, replace=True):
     temporary, handle = _new_file(path)
     try:
         if replace:
-            with contextlib.suppress(OSError):  # there is no such file yet
-                # First, before anything private is written. Its owner must be able to write it.
-                os.chmod(temporary, os.stat(path).st_mode & 0o777 | 0o600)
+            keep_mode(path, temporary)  # before anything private is written
         yield temporary
         _sync_file(temporary)
         if replace:
@@ -62,6 +60,12 @@ def atomic(path, replace=True):
         os.close(handle)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def keep_mode(path, temporary):
+    """Give a file that will replace the one at a path, if there is one, its permissions. Its owner may always write it."""
+    with contextlib.suppress(OSError):  # there is no such file yet
+        os.chmod(temporary, os.stat(path).st_mode & 0o777 | 0o600)
 
 
 def name_anew(temporary, path):

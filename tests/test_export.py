@@ -178,6 +178,16 @@ def test_nothing_is_overwritten_without_force(cvae, tmp_path):
     assert path.read_text() == "mine" and not list(folder.iterdir())
 
 
+def test_a_file_that_force_replaces_keeps_its_permissions(cvae, tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.xml"
+    for file in (path, path.with_suffix(".bin")):
+        file.write_text("old")
+        file.chmod(0o600)
+    export.export(cvae, path, "openvino", force=True)
+    assert [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()] == [0o600] * 2
+
+
 def test_a_kill_between_two_files_leaves_no_old_graph_over_new_weights(cvae, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     path = tmp_path / "model.xml"
