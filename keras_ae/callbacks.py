@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_ae import checkpoints, distributed, pictures
 from keras_ae.data.images import opened
-from keras_ae.errors import RunError, need
+from keras_ae.errors import RunError, need, printable
 from keras_ae.files import atomic
 from keras_ae.inference import in_memory
 
@@ -104,7 +104,10 @@ class StopAtNaN(keras.callbacks.Callback):
             return
         # Find the first bad step since the last call. A user's own train step may record no losses.
         losses = [float(loss) for loss in self.model.inner_steps.losses] or [logs["loss"]]
-        batch = self._first + next(i for i, loss in enumerate(losses) if not np.isfinite(loss)) + 1
+        bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
+        batch = (
+            self._first + (bad or [len(losses) - 1])[0] + 1
+        )  # finite ones may have no finite mean
         self._check(logs["loss"], f"in epoch {self._epoch + 1}, batch {batch}")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -283,8 +286,8 @@ class ProgressLine(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         now, steps = time.monotonic(), self.params["steps"]
-        fresh = self._shown is not None and now - self._shown < REDRAWN_SECONDS
-        if not self.rewrites or fresh or steps is None:  # of data of unknown length
+        too_soon = self._shown is not None and now - self._shown < REDRAWN_SECONDS
+        if not self.rewrites or too_soon or steps is None:  # of data of unknown length
             return
         self._shown = now
         left = f"{duration(self._seconds_left(batch + 1, now))} left"
@@ -466,6 +469,11 @@ class WriteRun(keras.callbacks.Callback):
             )
         if "val_loss" not in logs:
             raise _missing(self.model, "val_loss")
+        for name in logs:
+            if name in ("epoch", "seconds") or not name.isprintable():
+                raise RunError(
+                    f"{type(self.model).__name__} logs {printable(name)!r}, which the history cannot hold: call it otherwise."
+                )
         row = {"epoch": epoch + 1, **numbers_of(logs)}
         row["seconds"] = round(self.stopwatch.seconds[-1], 3)
         if self.history and (odd := row.keys() ^ self.history[0].keys()):
@@ -525,6 +533,11 @@ def check_there(folder, inode):
     """Check that the run folder is still there: writing would change another one, or make a new one."""
     if inode_of(folder) != inode:
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
+    for name in ("epochs", "backup"):
+        if (folder / name).is_symlink():
+            raise RunError(
+                f"{folder / name} became a link meanwhile: nothing is written behind it."
+            )
 
 
 def picture_of(model, shown):

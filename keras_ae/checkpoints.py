@@ -39,7 +39,7 @@ from keras_ae.backbones import zero_weights
 from keras_ae.data.disk import VERSION
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
-from keras_ae.files import atomic, open_file, read_json, read_text, sweep, write_bytes
+from keras_ae.files import atomic, keep_mode, open_file, read_json, read_text, sweep, write_bytes
 from keras_ae.inference import check_memory
 from keras_ae.settings import Settings, checkpoint_names, models, released, unknown_name
 
@@ -286,11 +286,14 @@ def find_checkpoint(model, root=ROOT):
         mine, theirs = Path(root, model), released(model)
         if (mine / "model.keras").is_file():
             path, origin = mine / "model.keras", "trained here"
-        elif any((mine / left).is_file() for left in ("run.json", "history.csv", BACKUP[0])):
+        elif any(
+            (mine / left).is_file()
+            for left in ("run.json", "history.csv", BACKUP[0], f"{NEXT}/run.json")
+        ):
             run = model if model in models() else f"MODEL --out {shlex.quote(str(mine))}"
             way = (
                 f"it has not ended an epoch, or is broken. Go on with it (`kae fit {run} --resume`)"
-                if has_backup(mine)
+                if _goes_on(mine)
                 else "it is broken. Put that file back"
             )
             released_ones = " for the released weights" if theirs.is_dir() else ""
@@ -298,7 +301,10 @@ def find_checkpoint(model, root=ROOT):
                 f"{mine} holds a run without a model.keras: {way}, or move that folder away{released_ones}."
             )
         elif (theirs / "run.json").is_file():
-            if os.path.lexists(mine) and not (mine.is_dir() and not os.listdir(mine)):
+            hidden = mine.is_dir() and all(name.startswith(".") for name in os.listdir(mine))
+            if (
+                os.path.lexists(mine) and not hidden
+            ):  # files that no folder shows are left by anything
                 raise CheckpointError(f"{mine} is no run: move it away for the released weights.")
             path, origin = theirs / "model.keras", "released with keras-ae"
         elif model in models():
@@ -311,6 +317,15 @@ def find_checkpoint(model, root=ROOT):
         )
     found = Checkpoint(path, {}, origin)
     return dataclasses.replace(found, run=read_run(path.parent)) if found.of_a_run else found
+
+
+def _goes_on(folder):
+    """Whether `kae fit --resume` takes what lies in a folder for an unfinished run."""
+    place = place_of(folder)
+    with contextlib.suppress(CheckpointError):
+        run = read_run(place)
+        return has_backup(place) or bool(run) and died_early(folder, run)
+    return False
 
 
 def read_run(folder):
@@ -769,6 +784,7 @@ def take_place(folder, replaced=None):
         remove(set(replaced) - {folder / name for name in ALWAYS})
         for name in ("model.keras", "run.json"):
             if (place / name).is_file():
+                keep_mode(folder / name, place / name)
                 os.replace(place / name, folder / name)
     for path in [*_next_files(place), place / "history.csv"]:
         if path.is_file():
@@ -789,11 +805,12 @@ def unsettled(folder):
     place = Path(folder) / NEXT
     if not (place / "history.csv").is_file():
         return False
-    if (place / "run.json").is_file():
-        return True
-    # It was moved, unless another run was put there since, as from a copy.
+    waits = (place / "run.json").is_file()
+    if not waits and has_backup(place) and has_backup(folder):
+        return False  # the old one's goes first: another run was put there since, as from a copy
     with contextlib.suppress(CheckpointError):
-        return read_run(folder).get("finished") is False
+        # A run that waits in `.next`, or was moved from there, is not finished.
+        return read_run(place if waits else folder).get("finished") is False
     return False
 
 
@@ -815,6 +832,6 @@ def _next_files(place):
 
 
 def remove_backup(folder):
-    """Remove the files that only an unfinished run needs. The backup goes last: without it, the others are not a run's."""
+    """Remove the files that only an unfinished run needs; without a state.npz, which goes last, they are not a run's."""
     if has_backup(folder):
         remove([Path(folder) / name for name in reversed(BACKUP)])

@@ -30,6 +30,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -180,6 +181,8 @@ def check(path, format, part, force):
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
+    if path.name in ("", ".."):
+        raise ExportError(f"{path} has no name: give that of a file or folder to be made.")
     if part not in EXPORT_PARTS:
         raise ValueError(f"part must be one of {', '.join(EXPORT_PARTS)}; got {part!r}.")
     suffix = EXPORT_SUFFIXES[format]
@@ -339,7 +342,9 @@ def sweep(path):
     for left in path.parent.iterdir():
         if not name.fullmatch(left.name) or not left.is_dir():
             continue
-        if not (left / "new").is_dir() and any(left.iterdir()):  # not ours
+        # One that is empty may belong to a process that has yet to lock it.
+        young = left.stat().st_mtime > time.time() - 60
+        if not (left / "new").is_dir() and (young or any(left.iterdir())):
             continue
         handle = os.open(left, os.O_RDONLY)
         try:

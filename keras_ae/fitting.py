@@ -41,8 +41,9 @@ from keras_ae.errors import NotFinite, RunError
 from keras_ae.feed import Feed, binarized
 from keras_ae.inference import batch_in_memory, in_memory
 from keras_ae.inputs import check_range
-from keras_ae.models import MODELS
+from keras_ae.models import AE, MODELS
 from keras_ae.overfitting import COMPARED, error_of, parted
+from keras_ae.priors import PRIORS
 from keras_ae.provenance import (
     check_origin,
     check_own,
@@ -145,7 +146,8 @@ class Run:
     def __init__(self, settings, folder, resume, force, verbose, report, callbacks):
         self.settings, self.folder = settings, Path(folder)
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
-        self.user_callbacks = keras.tree.flatten(callbacks)  # one, or several, as in Keras' `fit`
+        # One, several or None, as in Keras' `fit`.
+        self.user_callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
         settled(settings)  # raises an error now if they are wrong
         checkpoints.check_clock()
         self.started = time.perf_counter()
@@ -219,6 +221,8 @@ class Run:
         if start is not None and model is not None:
             raise ValueError("Give a model, or a checkpoint to start from.")
         given = model
+        if not isinstance(model, AE | None):
+            raise ValueError(f"A run trains an AE, or a subclass; got a {type(model).__name__}.")
         if model is not None and "kl" not in model.terms:
             refuse_kl_settings(self.settings, model)
         if self.resume:
@@ -453,9 +457,12 @@ class Run:
             except NotImplementedError as error:  # a prior of the user's own that cannot be fitted
                 self.report(str(error))
             except ValueError as error:
-                raise RunError(
-                    f"{str(error).rstrip('.')}. The run has diverged: start over (--force) with a lower --learning-rate."
-                ) from error
+                way = (
+                    "The run has diverged: start over (--force) with a lower --learning-rate."
+                    if type(model.prior) in PRIORS.values()
+                    else f"Mend the fit of {type(model.prior).__name__}, and resume the run."
+                )
+                raise RunError(f"{str(error).rstrip('.')}. {way}") from error
             check_there(self.folder, self.inode)
             checkpoints.save_model(model, self.folder / "model.keras")
             if hasattr(model.prior, "components"):
@@ -500,7 +507,7 @@ def images_of(settings, data_dir, train, test, report):
     if train is None:
         return name, *load_splits(settings, data_dir, report)
     if name == Settings("vae").dataset:  # the user gave no name for these arrays
-        name = getattr(train, "name", "arrays")
+        name = train.name if isinstance(train, data.ImageData) else "arrays"
     train, test = splits_of_arrays(train, test, name)
     if (channels := train.images.shape[-1]) not in (1, 3, 4):
         raise ValueError(

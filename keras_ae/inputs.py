@@ -159,6 +159,8 @@ def batches_of(inputs, batch_size):
             yield inputs[i]
     elif is_array(inputs) or isinstance(inputs, (tuple, list)):
         parts = [x if is_array(x) else np.asarray(x) for x in _parts(inputs)]
+        if not parts:
+            raise ValueError("Inputs are arrays with a row for each image; got none.")
         if not all(map(rank_of, parts)) or len({len(part) for part in parts}) > 1:
             shapes = " and ".join(str(tuple(part.shape)) for part in parts)
             raise ValueError(f"Inputs are arrays with a row for each image; got {shapes}.")

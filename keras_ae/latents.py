@@ -30,12 +30,14 @@ def path(start, end, steps, spherical=False):
 
     Raises:
         ValueError: there are fewer than 2 steps.
+        UserError: so many codes would take too much memory.
 
     References:
         White 2016, Sampling Generative Networks, arXiv:1609.04468, section 2.1 (slerp).
     """
     if steps < 2:
         raise ValueError(f"steps must be 2 or more, for both ends; got {steps}.")
+    check_memory(4 * 8 * steps * np.size(start), f"a path of {steps:,} codes")
     start, end = (np.asarray(c, "float64") for c in (start, end))
     share = np.linspace(0.0, 1.0, steps)[:, None]
     norms = np.linalg.norm(start) * np.linalg.norm(end)
@@ -106,12 +108,14 @@ def plane(codes, rows, columns):
 
     Raises:
         ValueError: there are no rows or columns, or no codes.
+        UserError: so many would take too much memory.
     """
     if min(rows, columns) < 1:
         raise ValueError(f"rows and columns must be 1 or more; got {rows} and {columns}.")
     _check_some(codes)
     codes = np.asarray(codes, "float64")
     dimensions = codes.shape[1]
+    check_memory(4 * 8 * rows * columns * dimensions, f"a grid of {rows:,} x {columns:,} codes")
     if dimensions == 1:
         n = rows * columns
         return np.quantile(codes, (np.arange(n) + 0.5) / n, axis=0).astype("float32")

@@ -1,6 +1,7 @@
 """What may be done in a run folder: begin a run, resume it or replace it; and where a resumed run goes on."""
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def check_folder(folder, epochs, resume, force):
     """Check that a run of `epochs` epochs may be written to a folder. Returns its run.json, {} for a new run."""
     if resume and force:
         raise RunError("resume goes on with a run, and force replaces it: give one of them.")
-    if folder.name == checkpoints.NEXT:
+    if os.path.basename(os.path.realpath(folder)) == checkpoints.NEXT:
         raise RunError(
             f"{folder} is where a run that replaces another one begins: name another folder (--out)."
         )

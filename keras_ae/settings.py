@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import operator
+import os
 import sys
 from pathlib import Path
 
@@ -222,6 +223,8 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self):
+        if isinstance(self.dataset, os.PathLike):
+            object.__setattr__(self, "dataset", os.fspath(self.dataset))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # NumPy's numbers and lists, which run.json cannot hold.

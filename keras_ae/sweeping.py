@@ -53,7 +53,7 @@ def sweep(
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
     """
     kl_weights = [weight.item() if hasattr(weight, "item") else weight for weight in kl_weights]
-    if not all(type(weight) in (int, float) for weight in kl_weights):
+    if not all(type(w) is float or type(w) is int and abs(w) < 1 << 63 for w in kl_weights):
         raise ValueError(f"A sweep takes KL weights that are numbers; got {kl_weights}.")
     if not has_kl(settings.model):
         raise ValueError(
@@ -86,7 +86,9 @@ def sweep(
         common = next(iter(stored.values()), None)
     for place, own in stored.items():  # settings that were not given now may have been given then
         if other := set(differences(common, own)) - {"kl_weight", "dataset"}:
-            raise _others(place, other)
+            if not checkpoints.died_early(place, there[place]):
+                raise _others(place, other)
+            there[place] = None
     results = []
     for i, (place, own) in enumerate(runs.items()):
         record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
@@ -139,8 +141,8 @@ def _record(place, settings, named):
 
 def _others(place, names):
     return RunError(
-        f"{place} holds a run with other {', '.join(sorted(names))}: move it away; --force replaces all runs of "
-        "the sweep, --out writes elsewhere."
+        f"{place} holds a run with other {', '.join(sorted(names))}: give what it was begun with (run.json), or move it "
+        "away; --force replaces all runs of the sweep, --out writes elsewhere."
     )
 
 

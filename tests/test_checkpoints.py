@@ -294,6 +294,7 @@ class TestFind:
 
     def test_a_name_finds_the_released_weights_second(self, tmp_path):
         os.makedirs("checkpoints/cvae")  # of a run that made its folder, and was killed
+        Path("checkpoints/cvae/.DS_Store").touch()
         found = checkpoints.find_checkpoint("cvae")
         assert found.path == tmp_path / "released/cvae/model.keras"
         assert found.origin == "released with keras-ae"
@@ -318,6 +319,14 @@ class TestFind:
         run.mkdir(parents=True)
         checkpoints.write_run(run, {"finished": True, "settings": {}})
         with pytest.raises(CheckpointError, match="it is broken. Put that file back, or move"):
+            checkpoints.find_checkpoint("vae")
+
+    @pytest.mark.parametrize("place", [".", ".next"])
+    def test_a_run_that_was_killed_as_it_began_is_to_be_resumed(self, place):
+        run = Path("checkpoints", "vae")
+        (run / place).mkdir(parents=True)
+        checkpoints.write_run(run / place, {"finished": False, "settings": {}})
+        with pytest.raises(CheckpointError, match="Go on with it .`kae fit vae --resume`."):
             checkpoints.find_checkpoint("vae")
 
     @pytest.mark.parametrize("kind", ["file", "link", "folder of others"])

@@ -980,6 +980,16 @@ def test_what_needs_no_classifier_is_told_before_it_is_made(toy, judge, monkeypa
     assert order == [] and figures["fid"] is None and figures["patch_swd"] > 0
 
 
+def test_a_decoder_of_ones_own_may_leave_the_range_of_images(toy):
+    code = keras.Input((3,))
+    pixels = keras.layers.Dense(28 * 28)(code)
+    decoder = keras.Model(code, keras.layers.Reshape((28, 28, 1))(pixels))
+    model = keras_ae.VAE((28, 28, 1), 3, "mlp", (8,), decoder=decoder, reconstruction="mse")
+    assert model.sample(60, prior="normal").min() < -0.01
+    figures = evaluation.evaluate(model, *toy, samples=60, classifier=False)
+    assert figures["patch_swd"] > 0
+
+
 def test_a_second_classifier_tells_the_spread(toy, judge, monkeypatch):
     def classifier(train, test, progress, seed, minutes):
         return Classifier(build_classifier((28, 28, 1), 10, seed), 0.5, "trained now")

@@ -178,6 +178,15 @@ def test_nothing_is_overwritten_without_force(cvae, tmp_path):
     assert path.read_text() == "mine" and not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_an_export_has_a_name(name, cvae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("saved_model.pb").touch()
+    for force in (False, True):
+        with pytest.raises(export.ExportError, match="has no name: give that"):
+            export.export(cvae, name, "saved_model", force=force)
+
+
 def test_a_file_that_force_replaces_keeps_its_permissions(cvae, tmp_path):
     pytest.importorskip("openvino")
     path = tmp_path / "model.xml"

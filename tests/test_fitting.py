@@ -1297,10 +1297,18 @@ class TestKerasCallbacks:
         assert_same_run(tmp_path, whole)
         assert not (tmp_path / ".next").exists() and not (tmp_path / "backup").exists()
 
-    def test_a_run_that_is_put_back_after_a_kill_stays(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_a_run_that_is_put_back_after_a_kill_stays(self, whole, tmp_path, monkeypatch):
         """What the killed one left in `.next` is not moved over it."""
         copy, run = tmp_path / "copy", tmp_path / "run"
-        fit(small("vae", seed=8), copy)
+
+        def stop(epoch, logs):
+            if not whole and epoch == 1:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+            fit(small("vae", seed=8), copy, callbacks=stopped)
         shutil.copytree(copy, run)
         replace = os.replace
 
@@ -1315,10 +1323,82 @@ class TestKerasCallbacks:
             fit(small("vae"), run, force=True)
         assert checkpoints.read_run(run)["settings"]["seed"] == 0 and (run / ".next").exists()
         shutil.copytree(copy, run, dirs_exist_ok=True)
-        with pytest.raises(errors.RunError, match="finished run; --force"):
+        with pytest.raises(errors.RunError, match="finished run; --"):
             fit(small("vae", seed=8), run)
         kept = contents(run)
         assert {name: kept[name] for name in contents(copy)} == contents(copy)
+
+    def test_what_the_users_own_prior_does_wrong_is_no_divergence(self, tmp_path, monkeypatch):
+        def fit_prior(*arguments, **options):
+            raise ValueError("fit of Mine must return a prior.")
+
+        @keras.saving.register_keras_serializable("test_fitting")
+        class Flat(keras_ae.StandardNormal):
+            """A prior of the user's own."""
+
+        model = of_ones_own()
+        model.set_prior(Flat(3))
+        with monkeypatch.context() as patch:
+            patch.setattr(Mine, "fit_prior", fit_prior)
+            with pytest.raises(errors.RunError, match="must return a prior. Mend the fit of Flat"):
+                fit(Settings("vae", epochs=1, limit=50), tmp_path, model=model)
+
+    def test_what_is_given_to_fit_may_be_plain(self, digits, tmp_path):
+        """A tensor as images, big-endian floats, one callback or None; and no model of another kind."""
+        images = digits[0][:32].astype("float32") / 255
+        tensor = keras.ops.convert_to_tensor(images)
+        for i, train in enumerate((tensor, images.astype(">f4"))):
+            fit(small("ae", epochs=1), tmp_path / f"{i}", train=train, test=images, callbacks=None)
+            assert checkpoints.read_run(tmp_path / f"{i}")["data"]["name"] == "arrays"
+        with pytest.raises(ValueError, match="trains an AE, or a subclass; got a Sequential"):
+            fit(small("ae", epochs=1), tmp_path / "other", model=keras.Sequential())
+
+    def test_a_finished_run_in_next_replaces_none(self, tmp_path):
+        """As a user, or a stranger's archive, may have put one there."""
+        fit(small("ae", epochs=1, seed=8), tmp_path / "run")
+        fit(small("ae", epochs=1), tmp_path / "other")
+        (tmp_path / "other").rename(tmp_path / "run" / ".next")
+        (tmp_path / "link").symlink_to(tmp_path / "run" / ".next")
+        before = contents(tmp_path / "run")
+        with pytest.raises(errors.RunError, match="finished run"):
+            fit(small("ae", epochs=1, seed=8), tmp_path / "run")
+        with pytest.raises(errors.RunError, match="where a run that replaces another one begins"):
+            fit(small("ae", epochs=1), tmp_path / "link", force=True)
+        assert contents(tmp_path / "run") == before
+
+    def test_the_permissions_of_a_run_that_is_replaced_stay(self, tmp_path):
+        fit(small("ae", epochs=1), tmp_path)
+        for name in ("model.keras", "run.json"):
+            (tmp_path / name).chmod(0o600)
+        fit(small("ae", epochs=1), tmp_path, force=True)
+        for name in ("model.keras", "run.json"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize("name", ["epochs", "backup"])
+    def test_a_folder_that_becomes_a_link_amid_a_run(self, name, tmp_path):
+        (other := tmp_path / "other").mkdir()
+        run = tmp_path / "run"
+
+        def swap(epoch, logs):
+            (run / name).rename(tmp_path / "away")
+            (run / name).symlink_to(other)
+
+        with pytest.raises(errors.RunError, match=f"{name} became a link"):
+            fit(
+                small("ae", epochs=2),
+                run,
+                callbacks=keras.callbacks.LambdaCallback(on_epoch_end=swap),
+            )
+        assert not list(other.iterdir())
+
+    @pytest.mark.parametrize("name", ["epoch", "seconds", "a\nb"])
+    def test_a_figure_whose_name_the_history_cannot_hold(self, name, tmp_path):
+        fit(small("vae"), tmp_path)
+        before, model = contents(tmp_path), of_ones_own()
+        model.own_mean = keras.metrics.Mean(name=name)
+        with pytest.raises(errors.RunError, match="which the history cannot hold"):
+            fit(Settings("vae", epochs=1, limit=50), tmp_path, model=model, force=True)
+        assert contents(tmp_path) == before
 
     @pytest.mark.parametrize("write", ["picture_of", "atomic"])
     def test_a_folder_that_takes_the_place_of_the_runs_within_an_epoch(

@@ -429,7 +429,15 @@ def test_sweep(kae):
         assert run["trained"] == trained
     kae(*open_ones, "--kl-weight", "0.5", "--latent-dim", 2, "--out", "open")
     mixed = kae(*open_ones, "--kl-weight", "0.5,1", "--out", "open")
-    refused(mixed, 1, "kl_weight-0.5 holds a run with other latent_dim")
+    refused(mixed, 1, "kl_weight-0.5 holds a run with other latent_dim", "was begun with")
+    # One that was killed before its first step is begun anew.
+    died = kae.folder / "open" / "kl_weight-0.5"
+    record = checkpoints.read_run(died)
+    shutil.rmtree(died)
+    died.mkdir()
+    checkpoints.write_run(died, {"settings": record["settings"], "finished": False})
+    assert kae(*open_ones, "--kl-weight", "0.5,1", "--out", "open").exit_code == 0
+    assert checkpoints.read_run(died)["settings"]["latent_dim"] == 16
     refused(kae("sweep", "ae", "--kl-weight", "0.5"), 2, "no KL divergence")
     refused(kae("sweep", "vae", "--kl-weight", "1,1"), 2, "different")
     refused(kae("sweep", "vae", "--kl-weight", "1,x"), 2, "0.02,0.1,0.5")

@@ -117,7 +117,7 @@ def test_a_newer_format_is_refused_in_one_line(trained, tmp_path):
 
 COPY_BACKUP = """
 import sys
-from keras_ae import checkpoints, data, fitting
+from keras_ae import building, checkpoints, data, resuming
 settings = resuming.stored_settings(sys.argv[1])
 train, _ = data.load_splits("mnist", limit=settings.limit)
 model = building.build_model(settings, train)

@@ -635,6 +635,8 @@ def test_what_a_killed_export_left_is_put_back_and_swept(tmp_path):
     other = tmp_path / ".unfinished-other-0123456789abcdef" / "new"
     other.mkdir(parents=True)
     (empty := tmp_path / ".unfinished-model-00000000000000ff").mkdir()
+    os.utime(empty, (0, 0))
+    (young := tmp_path / ".unfinished-model-00000000000000fd").mkdir()
     theirs = tmp_path / ".unfinished-model-00000000000000fe" / "theirs"
     theirs.mkdir(parents=True)
     with export.temporary_folder(path) as live:
@@ -643,7 +645,8 @@ def test_what_a_killed_export_left_is_put_back_and_swept(tmp_path):
         assert live.exists()
     export.sweep(path)
     assert (path / "saved_model.pb").read_text() == "old" and not dead.parents[1].exists()
-    assert other.exists() and mine.parent.exists() and theirs.exists() and not empty.exists()
+    assert other.exists() and mine.parent.exists() and theirs.exists()
+    assert young.exists() and not empty.exists()
 
 
 def test_what_a_stranger_left_is_no_export(tmp_path):

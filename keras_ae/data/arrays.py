@@ -45,13 +45,33 @@ class StoredImages:
 
         Raises:
             FileExistsError: there is such a file.
+            ValueError: the images are no whole numbers.
         """
+        if np.dtype(dtype).kind not in "ui":
+            raise ValueError(f"Stored images are whole numbers; got {dtype}.")
         with open(path, "xb") as file:
-            lay_out(file, shape, dtype)
+            try:
+                lay_out(file, shape, dtype)
+            except BaseException:  # a full disk, or a shape that is none
+                os.unlink(path)
+                raise
         return cls(path)
 
     def write(self, start, images):
-        """Writes images (n, H, W, C) into the file, from row `start` on."""
+        """Writes images (n, H, W, C) into the file, from row `start` on.
+
+        Raises:
+            ValueError: they are not of the file's shape or type, or there are no such rows.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != self._shape[1:] or not np.can_cast(images.dtype, self.dtype):
+            raise ValueError(
+                f"{self.path} holds {self.dtype} images {self._shape[1:]}; got {images.dtype} {images.shape}."
+            )
+        if not 0 <= start <= start + len(images) <= self._shape[0]:
+            raise ValueError(
+                f"{self.path} has the rows 0 to {self._shape[0] - 1}; got {len(images)} from row {start} on."
+            )
         images = np.ascontiguousarray(images, self.dtype)
         with open(self.path, "rb+") as file:
             file.seek(self._offset + start * self._row_bytes)
@@ -211,6 +231,9 @@ def _arrays(images, what):
             f"{what} must be one array of images, or a pair (images, labels); got {len(pair)} parts."
         )
     images, labels = np.asarray(pair[0]), pair[1]
+    images = images.astype(
+        images.dtype.newbyteorder("="), copy=False
+    )  # no backend takes another order
     if images.ndim != 4 or not len(images):
         raise ValueError(f"{what} images must be (N, H, W, C); got {images.shape}.")
     if labels is None:

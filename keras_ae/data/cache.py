@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -165,7 +166,9 @@ def bounded_memory():
 
 def sweep(folder):
     """Removes unfinished files that were left by killed processes."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+    # As mkstemp names them; a file of the user's may begin alike.
+    ours = re.compile(re.escape(UNFINISHED) + r"[a-z0-9_]{8}\.npy")
+    for path in filter(lambda p: ours.fullmatch(p.name), folder.iterdir()):
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR)
             try:  # a file younger than a minute may belong to a process that has yet to lock it

@@ -320,7 +320,8 @@ def _check_fraction(test_fraction, seed):
             f"--test-fraction is a share of the images in [0, 1); got {test_fraction!r}"
         )
     try:
-        valid = seed is None or operator.index(seed) >= 0
+        # An array of one number has an index as well.
+        valid = seed is None or not np.ndim(seed) and operator.index(seed) >= 0
     except TypeError:
         valid = False
     if not valid:

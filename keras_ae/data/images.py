@@ -196,7 +196,7 @@ def find_files(paths):
 
 
 def _listed(paths):
-    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    return [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
 
 
 def _unreadable(error):

@@ -26,9 +26,7 @@ from keras_ae.files import open_file, read_json, read_text
 LONGEST_RECORD = 8 * PIXELS
 BATCH = 1024  # most records that are held in memory at a time
 CHUNK = 1 << 25  # most bytes of these records, and of their pixels (one record may be larger)
-# Most scans of a JPEG: usual are ten, and each, though of a hundred bytes, goes through all pixels. One more may be
-# found by chance among so many bytes, as in a film behind the picture.
-SCANS, CHANCE = 100, 20_000
+SCANS = 100  # most of a JPEG: usual are ten, and each, though of a hundred bytes, goes through all pixels
 CLASSES = 1 << 20
 LETTERS = 255  # most letters in the name of a class
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels: Pillow's mode
@@ -322,11 +320,14 @@ def has_many_scans(image):
     # A file with a hole in it can be much longer than what is on the disk.
     while size < LONGEST_RECORD and (part := image.fp.read(1 << 20)):
         size += len(part)
-        # `part.count` would take as long as a tenth of the decoding.
-        content = np.frombuffer(part, np.uint8)
-        count += np.count_nonzero((content[:-1] == 0xFF) & (content[1:] == 0xDA))
+        # The marker of a scan, then the length of its header, 6 + 2 n for n channels in two bytes: four that come by
+        # chance once in 10⁹ bytes. `part.count` of them would take as long as a tenth of the decoding.
+        c = np.frombuffer(part, np.uint8)
+        count += np.count_nonzero(
+            (c[:-3] == 0xFF) & (c[1:-2] == 0xDA) & (c[2:-1] == 0) & (c[3:] <= 14)
+        )
     image.fp.seek(start)
-    return count > SCANS + size // CHANCE
+    return count > SCANS or size >= LONGEST_RECORD
 
 
 def _array_records(shards):

@@ -43,6 +43,21 @@ def test_a_file_that_exists_is_not_overwritten(images, tmp_path):
     assert np.array_equal(new, X)
 
 
+def test_nothing_but_its_images_is_written_to_a_file(tmp_path):
+    new = arrays.StoredImages.create(tmp_path / "new.npy", X.shape)
+    before = (tmp_path / "new.npy").read_bytes()
+    for start, part in ((-1, X[:1]), (len(X) - 1, X[:2]), (0, X[:2] / 255), (0, X[:, 1:])):
+        with pytest.raises(ValueError, match="new.npy h"):
+            new.write(start, part)
+    assert (tmp_path / "new.npy").read_bytes() == before
+    for shape, dtype in ((X.shape, "float32"), (("many", 4, 4, 1), "uint8")):
+        with pytest.raises((ValueError, TypeError)):
+            arrays.StoredImages.create(tmp_path / "none.npy", shape, dtype)
+        assert not (tmp_path / "none.npy").exists()
+    new.write(0, X)
+    assert np.array_equal(new, X)
+
+
 def test_beyond_the_end(images):
     with pytest.raises(IndexError):
         images[[2500]]

@@ -301,12 +301,13 @@ def test_what_a_kill_left_is_swept(make_dataset, tmp_path, monkeypatch):
     folder = cache.own_folder("arrays")
     with (
         cache._unfinished(folder) as (_, live),
-        open(folder / ".unfinished-dead.npy", "wb") as dead,
+        open(folder / ".unfinished-0123_dea.npy", "wb") as dead,
     ):
-        new = folder / ".unfinished-new.npy"
+        new = folder / ".unfinished-a0new0a_.npy"
         new.touch()
-        for path in (live, dead.name):
+        (mine := folder / ".unfinished-novel.txt").touch()
+        for path in (live, dead.name, mine):
             os.utime(path, (0, 0))
         data.load("plain", "train")
         left = {p.name for p in folder.glob(".unfinished-*")}
-        assert left == {os.path.basename(live), new.name}
+        assert left == {os.path.basename(live), new.name, mine.name}

@@ -227,9 +227,10 @@ def test_jpegs_of_many_scans_are_refused(repeat_scan, digits, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(repeat_scan(whole, 50))
     assert data.read_files([path], (28, 28, 1)).shape == (1, 28, 28, 1)
-    path.write_bytes(repeat_scan(whole, 200))
-    with pytest.raises(DataError, match="a JPEG of more than 100 scans.*: save it as PNG"):
-        data.read_files([path], (28, 28, 1))
+    for padding in (0, 4 << 20):
+        path.write_bytes(repeat_scan(whole, 200) + bytes(padding))
+        with pytest.raises(DataError, match="a JPEG of more than 100 scans.*: save it as PNG"):
+            data.read_files([path], (28, 28, 1))
 
 
 def test_a_film_behind_a_picture_is_no_scan(saved, digits):
