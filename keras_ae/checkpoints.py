@@ -301,10 +301,9 @@ def find_checkpoint(model, root=ROOT):
                 f"{mine} holds a run without a model.keras: {way}, or move that folder away{released_ones}."
             )
         elif (theirs / "run.json").is_file():
-            hidden = mine.is_dir() and all(name.startswith(".") for name in os.listdir(mine))
-            if (
-                os.path.lexists(mine) and not hidden
-            ):  # files that no folder shows are left by anything
+            # Hidden files, as of a file manager, are no run.
+            shown = not mine.is_dir() or any(name[0] != "." for name in os.listdir(mine))
+            if os.path.lexists(mine) and shown:
                 raise CheckpointError(f"{mine} is no run: move it away for the released weights.")
             path, origin = theirs / "model.keras", "released with keras-ae"
         elif model in models():
