@@ -472,7 +472,7 @@ class WriteRun(keras.callbacks.Callback):
         for name in logs:
             if name in ("epoch", "seconds") or not name.isprintable():
                 raise RunError(
-                    f"{type(self.model).__name__} logs {printable(name)!r}, which the history cannot hold: call it otherwise."
+                    f"{type(self.model).__name__} logs {printable(name)!r}, which the history cannot hold: give that figure another name."
                 )
         row = {"epoch": epoch + 1, **numbers_of(logs)}
         row["seconds"] = round(self.stopwatch.seconds[-1], 3)
@@ -533,10 +533,13 @@ def check_there(folder, inode):
     """Check that the run folder is still there: writing would change another one, or make a new one."""
     if inode_of(folder) != inode:
         raise RunError(f"The run folder {folder} is gone: it was removed or renamed meanwhile.")
-    for name in ("epochs", "backup"):
-        if (folder / name).is_symlink():
+    inner = [
+        part / name for part in (folder, folder / checkpoints.NEXT) for name in ("epochs", "backup")
+    ]
+    for path in (folder / checkpoints.NEXT, *inner):
+        if path.is_symlink():
             raise RunError(
-                f"{folder / name} became a link meanwhile: nothing is written behind it."
+                f"{path} became a link meanwhile, and nothing is written behind it: remove the link, and resume the run."
             )
 
 

@@ -323,7 +323,8 @@ def _goes_on(folder):
     place = place_of(folder)
     with contextlib.suppress(CheckpointError):
         run = read_run(place)
-        return has_backup(place) or bool(run) and died_early(folder, run)
+        unfinished = bool(run) and not run.get("finished")
+        return unfinished and (has_backup(place) or died_early(folder, run))
     return False
 
 
@@ -780,7 +781,8 @@ def take_place(folder, replaced=None):
     if (place / "run.json").is_file():  # else the files below are on their way already
         if replaced is None:
             replaced = set(files_of(folder)) - set(curves_of(folder))
-        remove(set(replaced) - {folder / name for name in ALWAYS})
+        # The old backup in any case, also of no run: `unsettled` looks whether it is gone.
+        remove({*replaced, folder / BACKUP[0]} - {folder / name for name in ALWAYS})
         for name in ("model.keras", "run.json"):
             if (place / name).is_file():
                 keep_mode(folder / name, place / name)
@@ -789,6 +791,7 @@ def take_place(folder, replaced=None):
         if path.is_file():
             target = folder / path.relative_to(place)
             target.parent.mkdir(exist_ok=True)
+            keep_mode(target, path)
             os.replace(path, target)
     remove_next(folder)
 
@@ -799,6 +802,14 @@ def settle(folder):
         take_place(folder)
 
 
+def is_finished(folder):
+    """Whether the run in a folder is finished; None if there is none, or nothing says so. Its names may be registered
+    nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(Path(folder) / "run.json").get("finished")
+    return None
+
+
 def unsettled(folder):
     """Whether a kill amid `take_place` left files in `.next`, where the history is written last, and moved last."""
     place = Path(folder) / NEXT
@@ -807,10 +818,8 @@ def unsettled(folder):
     waits = (place / "run.json").is_file()
     if not waits and has_backup(place) and has_backup(folder):
         return False  # the old one's goes first: another run was put there since, as from a copy
-    with contextlib.suppress(CheckpointError):
-        # A run that waits in `.next`, or was moved from there, is not finished.
-        return read_run(place if waits else folder).get("finished") is False
-    return False
+    # A run that waits in `.next`, or was moved from there, is not finished.
+    return is_finished(place if waits else folder) is False
 
 
 def remove_next(folder):
@@ -825,9 +834,9 @@ def remove_next(folder):
 
 
 def _next_files(place):
-    """The files of a run in `.next`, but for run.json and history.csv; some may not be there."""
+    """The files of a run in `.next`, but for run.json and history.csv, its backup last; some may not be there."""
     drawn = filter(_epoch_of, _entries(place / "epochs"))
-    return [*(place / name for name in BACKUP), *drawn, place / "model.keras"]
+    return [*drawn, *(place / name for name in ("model.keras", *BACKUP))]
 
 
 def remove_backup(folder):

@@ -342,11 +342,14 @@ def sweep(path):
     for left in path.parent.iterdir():
         if not name.fullmatch(left.name) or not left.is_dir():
             continue
-        # One that is empty may belong to a process that has yet to lock it.
-        young = left.stat().st_mtime > time.time() - 60
-        if not (left / "new").is_dir() and (young or any(left.iterdir())):
+        try:
+            # One that is empty may belong to a process that has yet to lock it.
+            young = left.stat().st_mtime > time.time() - 60
+            if not (left / "new").is_dir() and (young or any(left.iterdir())):
+                continue
+            handle = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:  # the process has ended
             continue
-        handle = os.open(left, os.O_RDONLY)
         try:
             if cache.lock(handle):
                 if (left / "new" / OLD / "saved_model.pb").is_file() and not path.exists():

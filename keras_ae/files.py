@@ -202,13 +202,13 @@ def append_lines(path, header, lines):
 @contextlib.contextmanager
 def _opened_to_append(path):
     """A context with a file to append to, without a buffer, and locked where the system has locks."""
-    while True:
+    for tries_left in range(9, -1, -1):  # a network drive may give a file another number each time
         with open(path, "ab", buffering=0) as file:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX)
             # While this waited for the lock, another file may have taken the place of this one.
-            if _is_at(path, file):
+            if _is_at(path, file) or not tries_left:
                 yield file
                 return
 

@@ -21,6 +21,11 @@ def check_folder(folder, epochs, resume, force):
             f"{folder} is where a run that replaces another one begins: name another folder (--out)."
         )
     _check_kinds(folder)
+    if checkpoints.is_finished(folder / checkpoints.NEXT):
+        raise RunError(
+            f"{folder / checkpoints.NEXT} holds a finished run, and a run that replaces another one begins there: move it "
+            "elsewhere."
+        )
     checkpoints.settle(folder)
     place = checkpoints.place_of(folder)
     record = {} if force else checkpoints.read_run(place if resume else folder)
@@ -39,7 +44,7 @@ def check_folder(folder, epochs, resume, force):
         else ", and the beginning of its successor, which --resume goes on with"
     )
     if record.get("finished"):
-        if place == folder or not resume:
+        if (place == folder or not resume) and (folder / "model.keras").is_file():
             checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")

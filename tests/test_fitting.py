@@ -1353,6 +1353,33 @@ class TestKerasCallbacks:
         with pytest.raises(ValueError, match="trains an AE, or a subclass; got a Sequential"):
             fit(small("ae", epochs=1), tmp_path / "other", model=keras.Sequential())
 
+    def test_a_backup_of_no_run_is_not_taken_for_that_of_a_killed_successor(
+        self, tmp_path, monkeypatch
+    ):
+        """As where somebody lost run.json, and then gave --force."""
+        run, replace = tmp_path / "run", os.replace
+
+        def stop(epoch, logs):
+            raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+            fit(small("vae", seed=8), run, callbacks=stopped)
+        (run / "run.json").unlink()
+
+        def fatal(source, target):
+            if os.path.basename(source) == "state.npz":
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "replace", fatal)
+            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+            fit(small("vae"), run, force=True)
+        fit(small("vae"), run, resume=True)
+        fit(small("vae"), tmp_path / "alone")
+        assert_same_run(run, tmp_path / "alone")
+
     def test_a_finished_run_in_next_replaces_none(self, tmp_path):
         """As a user, or a stranger's archive, may have put one there."""
         fit(small("ae", epochs=1, seed=8), tmp_path / "run")
@@ -1360,18 +1387,19 @@ class TestKerasCallbacks:
         (tmp_path / "other").rename(tmp_path / "run" / ".next")
         (tmp_path / "link").symlink_to(tmp_path / "run" / ".next")
         before = contents(tmp_path / "run")
-        with pytest.raises(errors.RunError, match="finished run"):
-            fit(small("ae", epochs=1, seed=8), tmp_path / "run")
+        for how in ({}, {"force": True}, {"resume": True}):
+            with pytest.raises(errors.RunError, match="next holds a finished run.*: move it"):
+                fit(small("ae", epochs=1, seed=8), tmp_path / "run", **how)
         with pytest.raises(errors.RunError, match="where a run that replaces another one begins"):
             fit(small("ae", epochs=1), tmp_path / "link", force=True)
         assert contents(tmp_path / "run") == before
 
     def test_the_permissions_of_a_run_that_is_replaced_stay(self, tmp_path):
         fit(small("ae", epochs=1), tmp_path)
-        for name in ("model.keras", "run.json"):
+        for name in ("model.keras", "run.json", "history.csv"):
             (tmp_path / name).chmod(0o600)
         fit(small("ae", epochs=1), tmp_path, force=True)
-        for name in ("model.keras", "run.json"):
+        for name in ("model.keras", "run.json", "history.csv"):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
     @pytest.mark.parametrize("name", ["epochs", "backup"])

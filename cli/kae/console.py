@@ -516,7 +516,7 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
 
     dataset = dataset or dataset_of(checkpoint, data_dir)
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=say)
-    tell_changes(checkpoint, train, test, thorough=limit is None)
+    tell_changes(checkpoint, train, test)
     if limit is not None:
         train, test = rows_of(train, slice(limit)), rows_of(test, slice(limit))
     network.check_data(test)
@@ -528,9 +528,8 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
     return train, test
 
 
-def tell_changes(checkpoint, train, test, thorough):
-    """Print that a dataset of the name of the model's own is another one: by its version, the numbers of its images and, if
-    `thorough`, their checksum."""
+def tell_changes(checkpoint, train, test):
+    """Print that a dataset of the name of the model's own is another one, by its version or its images."""
     from keras_ae.provenance import data_facts
 
     before = checkpoint.run.get("data", {})
@@ -541,12 +540,10 @@ def tell_changes(checkpoint, train, test, thorough):
             f"note: {train.name} is of version {train.version} now; the model was trained on {before['version']}"
         )
         return
-    now = {"train_images": len(train.images), "test_images": len(test.images)}
-    if thorough:
-        now = data_facts(train, test)
-    # Of a run with a limit, these facts are of its first images.
-    whole = checkpoint.settings.get("limit") is None
-    if whole and any(before.get(key) not in (None, value) for key, value in now.items()):
+    # Of a run with a limit, what it noted is of its first images.
+    if checkpoint.settings.get("limit") is None and any(
+        before.get(key) not in (None, value) for key, value in data_facts(train, test).items()
+    ):
         say(
             f"note: the images of {train.name} {train.version} are not those that the model was trained on"
         )

@@ -45,10 +45,12 @@ class StoredImages:
 
         Raises:
             FileExistsError: there is such a file.
-            ValueError: the images are no whole numbers.
+            ValueError: the images are no whole numbers, or of another kind of shape.
         """
-        if np.dtype(dtype).kind not in "ui":
-            raise ValueError(f"Stored images are whole numbers; got {dtype}.")
+        if np.dtype(dtype).kind not in "ui" or len(shape) != 4 or min(shape) < 0:
+            raise ValueError(
+                f"Stored images are whole numbers of a shape (N, H, W, C); got {dtype} {shape}."
+            )
         with open(path, "xb") as file:
             try:
                 lay_out(file, shape, dtype)
@@ -66,7 +68,7 @@ class StoredImages:
         images = np.asarray(images)
         if images.shape[1:] != self._shape[1:] or not np.can_cast(images.dtype, self.dtype):
             raise ValueError(
-                f"{self.path} holds {self.dtype} images {self._shape[1:]}; got {images.dtype} {images.shape}."
+                f"{self.path} holds {self.dtype} images {self._shape[1:]}; got {images.dtype} {images.shape[1:]}."
             )
         if not 0 <= start <= start + len(images) <= self._shape[0]:
             raise ValueError(

@@ -322,7 +322,7 @@ def _check_fraction(test_fraction, seed):
     try:
         # An array of one number has an index as well.
         valid = seed is None or not np.ndim(seed) and operator.index(seed) >= 0
-    except TypeError:
+    except (TypeError, ValueError):
         valid = False
     if not valid:
         raise DataError(f"--seed is a whole number, 0 or more; got {seed!r}")

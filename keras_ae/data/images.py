@@ -51,7 +51,7 @@ def opened(path, advice="mend or remove it"):
             with Image.open(path, formats=FORMATS) as image:
                 if image.format == "PPM" and image.tile[0][0] == "ppm_plain":
                     raise DataError(
-                        f"{path} is a picture in text, which is read slowly: save it as PNG"
+                        f"{path} is a picture in text, which may take long to read: save it as PNG"
                     )
                 if has_many_scans(image):
                     raise DataError(
@@ -178,7 +178,7 @@ def find_files(paths):
         DataError: a folder has no images or cannot be read.
     """
     files, others = [], 0
-    for path in map(Path, _listed(paths)):
+    for path in map(Path, map(os.fsdecode, _listed(paths))):
         if not path.is_dir():
             files.append(path)
             continue

@@ -101,7 +101,10 @@ def building(folder, ours):
             # A folder of the user's may be called nearly so.
             for part in filter(lambda p: UNFINISHED.fullmatch(p.name), folder.iterdir()):
                 if ours or part.stat().st_mtime < time.time() - LEFT:
-                    shutil.rmtree(part, ignore_errors=True)
+                    if part.is_symlink():
+                        part.unlink()
+                    else:
+                        shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
         yield
