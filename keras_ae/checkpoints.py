@@ -39,7 +39,17 @@ from keras_ae.backbones import zero_weights
 from keras_ae.data.disk import VERSION
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
-from keras_ae.files import atomic, keep_mode, open_file, read_json, read_text, sweep, write_bytes
+from keras_ae.files import (
+    DIRECTORY,
+    atomic,
+    keep_mode,
+    open_file,
+    open_zip,
+    read_json,
+    read_text,
+    sweep,
+    write_bytes,
+)
 from keras_ae.inference import check_memory
 from keras_ae.settings import Settings, checkpoint_names, models, released, unknown_name
 
@@ -64,6 +74,7 @@ KINDS = {  # types of the entries of run.json
 DEPTH = 100  # most levels of lists and dicts in run.json
 FORMAT = 1  # of run.json and of the backup; a newer one is refused
 MEMBERS = 8  # most arrays in a backup for each of the model's; Adam has three, with a running average four
+ENTRY = 200  # most bytes of the name of one in the directory of the file, with what is said of it
 
 
 class CheckpointError(UserError):
@@ -554,13 +565,15 @@ def read_backup(folder, model):
     """
     path = Path(folder) / "backup" / "state.npz"
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
-            members = archive.zip.infolist()
-            if len(members) > MEMBERS * (1 + len(model.variables)):
+        most = MEMBERS * (1 + len(model.variables))
+        with open_zip(path, max(DIRECTORY, most * ENTRY)) as archive:
+            members = archive.infolist()
+            if len(members) > most:
                 raise ValueError("it has more arrays than this model")
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it is compressed, and may unpack to any size")
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         about = json.loads(str(arrays["about"]))
         if about["format"] > FORMAT:

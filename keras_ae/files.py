@@ -247,23 +247,30 @@ def open_file(path):
 class _Zip(io.FileIO):
     """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
 
-    opening = True
+    def __init__(self, path, most):
+        # A pipe is not waited for; it cannot be a zip, as there is no going back in it.
+        super().__init__(path, opener=lambda p, how: os.open(p, how | getattr(os, "O_NONBLOCK", 0)))
+        self.most, self.opening = most, True
 
     def read(self, size=-1, /):
-        if self.opening and size > DIRECTORY:
-            raise ValueError(f"its directory has {size:,} bytes, which no model file's has")
+        if self.opening and size > self.most:
+            raise ValueError(f"its directory has {size:,} bytes, which no such file's has")
         return super().read(size)
 
 
 @contextlib.contextmanager
-def open_zip(path):
+def open_zip(path, most=DIRECTORY):
     """Open a zip of a few files, such as a model file, for reading.
+
+    Args:
+        path: of the file.
+        most: bytes that its directory may have.
 
     Raises:
         OSError, zipfile.BadZipFile: it cannot be read, or is none.
-        ValueError: its directory is larger than that of any model file.
+        ValueError: its directory is larger.
     """
-    with _Zip(path) as file, zipfile.ZipFile(file) as archive:
+    with _Zip(path, most) as file, zipfile.ZipFile(file) as archive:
         file.opening = False
         yield archive
 

@@ -463,10 +463,12 @@ class Run:
                     else f"Mend the fit of {type(model.prior).__name__}, and resume the run."
                 )
                 raise RunError(f"{str(error).rstrip('.')}. {way}") from error
-            check_there(self.folder, self.inode)
-            checkpoints.save_model(model, self.folder / "model.keras")
             if hasattr(model.prior, "components"):
                 more["prior"] = {"components": model.prior.components}
+        check_there(self.folder, self.inode)
+        # Both may be missing where a run goes on after its last epoch, and the backup, which has them, goes.
+        checkpoints.save_model(model, self.folder / "model.keras")
+        checkpoints.write_history(self.folder, history)
         if parted(history, settings):  # by means over an epoch, in which the weights still changed
             most = in_memory(model.image_shape, COMPARED)
             measured = [error_of(model, x.first(most)) for x in (self.train, self.test)]

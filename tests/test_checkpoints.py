@@ -108,6 +108,10 @@ def test_a_backup_of_thousands_of_arrays(vae, tmp_path):
     np.savez(tmp_path / "backup" / "state.npz", **{f"model/{i}": np.zeros(0) for i in range(5000)})
     with pytest.raises(CheckpointError, match="is damaged") as caught:
         checkpoints.read_backup(tmp_path, vae)
+    assert "its directory has" in str(caught.value.__cause__)
+    np.savez(tmp_path / "backup" / "state.npz", **{f"model/{i}": np.zeros(0) for i in range(500)})
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        checkpoints.read_backup(tmp_path, vae)
     assert "more arrays than this model" in str(caught.value.__cause__)
 
 

@@ -1353,6 +1353,24 @@ class TestKerasCallbacks:
         with pytest.raises(ValueError, match="trains an AE, or a subclass; got a Sequential"):
             fit(small("ae", epochs=1), tmp_path / "other", model=keras.Sequential())
 
+    @pytest.mark.parametrize("name", ["ae", "vae"])
+    def test_a_run_that_goes_on_after_its_last_epoch_writes_what_is_missing(self, name, tmp_path):
+        """Its backup, which has weights and history, is removed then."""
+
+        def stop(epoch, logs):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        run, alone = tmp_path / "run", tmp_path / "alone"
+        fit(small(name, epochs=2), alone)
+        with pytest.raises(KeyboardInterrupt):
+            stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+            fit(small(name, epochs=2), run, callbacks=stopped)
+        for file in ("model.keras", "history.csv"):
+            (run / file).unlink()
+        fit(small(name, epochs=2), run, resume=True)
+        assert_same_run(run, alone)
+
     def test_a_backup_of_no_run_is_not_taken_for_that_of_a_killed_successor(
         self, tmp_path, monkeypatch
     ):
