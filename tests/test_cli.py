@@ -200,7 +200,7 @@ class TestFit:
             "fit", "ae", *SMALL, "--reconstruction", "mse", "--optimizer", "sgd",
             "--learning-rate", "1e38", "--lr-schedule", "constant", "--epochs", 3, "--out", "nan",
         )  # fmt: skip
-        refused(done, 1, "The loss became", "step", "--learning-rate")
+        refused(done, 1, "The loss became", "in epoch 1, batch", "--learning-rate")
 
 
 class TestSample:
