@@ -852,6 +852,13 @@ def _next_files(place):
     return [*drawn, *(place / name for name in ("model.keras", *BACKUP))]
 
 
+def remove_old_backup(folder):
+    """Remove what a kill at the very end of a run left: a backup that is older than its run.json, unlike a copy."""
+    backup = Path(folder) / BACKUP[0]
+    if backup.is_file() and backup.stat().st_mtime <= (Path(folder) / "run.json").stat().st_mtime:
+        remove_backup(folder)
+
+
 def remove_backup(folder):
     """Remove the files that only an unfinished run needs; without a state.npz, which goes last, they are not a run's."""
     if has_backup(folder):

@@ -329,7 +329,8 @@ class Run:
             batches_done = self.done.batches
             within = f", step {batches_done} of {steps}" if batches_done else ""
             whole = f"{self.done.epochs} of {self.settings.epochs}"
-            self.report(f"resuming {folder} after epoch {whole}{within}")
+            other = "" if self.place == folder else ", a run that replaces the one in that folder"
+            self.report(f"resuming {folder} after epoch {whole}{within}{other}")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
         self.history = list(self.done.history)

@@ -45,13 +45,18 @@ def check_folder(folder, epochs, resume, force):
     )
     if record.get("finished"):
         if (place == folder or not resume) and (folder / "model.keras").is_file():
-            checkpoints.remove_backup(folder)  # a kill at the very end of a run leaves its backup
+            checkpoints.remove_old_backup(folder)
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(
             f"{folder} holds a finished run{begun}; --force replaces it, --out writes elsewhere."
         )
     if not resume and (record or not force and place != folder):
+        if record and begun:
+            raise RunError(
+                f"{folder} holds an unfinished run{begun}, and which replaces it after its first epoch: move {place} away to "
+                "go on with the run before; --out writes elsewhere."
+            )
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."
         )

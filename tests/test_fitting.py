@@ -11,6 +11,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from kae.fit import waiting
 from PIL import Image
 
 import keras_ae
@@ -514,7 +515,14 @@ class TestRules:
 
     def test_what_a_kill_at_the_very_end_left_is_swept(self, finished):
         (finished / "backup").mkdir()
-        (finished / "backup" / "state.npz").write_text("left")
+        left = finished / "backup" / "state.npz"
+        left.write_text("put back by the user")
+        os.utime(finished / "run.json", (0, 0))
+        for how in ({}, {"resume": True}):
+            with pytest.raises(RunError, match="finished"):
+                fit(small("ae", epochs=1), finished, **how)
+        assert left.exists()
+        os.utime(left, (0, 0))
         with pytest.raises(RunError, match="finished"):
             fit(small("ae", epochs=1), finished)
         assert not (finished / "backup").exists()
@@ -527,6 +535,27 @@ class TestRules:
         with pytest.raises(RunError, match="finished"):
             fit(small("ae", epochs=1), finished)
         assert path.read_text() == "mine"
+
+    def test_a_successor_is_told_before_it_replaces_an_unfinished_run(self, unfinished):
+        """Of which the user may think that --resume goes on with it."""
+        before = contents(unfinished)
+
+        class Stop(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(small("ae", epochs=1, seed=4), unfinished, force=True, callbacks=Stop())
+        assert "keep the run before, which that one replaces" in waiting(unfinished)
+        with pytest.raises(
+            RunError, match="its successor.* replaces it .*: move .*next away"
+        ) as told:
+            fit(small("ae", epochs=2), unfinished)
+        shutil.rmtree(unfinished / ".next")
+        assert waiting(unfinished) == ""
+        with pytest.raises(RunError, match="unfinished run; --resume goes on with it, --force"):
+            fit(small("ae", epochs=2), unfinished)
+        assert contents(unfinished) == before and "go on with the run before" in str(told.value)
 
     def test_to_resume_and_to_replace_are_two_things(self, unfinished):
         before = contents(unfinished)

@@ -356,7 +356,7 @@ def explained(folder, again, begun, ended=lambda: False):
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Stopped. The run is kept in {folder}; go on with it by: {again()}"
+            f"Stopped. The run is kept in {folder}; go on with it by: {again()}{waiting(folder)}"
             if begun()
             else f"Stopped as the run ended: {folder} is whole."
             if ended()
@@ -367,6 +367,16 @@ def explained(folder, again, begun, ended=lambda: False):
         raise click.ClickException(
             f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole; once there is room, {way}"
         ) from error
+
+
+def waiting(folder):
+    """What is to be said of the run that another one is about to replace, if it is still there."""
+    from keras_ae import checkpoints
+
+    place = checkpoints.place_of(folder)
+    if place == Path(folder) or not checkpoints.files_of(folder):
+        return ""
+    return f" (or keep the run before, which that one replaces after its first epoch: move {place} away)"
 
 
 def runs_in(folder):
