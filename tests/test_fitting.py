@@ -198,6 +198,21 @@ def killed(*args, **kwargs):
     raise Killed
 
 
+def replaced_and_killed(run, monkeypatch):
+    """Replace the run in a folder, and kill the new one as its backup is to be moved there from `.next`."""
+    replace = os.replace
+
+    def fatal(source, target):
+        if os.path.basename(source) == "state.npz":
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", fatal)
+        patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
+        fit(small("vae"), run, force=True)
+
+
 def kill_after_backup(monkeypatch, epochs, batches=0):
     """Stop the next run when the backup of a step has just been written; there is one a step."""
     write = checkpoints.write_backup
@@ -1339,17 +1354,7 @@ class TestKerasCallbacks:
             stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
             fit(small("vae", seed=8), copy, callbacks=stopped)
         shutil.copytree(copy, run)
-        replace = os.replace
-
-        def fatal(source, target):
-            if os.path.basename(source) == "state.npz":
-                raise Killed
-            replace(source, target)
-
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(os, "replace", fatal)
-            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
-            fit(small("vae"), run, force=True)
+        replaced_and_killed(run, monkeypatch)
         assert checkpoints.read_run(run)["settings"]["seed"] == 0 and (run / ".next").exists()
         shutil.copytree(copy, run, dirs_exist_ok=True)
         with pytest.raises(errors.RunError, match="finished run; --"):
@@ -1404,7 +1409,7 @@ class TestKerasCallbacks:
         self, tmp_path, monkeypatch
     ):
         """As where somebody lost run.json, and then gave --force."""
-        run, replace = tmp_path / "run", os.replace
+        run = tmp_path / "run"
 
         def stop(epoch, logs):
             raise KeyboardInterrupt
@@ -1413,16 +1418,7 @@ class TestKerasCallbacks:
             stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
             fit(small("vae", seed=8), run, callbacks=stopped)
         (run / "run.json").unlink()
-
-        def fatal(source, target):
-            if os.path.basename(source) == "state.npz":
-                raise Killed
-            replace(source, target)
-
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(os, "replace", fatal)
-            patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
-            fit(small("vae"), run, force=True)
+        replaced_and_killed(run, monkeypatch)
         fit(small("vae"), run, resume=True)
         fit(small("vae"), tmp_path / "alone")
         assert_same_run(run, tmp_path / "alone")
