@@ -330,7 +330,7 @@ class Fuzz:
 
     def read_run(self, draw):
         for reader in (checkpoints.read_run, checkpoints.read_history, checkpoints.files_of, checkpoints.read_source,
-                       resuming.can_resume, resuming.stored_settings, checkpoints.read_epochs):  # fmt: skip
+                       checkpoints.can_resume, resuming.stored_settings, checkpoints.read_epochs):  # fmt: skip
             told(reader, self.case)
         told(checkpoints.strangers, self.case, 2)
         done = told(checkpoints.read_backup, self.case, self.network)

@@ -31,7 +31,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ae import callbacks, checkpoints, distributed, fitting, resuming
+from keras_ae import callbacks, checkpoints, distributed, fitting
 from keras_ae.settings import Settings
 
 SETTINGS = Settings(
@@ -61,7 +61,7 @@ def _process(folder, seconds, settings, count, rank, place):
     code = 1
     try:
         os.dup2(2, 1)
-        resume = resuming.can_resume(folder)
+        resume = checkpoints.can_resume(folder)
         force = not resume and bool(checkpoints.read_run(folder))
         if count > 1:
             os.environ.update(place, WORLD_SIZE=str(count), RANK=str(rank), LOCAL_RANK=str(rank))

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keras_ae import checkpoints, data, resuming
+from keras_ae import checkpoints, data
 
 CALLS = "mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir"
 KILLED = -9, 137
@@ -57,7 +57,7 @@ class Fit:
     def again(self, folder):
         """The command that is given after a kill."""
         run = folder / "run"
-        return [*FIT, "--resume"] if run.exists() and resuming.can_resume(run) else self.command
+        return [*FIT, "--resume"] if run.exists() and checkpoints.can_resume(run) else self.command
 
     def result(self, folder):
         """What comes of the command, to compare."""

@@ -304,7 +304,7 @@ def find_checkpoint(model, root=ROOT):
             run = model if model in models() else f"MODEL --out {shlex.quote(str(mine))}"
             way = (
                 f"it has not ended an epoch, or is broken. Go on with it (`kae fit {run} --resume`)"
-                if _goes_on(mine)
+                if can_resume(mine)
                 else "it is broken. Put that file back"
             )
             released_ones = " for the released weights" if theirs.is_dir() else ""
@@ -327,16 +327,6 @@ def find_checkpoint(model, root=ROOT):
         )
     found = Checkpoint(path, {}, origin)
     return dataclasses.replace(found, run=read_run(path.parent)) if found.of_a_run else found
-
-
-def _goes_on(folder):
-    """Whether `kae fit --resume` takes what lies in a folder for an unfinished run."""
-    place = place_of(folder)
-    with contextlib.suppress(CheckpointError):
-        run = read_run(place)
-        unfinished = bool(run) and not run.get("finished")
-        return unfinished and (has_backup(place) or died_early(folder, run))
-    return False
 
 
 def read_run(folder):
@@ -573,8 +563,11 @@ def read_backup(folder, model):
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it is compressed, and may unpack to any size")
-        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
+            arrays = {}
+            for member in members:
+                with archive.open(member) as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[member.filename.removesuffix(".npy")] = array
         about = json.loads(str(arrays["about"]))
         if about["format"] > FORMAT:
             raise ValueError(f"it is of format {about['format']}")
@@ -637,6 +630,26 @@ def has_trained(folder):
     return any(
         path.name in ("model.keras", "history.csv") or _epoch_of(path) for path in files_of(folder)
     )
+
+
+def lost_backup(folder):
+    """Whether the run that `resume` would continue has trained, and has no backup any more."""
+    if place_of(folder) != Path(folder) or not has_trained(folder):
+        return False
+    return not (has_backup(folder) or unsettled(folder))
+
+
+def can_resume(folder):
+    """Whether there is an unfinished run in a folder, whose run.json is not damaged and whose other files are there."""
+    place = place_of(folder)
+    try:
+        record = read_run(place)
+    except CheckpointError:
+        return False
+    if not record or record.get("finished") or lost_backup(folder):
+        return False
+    started = has_start(place) or unsettled(folder)
+    return record.get("from") is None or started
 
 
 def died_early(folder, run):
@@ -798,15 +811,17 @@ def take_place(folder, replaced=None):
         remove({*replaced, folder / BACKUP[0]} - {folder / name for name in ALWAYS})
         for name in ("model.keras", "run.json"):
             if (place / name).is_file():
-                keep_mode(folder / name, place / name)
-                os.replace(place / name, folder / name)
+                _move(place / name, folder / name)
     for path in [*_next_files(place), place / "history.csv"]:
         if path.is_file():
-            target = folder / path.relative_to(place)
-            target.parent.mkdir(exist_ok=True)
-            keep_mode(target, path)
-            os.replace(path, target)
+            _move(path, folder / path.relative_to(place))
     remove_next(folder)
+
+
+def _move(path, target):
+    target.parent.mkdir(exist_ok=True)
+    keep_mode(target, path)
+    os.replace(path, target)
 
 
 def settle(folder):

@@ -14,21 +14,26 @@ from keras_ae.models import MODELS
 
 def data_facts(train, test):
     """Facts about the data of a run, with a checksum of labels and images (for large data, of every nth image)."""
+    return {
+        "name": train.name,
+        "version": train.version,
+        "train_images": len(train.images),
+        "test_images": len(test.images),
+        "crc32": checksum_of_data(train, test),
+    }
+
+
+def checksum_of_data(*splits):
+    """The CRC-32 of the images and labels of some `ImageData`, of large ones of every nth image."""
     checksum = 0
-    for split in (train, test):
+    for split in splits:
         step = 1 + split.images.nbytes // WINDOW
         for start in range(0, len(split.images), 8192 * step):
             images = split.images[start : start + 8192 * step : step]
             checksum = zlib.crc32(np.ascontiguousarray(images), checksum)
         if split.labels is not None:
             checksum = zlib.crc32(np.ascontiguousarray(split.labels), checksum)
-    return {
-        "name": train.name,
-        "version": train.version,
-        "train_images": len(train.images),
-        "test_images": len(test.images),
-        "crc32": f"{checksum:08x}",
-    }
+    return f"{checksum:08x}"
 
 
 def described(facts):

@@ -31,7 +31,7 @@ def check_folder(folder, epochs, resume, force):
     record = {} if force else checkpoints.read_run(place if resume else folder)
     if resume and not record:
         raise RunError(f"There is no run in {folder} to resume.")
-    if record and not record.get("finished") and lost_backup(folder):
+    if record and not record.get("finished") and checkpoints.lost_backup(folder):
         raise RunError(
             f"The backup of the unfinished run in {folder}, which --resume needs, is missing: "
             + checkpoints.way_on(folder)
@@ -97,26 +97,6 @@ def make_folder(folder):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise RunError(f"Cannot write to {folder}: {error.strerror}.") from error
-
-
-def lost_backup(folder):
-    """Whether the run that `resume` would continue has trained, and has no backup any more."""
-    if checkpoints.place_of(folder) != Path(folder) or not checkpoints.has_trained(folder):
-        return False
-    return not (checkpoints.has_backup(folder) or checkpoints.unsettled(folder))
-
-
-def can_resume(folder):
-    """Whether there is an unfinished run in a folder, whose run.json is not damaged and whose other files are there."""
-    place = checkpoints.place_of(folder)
-    try:
-        record = checkpoints.read_run(place)
-    except checkpoints.CheckpointError:
-        return False
-    if not record or record.get("finished") or lost_backup(folder):
-        return False
-    started = checkpoints.has_start(place) or checkpoints.unsettled(folder)
-    return record.get("from") is None or started
 
 
 def stored_settings(folder):

@@ -11,7 +11,7 @@ from keras_ae.errors import RunError
 from keras_ae.fitting import fit, images_of
 from keras_ae.pictures import DRAWN
 from keras_ae.provenance import data_facts, described
-from keras_ae.resuming import differences, lost_backup
+from keras_ae.resuming import differences
 from keras_ae.settings import has_kl
 
 
@@ -118,7 +118,7 @@ def _record(place, settings, named):
     record = checkpoints.read_run(checkpoints.place_of(place))
     if not record:
         return None
-    if not record.get("finished") and lost_backup(place):
+    if not record.get("finished") and checkpoints.lost_backup(place):
         raise RunError(
             f"The backup of the unfinished run in {place} is missing: move that folder away, and it is trained anew."
         )

@@ -52,7 +52,7 @@ def assert_readable(folder):
 
 def resume(folder):
     """Go on with the run in a folder, or begin it, where it never began."""
-    fit(small("vae"), folder, resume=resuming.can_resume(folder))
+    fit(small("vae"), folder, resume=checkpoints.can_resume(folder))
 
 
 def fill_disk(patch, write):
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_as_a_run_replaces_another(write, whole, tmp_path, m
     if checkpoints.read_run(tmp_path)["settings"]["seed"] == 8:
         now = contents(tmp_path)
         assert {name: now[name] for name in now if not name.startswith(".next")} == before
-    if resuming.can_resume(tmp_path):
+    if checkpoints.can_resume(tmp_path):
         fit(small("vae"), tmp_path, resume=True)
     else:
         assert write == 1  # it never began: the old run is what it was
@@ -466,7 +466,7 @@ def test_a_terminal_that_is_closed(mnist_dir, shared_tmp, tmp_path):
     with np.load(folder / "backup" / "state.npz") as backup:
         about = json.loads(str(backup["about"]))
     assert about["epochs_done"] == 0 and about["batches_done"] > 0
-    assert resuming.can_resume(folder)
+    assert checkpoints.can_resume(folder)
 
 
 def test_the_lock_of_a_killed_run_is_free(running):

@@ -319,7 +319,7 @@ def test_a_signal_amid_the_fit_of_the_prior(tmp_path, whole_run, monkeypatch):
         )
         with pytest.raises(KeyboardInterrupt):
             fit(settings, tmp_path)
-    assert len(history(tmp_path)) == 3 and resuming.can_resume(tmp_path)
+    assert len(history(tmp_path)) == 3 and checkpoints.can_resume(tmp_path)
     fit(settings, tmp_path, resume=True)
     assert_same_run(whole, tmp_path)
 
@@ -425,7 +425,7 @@ class TestRules:
             fit(small("ae", epochs=2, seed=5), run, force=True)
         left = contents(run)
         assert left.pop(".next/run.json") and left.pop(".next/backup/state.npz")
-        assert left == before and resuming.can_resume(run)
+        assert left == before and checkpoints.can_resume(run)
         with pytest.raises(
             RunError, match="beginning of its successor, which --resume goes on with"
         ):
@@ -1197,7 +1197,7 @@ class TestKerasCallbacks:
                 fit(small("vae", seed=3), run, resume=True)
             fit(small("vae", seed=3), run, resume=True)
         else:
-            assert not resuming.can_resume(run)
+            assert not checkpoints.can_resume(run)
             with monkeypatch.context() as patch, pytest.raises(Killed):  # once more
                 patch.setattr(checkpoints, write, killed)
                 patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
@@ -1289,7 +1289,7 @@ class TestKerasCallbacks:
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
             fit(small("vae", epochs=epochs), run, force=True)
         now = {k: v for k, v in contents(run).items() if not k.startswith(".next")}
-        assert now == before and resuming.can_resume(run)
+        assert now == before and checkpoints.can_resume(run)
         fit(small("vae", epochs=epochs), run, resume=True)
         fit(small("vae", epochs=epochs), tmp_path / "whole")
         assert_same_run(run, tmp_path / "whole")
@@ -1335,7 +1335,7 @@ class TestKerasCallbacks:
                 poison(patch, epoch=0, batch=0)
                 fit(small("vae", seed=9), tmp_path, force=True)
             assert not (tmp_path / ".next").exists()
-        if resuming.can_resume(tmp_path):
+        if checkpoints.can_resume(tmp_path):
             fit(small("vae"), tmp_path, resume=True)
         fit(small("vae"), whole := tmp_path.with_name(f"{tmp_path.name}-whole"))
         assert_same_run(tmp_path, whole)
@@ -1593,7 +1593,7 @@ class TestKerasCallbacks:
         model, settings = Fickle((28, 28, 1), 2, "mlp", (4,)), Settings("vae", epochs=3, limit=40)
         with pytest.raises(errors.RunError, match="mood.*: logged in epoch 2"):
             fit(settings, tmp_path, model=model, callbacks=[Moody()])
-        assert len(history(tmp_path)) == 1 and resuming.can_resume(tmp_path)
+        assert len(history(tmp_path)) == 1 and checkpoints.can_resume(tmp_path)
 
     def test_tensorboard_that_cannot_be_written(self, tmp_path, monkeypatch):
         (tmp_path / "tensorboard").mkdir()
@@ -1626,7 +1626,7 @@ class TestKerasCallbacks:
         poison(monkeypatch, epoch=2, batch=1)
         with pytest.raises(errors.RunError, match="became nan"):
             fit(small("vae"), tmp_path, callbacks=[callbacks.TensorBoard(tmp_path)], force=True)
-        assert checkpoints.curves_of(tmp_path) and resuming.can_resume(tmp_path)
+        assert checkpoints.curves_of(tmp_path) and checkpoints.can_resume(tmp_path)
 
     def test_tensorboard_that_is_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(errors, "installed", lambda name: False)

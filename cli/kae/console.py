@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import difflib
 import functools
 import gc
@@ -518,7 +517,7 @@ def load_splits(network, checkpoint, dataset, data_dir, limit=None):
     train, test = data.load_splits(dataset, data_dir=data_dir, progress=say)
     tell_changes(checkpoint, train, test)
     if limit is not None:
-        train, test = rows_of(train, slice(limit)), rows_of(test, slice(limit))
+        train, test = train.select(slice(limit)), test.select(slice(limit))
     network.check_data(test)
     if network.num_classes and test.class_names and network.names != tuple(test.class_names):
         theirs, ours = map(first_few, (test.class_names, network.names))
@@ -547,14 +546,6 @@ def tell_changes(checkpoint, train, test):
         say(
             f"note: the images of {train.name} {train.version} are not those that the model was trained on"
         )
-
-
-def rows_of(images, rows):
-    """The given rows of an `ImageData`: images and labels."""
-    from keras_ae.data import select
-
-    labels = None if images.labels is None else images.labels[rows]
-    return dataclasses.replace(images, images=select(images.images, rows), labels=labels)
 
 
 def first_few(names, most=5):

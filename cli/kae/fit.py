@@ -289,7 +289,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     before = [] if resume else runs_in(folder)
 
     def begun():
-        return not still(folder, before) and resuming.can_resume(folder)
+        return not still(folder, before) and checkpoints.can_resume(folder)
 
     def ended():
         return not still(folder, before) and checkpoints.read_run(folder).get("finished")

@@ -66,7 +66,7 @@ def command(
     import numpy as np
 
     from keras_ae import data, evaluation, pictures
-    from keras_ae.provenance import data_facts
+    from keras_ae.provenance import checksum_of_data
 
     # For files, and if the model's own images are not here, --dataset names the images that it should know.
     named = dataset and (files or not console.has_dataset(checkpoint, data_dir))
@@ -96,7 +96,8 @@ def command(
             raise click.UsageError("--odd is for classes of the model's own dataset.")
         _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
         # By the images as well: every import is of version 1.0.0.
-        if data_facts(scored, scored) == data_facts(known, known):
+        same = (scored.name, scored.version) == (known.name, known.version)
+        if same and checksum_of_data(scored) == checksum_of_data(known):
             raise click.UsageError(
                 f"{dataset} is what the model was trained on: leave --dataset out, or name what is odd to it."
             )
@@ -105,7 +106,7 @@ def command(
         scored = known
         if classes:
             odd = np.isin(known.labels, _classes(known, classes))
-            usual = console.rows_of(known, ~odd)
+            usual = known.select(~odd)
             if not 0 < odd.sum() < len(odd):
                 raise click.UsageError("--odd must leave test images of both kinds.")
     if named and not files:
@@ -149,7 +150,7 @@ def command(
         for i in range(len(scored.images))
     ]
 
-    shown = console.rows_of(scored, highest)
+    shown = scored.select(highest)
     rebuilt = _rebuilt(network, shown, told)
     sheet = pictures.pairs(shown.images, rebuilt, names=[f"{scores[by][i]:.4g}" for i in highest])
     picture = console.write(picture, sheet.save, force, echoed=False)

@@ -53,7 +53,7 @@ def command(model, start, number, steps, out, force, seed, dataset, data_dir, **
         return console.load_test(network, checkpoint, dataset, data_dir, limit)
 
     codes, label, _ = places_of(network, [start], 1, seed, load_test, **chosen)[0]
-    inputs = network.inputs_of(console.rows_of(load_test(), slice(TEST_IMAGES)))
+    inputs = network.inputs_of(load_test().select(slice(TEST_IMAGES)))
     order, carried = latents.latent_order(network, inputs)
     order, carried = order[:number], carried[:number]
     images = latents.traversals(network, codes[0], order, network.encode(inputs), steps, label)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from keras_ae.data import cache, disk, reading
-from keras_ae.data.arrays import ImageData, StoredImages, select
+from keras_ae.data.arrays import ImageData, StoredImages
 from keras_ae.data.disk import DataError, Prepared, available, lasting_name, resolve_data_dir
 from keras_ae.data.preparation import Preparation
 
@@ -257,10 +257,7 @@ def _check_limit(limit):
 
 
 def _first(data, limit) -> ImageData:
-    if limit is None:
-        return data
-    labels = None if data.labels is None else data.labels[:limit]
-    return replace(data, images=select(data.images, slice(limit)), labels=labels)
+    return data if limit is None else data.select(slice(limit))
 
 
 def _hold_out(data) -> tuple[ImageData, ImageData]:
@@ -270,9 +267,5 @@ def _hold_out(data) -> tuple[ImageData, ImageData]:
     held_out = np.zeros(count, bool)
     held_out[np.random.default_rng(0).permutation(count)[: max(1, count // 10)]] = True
 
-    def part(mask, split):
-        labels = None if data.labels is None else data.labels[mask]
-        return replace(data, split=split, images=select(data.images, mask), labels=labels)
-
-    train = part(~held_out, f"{data.split} (nine tenths)")
-    return train, part(held_out, f"{data.split} (held-out tenth)")
+    train = replace(data.select(~held_out), split=f"{data.split} (nine tenths)")
+    return train, replace(data.select(held_out), split=f"{data.split} (held-out tenth)")

@@ -185,6 +185,11 @@ class ImageData:
         """Number of classes; 0 for a dataset without classes."""
         return len(self.class_names or ())
 
+    def select(self, rows) -> "ImageData":
+        """The images of these rows (a slice, a mask, or integers) with their labels; see `select`."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, images=select(self.images, rows), labels=labels)
+
     def first(self, n) -> "ImageData":
         """The first n images with their labels."""
         labels = None if self.labels is None else self.labels[:n]
@@ -233,9 +238,8 @@ def _arrays(images, what):
             f"{what} must be one array of images, or a pair (images, labels); got {len(pair)} parts."
         )
     images, labels = np.asarray(pair[0]), pair[1]
-    images = images.astype(
-        images.dtype.newbyteorder("="), copy=False
-    )  # no backend takes another order
+    # No backend takes another order of bytes.
+    images = images.astype(images.dtype.newbyteorder("="), copy=False)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"{what} images must be (N, H, W, C); got {images.shape}.")
     if labels is None:
