@@ -867,10 +867,14 @@ def _next_files(place):
     return [*drawn, *(place / name for name in ("model.keras", *BACKUP))]
 
 
-def remove_old_backup(folder):
-    """Remove what a kill at the very end of a run left: a backup that is older than its run.json, unlike a copy."""
-    backup = Path(folder) / BACKUP[0]
-    if backup.is_file() and backup.stat().st_mtime <= (Path(folder) / "run.json").stat().st_mtime:
+def remove_last_backup(folder):
+    """Remove what a kill at the very end of a run left: the backup of its last epoch. Another one was put there."""
+    history = None
+    with contextlib.suppress(Exception):  # a damaged file may raise anything
+        with open_zip(Path(folder) / BACKUP[0]) as archive, archive.open("about.npy") as file:
+            about = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
+        history = about["history"]
+    if history and history == read_history(folder):
         remove_backup(folder)
 
 

@@ -1,6 +1,7 @@
 """Runs networks on NumPy arrays, in batches and without gradients; returns NumPy arrays."""
 
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -33,10 +34,10 @@ class View(keras.Model):
         return {name: outputs[name] for name in self.names}
 
 
-def check_batch_size(batch_size):
-    """Check the number of images of a batch. Raises ValueError if it is below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
+def check_count(name, number, least):
+    """Check an argument that counts something. Raises ValueError if it is no whole number, or below `least`."""
+    if not isinstance(number, numbers.Integral) or number < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more; got {number!r}.")
 
 
 def in_batches(network, inputs, batch_size):
@@ -47,9 +48,9 @@ def in_batches(network, inputs, batch_size):
     Raises:
         UserError: a single image, or all outputs together, would take more.
         NotFinite: some outputs are NaN or infinite.
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is no whole number of 1 or more.
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size, 1)
     n = len(inputs[0])
     if not n:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
         one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]

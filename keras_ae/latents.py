@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
-from keras_ae.inference import check_finite, check_memory
+from keras_ae.inference import check_count, check_finite, check_memory
 from keras_ae.priors import draw_codes
 
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
@@ -110,8 +110,8 @@ def plane(codes, rows, columns):
         ValueError: there are no rows or columns, or no codes.
         UserError: so many would take too much memory.
     """
-    if min(rows, columns) < 1:
-        raise ValueError(f"rows and columns must be 1 or more; got {rows} and {columns}.")
+    check_count("rows", rows, 1)
+    check_count("columns", columns, 1)
     _check_some(codes)
     codes = np.asarray(codes, "float64")
     dimensions = codes.shape[1]

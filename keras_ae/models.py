@@ -28,7 +28,7 @@ from keras_ae.data.reading import LETTERS
 from keras_ae.errors import NotFinite, RunError, UserError
 from keras_ae.fast import Steps
 from keras_ae.fast.networks import call_network
-from keras_ae.inference import View, check_batch_size, check_memory, in_batches
+from keras_ae.inference import View, check_count, check_memory, in_batches
 from keras_ae.inputs import batches_of, check_shape, is_array, one_hot, peek, rank_of, unit_range
 from keras_ae.losses import RECONSTRUCTIONS, gaussian_kl, likeliest_scale, running_scale
 from keras_ae.objective import Objective
@@ -102,8 +102,7 @@ class AE(Steps, Objective):
         image_shape = tuple(image_shape)
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be 1 or more; got {latent_dim}.")
+        check_count("latent_dim", latent_dim, 1)
         found = BACKBONES.find(backbone)
         widths, classes = found.widths_of(image_shape, size, hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
@@ -253,7 +252,7 @@ class AE(Steps, Objective):
 
     def _outputs(self, inputs, names, batch_size):
         """Some outputs of `forward`, for the same inputs that `fit` takes: {name: array}."""
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size, 1)
         if names not in self._views.networks:
             self._views.networks[names] = View(self, names)
         arrays = inputs if isinstance(inputs, (tuple, list)) else [inputs]
@@ -675,11 +674,10 @@ class VAE(AE):
             batch_size: images decoded at a time.
 
         Raises:
-            ValueError: n is below 0, or labels are missing, out of range, or given to a model without classes.
+            ValueError: n is no whole number of 0 or more, or labels are missing, out of range, or given to a model without classes.
             UserError: so many images would take too much memory.
         """
-        if n < 0:
-            raise ValueError(f"n must be 0 or more, the number of images; got {n}.")
+        check_count("n", n, 0)
         source = self.prior_named(prior)
         check_memory(4 * n * (math.prod(self.image_shape) + self.latent_dim), f"{n:,} images")
         labels = self.class_labels(labels, n)
@@ -723,8 +721,7 @@ class CVAE(VAE):
     """
 
     def __init__(self, *args, num_classes=10, class_names=None, **kwargs):
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more; got {num_classes}.")
+        check_count("num_classes", num_classes, 1)
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(
                 f"{len(class_names)} class names were given for {num_classes} classes."

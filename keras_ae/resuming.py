@@ -45,7 +45,7 @@ def check_folder(folder, epochs, resume, force):
     )
     if record.get("finished"):
         if (place == folder or not resume) and (folder / "model.keras").is_file():
-            checkpoints.remove_old_backup(folder)
+            checkpoints.remove_last_backup(folder)
         if resume:
             raise RunError(f"The run in {folder} is finished: nothing is left to resume.")
         raise RunError(

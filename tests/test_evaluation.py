@@ -831,12 +831,16 @@ def test_evaluate_draws_pixels_for_a_model_of_binary_images(toy, judge):
 
 def test_evaluate_refuses_what_does_not_fit(toy):
     train, test = toy
-    for limit in (0, -1):
-        with pytest.raises(ValueError, match=f"limit must be 1 or more.*got {limit}"):
-            evaluation.evaluate(small(keras_ae.VAE), train, test, limit=limit)
-    for name in ("samples", "importance_samples"):
-        with pytest.raises(ValueError, match=f"{name} must be 0 or more; got -1"):
-            evaluation.evaluate(small(keras_ae.VAE), train, test, **{name: -1})
+    no_counts = [
+        ("limit", 0),
+        ("limit", -1),
+        ("samples", -1),
+        ("samples", None),
+        ("importance_samples", 0.5),
+    ]
+    for name, number in no_counts:
+        with pytest.raises(ValueError, match=f"{name} must be a whole number.*got {number}"):
+            evaluation.evaluate(small(keras_ae.VAE), train, test, **{name: number})
     with pytest.raises(UserError, match="28, 28"):
         evaluation.evaluate(keras_ae.VAE((8, 8, 1), 2, "mlp", (4,)), train, test)
     with pytest.raises(UserError, match="labels"):
@@ -850,7 +854,7 @@ def test_what_has_no_likelihood(digits):
     for measure in (evaluation.elbo, likelihood):
         with pytest.raises(ValueError, match="AE has no posterior"):
             measure(small(keras_ae.AE), images)
-    with pytest.raises(ValueError, match="k must be 1 or more"):
+    with pytest.raises(ValueError, match="k must be a whole number, 1 or more"):
         likelihood(small(keras_ae.VAE), images, k=0)
 
 

@@ -528,19 +528,30 @@ class TestRules:
                 fit(small("ae", epochs=1), finished, force=force)
         assert contents(finished) == before and len(contents(other)) == 2
 
-    def test_what_a_kill_at_the_very_end_left_is_swept(self, finished):
-        (finished / "backup").mkdir()
-        left = finished / "backup" / "state.npz"
-        left.write_text("put back by the user")
-        os.utime(finished / "run.json", (0, 0))
-        for how in ({}, {"resume": True}):
-            with pytest.raises(RunError, match="finished"):
-                fit(small("ae", epochs=1), finished, **how)
-        assert left.exists()
-        os.utime(left, (0, 0))
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_what_a_kill_at_the_very_end_left_is_swept(self, resume, tmp_path, monkeypatch):
+        """Unlike a backup of an earlier epoch that somebody put back."""
+        settings = small("ae", epochs=2)
+        with monkeypatch.context() as patch:
+            kill_after_backup(patch, 1)
+            with pytest.raises(Killed):
+                fit(settings, tmp_path)
+        earlier = shutil.copytree(tmp_path / "backup", tmp_path / "earlier")
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "remove_backup", killed)
+            with pytest.raises(Killed):
+                fit(settings, tmp_path, resume=True)
+        assert checkpoints.read_run(tmp_path)["finished"] and checkpoints.has_backup(tmp_path)
         with pytest.raises(RunError, match="finished"):
-            fit(small("ae", epochs=1), finished)
-        assert not (finished / "backup").exists()
+            fit(settings, tmp_path, resume=resume)
+        assert not (tmp_path / "backup").exists()
+        for content in (None, b"no backup"):
+            shutil.copytree(earlier, tmp_path / "backup", dirs_exist_ok=True)
+            if content:
+                (tmp_path / "backup" / "state.npz").write_bytes(content)
+            with pytest.raises(RunError, match="finished"):
+                fit(settings, tmp_path, resume=resume)
+            assert checkpoints.has_backup(tmp_path)
 
     @pytest.mark.parametrize("name", ["dataset", "start.keras"])
     def test_what_is_no_backup_stays_in_a_finished_run(self, name, finished):

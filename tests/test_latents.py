@@ -93,7 +93,7 @@ class TestPlane:
 
     @pytest.mark.parametrize("size", [(-1, 2), (2, 0)])
     def test_a_grid_without_rows_or_columns(self, size, vae):
-        with pytest.raises(ValueError, match="rows and columns must be 1 or more"):
+        with pytest.raises(ValueError, match="(rows|columns) must be a whole number, 1 or more"):
             latents.manifold(vae, *size)
 
 

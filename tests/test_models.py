@@ -337,16 +337,18 @@ def test_sample_of_no_images_is_no_images():
 
 
 def test_fewer_samples_than_none():
-    with pytest.raises(ValueError, match="n must be 0 or more"):
+    with pytest.raises(ValueError, match="n must be a whole number, 0 or more"):
         VAE((8, 8, 1), 2, "mlp", (4,)).sample(-1)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("batch_size", [0, -1, None, 2.5])
 @pytest.mark.parametrize("method", ["encode", "reconstruct", "posterior", "decode"])
-def test_batches_of_no_images(method, batch_size):
+def test_batches_of_no_count(method, batch_size):
     vae = VAE((8, 8, 1), 2, "mlp", (4,))
     inputs = np.zeros((3, 2)) if method == "decode" else np.zeros((3, 8, 8, 1))
-    with pytest.raises(ValueError, match=f"batch_size must be 1 or more; got {batch_size}"):
+    with pytest.raises(
+        ValueError, match=f"batch_size must be a whole number, 1 or more; got {batch_size}"
+    ):
         getattr(vae, method)(inputs, batch_size=batch_size)
 
 
@@ -427,10 +429,10 @@ def test_a_cvae_without_labels_says_how_to_give_them(digits):
 WRONG_ARGUMENTS = [
     (AE, {"image_shape": (28, 28)}, "height, width, channels"),
     (AE, {"image_shape": (0, 28, 1)}, "height, width, channels"),
-    (AE, {"latent_dim": 0}, "latent_dim must be 1 or more; got 0"),
+    (AE, {"latent_dim": 0}, "latent_dim must be a whole number, 1 or more; got 0"),
     (AE, {"backbone": "resnet"}, "conv, mlp; got 'resnet'"),
     (AE, {"reconstruction": "l3"}, "l1, mse, bce; got 'l3'"),
-    (CVAE, {"num_classes": 0}, "num_classes must be 1 or more; got 0"),
+    (CVAE, {"num_classes": 0}, "num_classes must be a whole number, 1 or more; got 0"),
     (CVAE, {"num_classes": 3, "class_names": ["a"]}, "1 class names were given for 3 classes"),
     (CVAE, {"num_classes": 2, "class_names": ["a", "a"]}, "2 classes have the name 'a'"),
     (CVAE, {"num_classes": 2, "class_names": ["a", "b" * 256]}, "class 1 .* at most 255 letters"),

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from keras_ae.evaluation.arrays import BATCH, chunks, images_and_labels, rows_of
-from keras_ae.inference import check_finite, check_memory
+from keras_ae.inference import check_count, check_finite, check_memory
 from keras_ae.inputs import check_range
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
@@ -84,14 +84,13 @@ def importance_weighted_log_likelihood(
 
     Raises:
         UserError: so many importance samples of one image would take too much memory.
-        ValueError: the model has no posterior, images are on another scale, or k is below 1.
+        ValueError: the model has no posterior, images are on another scale, or k is no whole number of 1 or more.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, equation 8.
     """
     _check_posterior(model)
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, the number of importance samples; got {k}.")
+    check_count("k", k, 1)
     images, labels = images_and_labels(model, inputs)
     check_range(images)
     values = math.prod(model.image_shape)

@@ -31,7 +31,7 @@ from keras_ae.evaluation.features import OnnxFeatures, laplacian_patches, normal
 from keras_ae.evaluation.intervals import mean_with_interval
 from keras_ae.evaluation.reconstructions import errors_per_image, missing_for_ssim, psnr, ssim
 from keras_ae.feed import binarized
-from keras_ae.inference import check_memory, in_memory
+from keras_ae.inference import check_count, check_memory, in_memory
 from keras_ae.inputs import check_range
 
 CONFIDENT = 0.9  # a sample is recognisable if its most probable class has this probability
@@ -101,13 +101,12 @@ def evaluate(
 
     Raises:
         UserError: the model does not fit the dataset, or the ONNX file is not valid.
-        ValueError: images are on another scale, or the limit is below 1, or another number below 0.
+        ValueError: images are on another scale, or a number of images or samples is no count.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be 1 or more, or None for all test images; got {limit}.")
-    for name, number in (("samples", samples), ("importance_samples", importance_samples)):
-        if number < 0:
-            raise ValueError(f"{name} must be 0 or more; got {number}.")
+    if limit is not None:
+        check_count("limit", limit, 1)
+    check_count("samples", samples, 0)
+    check_count("importance_samples", importance_samples, 0)
     progress, found = progress or (lambda line: None), found or (lambda figures: None)
     started = time.perf_counter()
     train, test = splits_of_arrays(train, test, "arrays")
