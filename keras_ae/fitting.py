@@ -64,6 +64,7 @@ from keras_ae.settings import Settings
 
 IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
 PICTURED = 20  # test images in the picture of an epoch
+BRIGHT = 1000  # training images among which some must be brighter than 1 of 255
 
 
 def fit(
@@ -206,6 +207,12 @@ class Run:
         if os.path.isabs(asked):
             self.source, name = asked, self.train.name
         self.settings = dataclasses.replace(self.settings, dataset=name)
+        first = self.train.first(in_memory(self.train.images.shape[1:], BRIGHT)).images
+        if first.dtype.kind in "iu" and first.max() <= 1:
+            self.report(
+                f"the images of {self.train.name} are of 0 and 1 where white is 255, and so all but black: give masks as "
+                "booleans or as floats, or in files as 0 and 255"
+            )
         if self.settings.augment:
             check_images(self.settings.augment, self.train)
         self.facts = data_facts(self.train, self.test)

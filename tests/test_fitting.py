@@ -1398,6 +1398,16 @@ class TestKerasCallbacks:
         with pytest.raises(ValueError, match="trains an AE, or a subclass; got a Sequential"):
             fit(small("ae", epochs=1), tmp_path / "other", model=keras.Sequential())
 
+    def test_masks_of_0_and_1_are_told(self, digits, tmp_path):
+        """Whose white is 255, as that of all whole numbers."""
+        masks = digits[0][:32] > 127
+        for kind in ("bool", "float32", "uint8", "int64"):
+            lines, images = [], masks.astype(kind)
+            settings, folder = small("ae", epochs=1), tmp_path / kind
+            fitting.fit(settings, folder, verbose=0, report=lines.append, train=images, test=images)
+            told = [line for line in lines if "give masks as booleans or as floats" in line]
+            assert len(told) == ("int" in kind)
+
     @pytest.mark.parametrize("name", ["ae", "vae"])
     def test_a_run_that_goes_on_after_its_last_epoch_writes_what_is_missing(self, name, tmp_path):
         """Its backup, which has weights and history, is removed then."""
