@@ -8,7 +8,6 @@ scores test images of Fashion-MNIST, if that is prepared (`kae data prepare fash
 """
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -37,7 +36,7 @@ def main():
     print("|---|" + "---|" * len(SCORES))
     rows = []
     for digit in map(int, options.digits.split(",")):
-        model = trained(rows_of(train, train.labels != digit), test, options)
+        model = trained(train.select(train.labels != digit), test, options)
         scores = keras_ae.score(model, test.images, seed=options.seed)
         odd = test.labels == digit
         rows.append([evaluation.auroc(scores[name][odd], scores[name][~odd]) for name in SCORES])
@@ -65,11 +64,6 @@ def trained(train, test, options):
             settings, run, verbose=0, report=lambda line: None, train=train, test=test.first(500)
         )
         return keras_ae.load_model(run)
-
-
-def rows_of(images, mask):
-    """The given rows of an `ImageData`: images and labels."""
-    return dataclasses.replace(images, images=images.images[mask], labels=images.labels[mask])
 
 
 def show(name, values):

@@ -55,16 +55,16 @@ class StartEpoch(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         first = self.done.batches if epoch == self.done.epochs else 0
         self.feed.set_epoch(epoch, first)
-        if hasattr(self.model, "seed_generator"):
-            # (seed, calls so far), as if every step up to here had drawn its noise in this process.
-            step = epoch * self.feed.steps + first
-            # (As an array: torch keeps these bits in int32, which is too small for the number.)
-            self.model.seed_generator.state.assign(np.array([self.seed, step], "uint32"))
-        if first:  # Keras has just reset the means
+        if first:  # the noise goes on from the backup, and Keras has just reset the means
             for variable, value in zip(
                 self.model.metrics_variables, self.done.metrics, strict=True
             ):
                 variable.assign(value)
+        elif hasattr(self.model, "seed_generator"):
+            # (seed, steps so far), in whatever process these were.
+            # (As an array: torch keeps these bits in int32, which is too small for the number.)
+            state = np.array([self.seed, epoch * self.feed.steps], "uint32")
+            self.model.seed_generator.state.assign(state)
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -228,6 +228,33 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         self.model.stop_training = False
         self.on_train_begin()
         return self.model.stop_training
+
+
+def go_on(callbacks, history):
+    """Make Keras' own callbacks of a user go on in a resumed run, where they keep or add to a file.
+
+    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file.
+
+    Raises:
+        ValueError: a `ModelCheckpoint` has no mode that says what is best.
+    """
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.CSVLogger):
+            callback.append = True
+        if not isinstance(callback, keras.callbacks.ModelCheckpoint):
+            continue
+        if not callback.save_best_only or callback.best is not None:
+            continue
+        best = {"min": min, "max": max}.get(callback.mode)
+        if best is None and callback.monitor in ("loss", "val_loss"):
+            best = min
+        values = [row[callback.monitor] for row in history if callback.monitor in row]
+        if values and best is None:
+            raise ValueError(
+                f'The ModelCheckpoint of {callback.monitor} needs mode="min" or "max" in a resumed run.'
+            )
+        if values:
+            callback.best = best(values)
 
 
 class SwapEMA(keras.callbacks.SwapEMAWeights):

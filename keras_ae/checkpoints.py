@@ -16,6 +16,7 @@ checkpoints/cvae/
 import contextlib
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -36,7 +37,7 @@ import numpy as np
 
 from keras_ae import model_file
 from keras_ae.backbones import zero_weights
-from keras_ae.data.disk import VERSION
+from keras_ae.data.disk import VERSION, is_damage
 from keras_ae.data.images import opened
 from keras_ae.errors import UserError
 from keras_ae.files import (
@@ -74,7 +75,7 @@ KINDS = {  # types of the entries of run.json
 DEPTH = 100  # most levels of lists and dicts in run.json
 FORMAT = 1  # of run.json and of the backup; a newer one is refused
 MEMBERS = 8  # most arrays in a backup for each of the model's; Adam has three, with a running average four
-ENTRY = 200  # most bytes of the name of one in the directory of the file, with what is said of it
+ENTRY = 200  # most bytes of an entry in the directory of its zip
 
 
 class CheckpointError(UserError):
@@ -302,11 +303,12 @@ def find_checkpoint(model, root=ROOT):
             for left in ("run.json", "history.csv", BACKUP[0], f"{NEXT}/run.json")
         ):
             run = model if model in models() else f"MODEL --out {shlex.quote(str(mine))}"
-            way = (
-                f"it has not ended an epoch, or is broken. Go on with it (`kae fit {run} --resume`)"
-                if can_resume(mine)
-                else "it is broken. Put that file back"
-            )
+            if can_resume(mine):
+                way = f"it has not ended an epoch, or is broken. Go on with it (`kae fit {run} --resume`)"
+            elif is_finished(mine) is False and died_early(mine):
+                way = "it was killed before it began. Give the command that began it again"
+            else:
+                way = "it is broken. Put that file back"
             released_ones = " for the released weights" if theirs.is_dir() else ""
             raise CheckpointError(
                 f"{mine} holds a run without a model.keras: {way}, or move that folder away{released_ones}."
@@ -518,11 +520,8 @@ def write_backup(folder, model, progress):
 
 
 def seeds_of(model):
-    """The states of the random layers, such as Dropout, of a model's own networks. (The noise of the posterior has its
-    state from the step.)"""
+    """The states of a model's random numbers: of the noise of its posterior, and of random layers such as Dropout."""
     known = {id(weight) for weight in model.weights}
-    if hasattr(model, "seed_generator"):
-        known.add(id(model.seed_generator.state))
     return [variable for variable in model.variables if id(variable) not in known]
 
 
@@ -609,6 +608,12 @@ def read_backup(folder, model):
     except FileNotFoundError:
         return Progress([])
     except Exception as error:  # NumPy, JSON and Keras may raise anything for a damaged file
+        if isinstance(error, MemoryError):
+            raise
+        for cause in (error, error.__context__):  # zipfile says that a file it cannot read is none
+            # (A zip whose numbers are damaged is read from where nothing is: EINVAL.)
+            if not is_damage(cause) and cause.errno != errno.EINVAL:
+                raise CheckpointError(f"{path} cannot be read: {cause.strerror}.") from error
         raise CheckpointError(f"{path} is damaged or of another model: {way_on(folder)}") from error
 
 
@@ -652,10 +657,10 @@ def can_resume(folder):
     return record.get("from") is None or started
 
 
-def died_early(folder, run):
-    """Whether the run in a folder, with this run.json, was killed before its first step: it may be begun anew."""
+def died_early(folder):
+    """Whether the run in a folder was killed before its first step: it may be begun anew."""
     backed = has_backup(folder) or has_backup(place_of(folder))
-    return not (run.get("finished") or backed or has_trained(folder))
+    return not (is_finished(folder) or backed or has_trained(folder))
 
 
 class RunLock:
@@ -702,7 +707,7 @@ def files_of(folder):
     """The files in a folder that its run wrote, judged by its run.json. Another run replaces only these.
 
     Links, and files in folders behind links, are left out. A damaged run.json only shows that there was a
-    run; then the pictures of its epochs are left out too.
+    run; then the pictures of its epochs are left out too. One without settings is of another program.
     """
     folder = Path(folder)
     run, epochs = folder / "run.json", 0
@@ -710,7 +715,10 @@ def files_of(folder):
         return []
     # Read plainly: a run of another version, or of names that are not registered here, has epochs as well.
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        said = read_json(run).get("settings", {}).get("epochs")
+        settings = read_json(run).get("settings")
+        if not isinstance(settings, dict):
+            return []
+        said = settings.get("epochs")
         epochs = said if type(said) is int else 0
     found = [folder / name for name in ALWAYS]
     found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]

@@ -234,22 +234,26 @@ def sweep(folder):
 
 
 def open_file(path):
-    """Opens a regular file for reading bytes. Anything else, such as a pipe, raises OSError: reading
-    it could wait for ever."""
-    binary = getattr(os, "O_BINARY", 0)
-    handle = os.open(path, os.O_RDONLY | binary | getattr(os, "O_NONBLOCK", 0))
+    """Opens a regular file for reading bytes. Anything else, such as a pipe or a device, raises OSError:
+    reading it could take for ever."""
+    return os.fdopen(_regular(path), "rb")
+
+
+def _regular(path, flags=os.O_RDONLY):
+    """The number of a regular file that is opened."""
+    more = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, flags | more)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "It is no regular file", str(path))
-    return os.fdopen(handle, "rb")
+    return handle
 
 
 class _Zip(io.FileIO):
     """A file that is opened as a zip. Python reads all of its directory at once, which may be of any size."""
 
     def __init__(self, path, most):
-        # A pipe is not waited for; it cannot be a zip, as there is no going back in it.
-        super().__init__(path, opener=lambda p, how: os.open(p, how | getattr(os, "O_NONBLOCK", 0)))
+        super().__init__(path, opener=_regular)
         self.most, self.opening = most, True
 
     def read(self, size=-1, /):
@@ -260,7 +264,7 @@ class _Zip(io.FileIO):
 
 @contextlib.contextmanager
 def open_zip(path, most=DIRECTORY):
-    """Open a zip of a few files, such as a model file, for reading.
+    """Open a zip, such as a model file or a backup, for reading.
 
     Args:
         path: of the file.

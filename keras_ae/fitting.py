@@ -34,6 +34,7 @@ from keras_ae.callbacks import (
     SwapEMA,
     WriteRun,
     check_there,
+    go_on,
     inode_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
@@ -52,6 +53,7 @@ from keras_ae.provenance import (
     environment_of,
     origin_of,
     own_parts,
+    same_data,
 )
 from keras_ae.resuming import (
     check_folder,
@@ -92,8 +94,8 @@ def fit(
         force: replace the run in the folder; the old run stays until the new one has its first epoch.
         verbose: of Keras' `fit`.
         report: called with lines that say what happens.
-        callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. They must restore
-            their own state when a run is resumed.
+        callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
+            `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
             the settings give none. None builds the model from the settings.
@@ -216,10 +218,11 @@ class Run:
         if self.settings.augment:
             check_images(self.settings.augment, self.train)
         self.facts = data_facts(self.train, self.test)
-        if self.resume and (before := self.record.get("data", self.facts)) != self.facts:
+        before = self.record.get("data", self.facts)
+        if self.resume and not same_data(before, self.facts, self.train, self.test):
             raise RunError(
                 f"{self.train.name} is not what the run in {self.folder} began with "
-                f"({described(before)}; now {described(self.facts)}): put the dataset back, or start "
+                f"({described(before)}; now {described(self.facts)}): put the dataset back (--dataset, its folder), or start "
                 "over with --force."
             )
 
@@ -336,8 +339,10 @@ class Run:
             batches_done = self.done.batches
             within = f", step {batches_done} of {steps}" if batches_done else ""
             whole = f"{self.done.epochs} of {self.settings.epochs}"
-            other = "" if self.place == folder else ", a run that replaces the one in that folder"
+            other = ", a run that replaces the one in that folder" if self.replaced else ""
             self.report(f"resuming {folder} after epoch {whole}{within}{other}")
+            if begun := own_optimizers(model):
+                self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
         self.history = list(self.done.history)
@@ -422,6 +427,8 @@ class Run:
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
             write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
+            if self.resume:
+                go_on(self.user_callbacks, self.history)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
         if distributed.size() > 1:
             callbacks.append(StopTogether())
@@ -525,7 +532,7 @@ def images_of(settings, data_dir, train, test, report):
         )
     check_range(train.images, "Training images")
     check_range(test.images, "Test images")
-    return name, train if settings.limit is None else train.first(settings.limit), test
+    return name, train if settings.limit is None else train.select(slice(settings.limit)), test
 
 
 def load_splits(settings, data_dir, report):
@@ -556,6 +563,15 @@ def check_start(found, model, settings, train):
             f"{found.path} knows the classes {', '.join(model.names)}; those of {train.name} are "
             f"{', '.join(train.class_names)}. A vae or an ae can go on from other images."
         )
+
+
+def own_optimizers(model):
+    """Names of the optimizers of a user's model, beside that of `compile`."""
+    return [
+        name
+        for name, value in vars(model).items()
+        if isinstance(value, keras.optimizers.Optimizer) and value is not model.optimizer
+    ]
 
 
 def steps_per_execution(batch_size, callbacks=(), model=None):

@@ -35,9 +35,10 @@ class View(keras.Model):
 
 
 def check_count(name, number, least):
-    """Check an argument that counts something. Raises ValueError if it is no whole number, or below `least`."""
+    """An argument that counts something, as an int. Raises ValueError if it is no whole number, or below `least`."""
     if not isinstance(number, numbers.Integral) or number < least:
         raise ValueError(f"{name} must be a whole number, {least} or more; got {number!r}.")
+    return int(number)
 
 
 def in_batches(network, inputs, batch_size):

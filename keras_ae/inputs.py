@@ -152,8 +152,13 @@ def batches_of(inputs, batch_size):
         batch_size: used for arrays only; something that yields batches has its own size.
 
     Raises:
-        ValueError: arrays have no rows, or not equally many.
+        ValueError: arrays have no rows, or not equally many, or a `tf.data.Dataset` repeats without end.
     """
+    cardinality = getattr(inputs, "cardinality", None)
+    if callable(cardinality) and int(cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
+        raise ValueError(
+            "These batches repeat without end: leave repeat() out, or take(n) of them."
+        )
     if isinstance(inputs, keras.utils.PyDataset):
         for i in range(len(inputs)):
             yield inputs[i]

@@ -321,6 +321,8 @@ def _check_hdf5(content):
                         refuse(f"something that is no array ({name!r})")
                     if item.external or item.is_virtual:
                         refuse(f"an array in another file ({name!r})")
+                    if item.dtype == "V2":
+                        refuse(f"bfloat16 ({name!r}): checkpoints.save_model writes float32")
                     if item.dtype.kind not in "biuf" or item.shape is None:
                         refuse(f"an array of {item.dtype} ({name!r})")
                     if item.chunks is not None:

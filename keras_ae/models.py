@@ -102,7 +102,8 @@ class AE(Steps, Objective):
         image_shape = tuple(image_shape)
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}.")
-        check_count("latent_dim", latent_dim, 1)
+        image_shape = tuple(check_count("image_shape", size, 1) for size in image_shape)
+        latent_dim = check_count("latent_dim", latent_dim, 1)
         found = BACKBONES.find(backbone)
         widths, classes = found.widths_of(image_shape, size, hidden), self.num_classes
         self.image_shape, self.latent_dim = image_shape, latent_dim
@@ -258,12 +259,12 @@ class AE(Steps, Objective):
         arrays = inputs if isinstance(inputs, (tuple, list)) else [inputs]
         first = arrays[0] if arrays else None
         n = len(first) if is_array(first) and rank_of(first) else 0  # unknown of batches
-        parts = []
+        parts, done = [], 0
         for batch in batches_of(inputs, batch_size):
             parts.append(self._view(names, self.unpack(batch)[0], batch_size))
-            if len(parts) == 1:
-                row = sum(x.nbytes // max(1, len(x)) for x in parts[0].values())
-                check_memory(n * row, f"{n:,} outputs")
+            done += len(parts[-1][names[0]])
+            row = sum(x.nbytes // max(1, len(x)) for x in parts[-1].values())
+            check_memory(max(n, done) * row, f"{max(n, done):,} outputs")
         if not parts:  # Keras cannot predict 0 images: predict one, and keep none of its outputs
             empty = np.zeros((1, *self.image_shape), "float32")
             one = (empty, np.zeros(1, "int64")) if self.num_classes else empty
@@ -721,7 +722,7 @@ class CVAE(VAE):
     """
 
     def __init__(self, *args, num_classes=10, class_names=None, **kwargs):
-        check_count("num_classes", num_classes, 1)
+        num_classes = check_count("num_classes", num_classes, 1)
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(
                 f"{len(class_names)} class names were given for {num_classes} classes."

@@ -36,7 +36,7 @@ def check_folder(folder, epochs, resume, force):
             f"The backup of the unfinished run in {folder}, which --resume needs, is missing: "
             + checkpoints.way_on(folder)
         )
-    if not resume and record and checkpoints.died_early(folder, record):
+    if not resume and record and checkpoints.died_early(folder):
         record, place = {}, folder  # it is begun anew
     begun = (
         ""
@@ -53,9 +53,10 @@ def check_folder(folder, epochs, resume, force):
         )
     if not resume and (record or not force and place != folder):
         if record and begun:
+            before = "go on with" if checkpoints.has_backup(folder) else "keep"
             raise RunError(
                 f"{folder} holds an unfinished run{begun}, and which replaces it after its first epoch: move {place} away to "
-                "go on with the run before; --out writes elsewhere."
+                f"{before} the run before; --force begins another successor, --out writes elsewhere."
             )
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --force replaces it."

@@ -10,7 +10,7 @@ from keras_ae.data import disk
 from keras_ae.errors import RunError
 from keras_ae.fitting import fit, images_of
 from keras_ae.pictures import DRAWN
-from keras_ae.provenance import data_facts, described
+from keras_ae.provenance import data_facts, described, same_data
 from keras_ae.resuming import differences
 from keras_ae.settings import has_kl
 
@@ -47,7 +47,8 @@ def sweep(
 
     Raises:
         ValueError: the model has no KL divergence, or the weights are not all different, or there are none.
-        RunError: a folder holds a run with other settings; also as for `keras_ae.fit`.
+        RunError: a folder holds a run with other settings, or the dataset was replaced meanwhile; also as for
+            `keras_ae.fit`.
 
     References:
         Alemi et al. 2018, Fixing a Broken ELBO, arXiv:1711.00464.
@@ -80,16 +81,16 @@ def sweep(
     }
     if stored and (there_still or len(finished) < len(runs)):
         _, *images = images_of(settings, data_dir, train, test, report)
-        _check_images(finished, data_facts(*images))
+        _check_images(finished, images)
         common = settled(settings, images[0])
     else:
         common = next(iter(stored.values()), None)
     for place, own in stored.items():  # settings that were not given now may have been given then
         if other := set(differences(common, own)) - {"kl_weight", "dataset"}:
-            if not checkpoints.died_early(place, there[place]):
+            if not checkpoints.died_early(place):
                 raise _others(place, other)
             there[place] = None
-    results = []
+    results, first = [], None
     for i, (place, own) in enumerate(runs.items()):
         record, count = there[place], f"run {i + 1} of {len(runs)}, kl_weight {own.kl_weight:g}"
         trained = place not in finished
@@ -102,6 +103,13 @@ def sweep(
         else:
             report(f"{count}: finished already in {place}")
         results.append({**_figures(place, own), "trained": trained})
+        facts = checkpoints.read_run(place).get("data", {})
+        first = first or facts
+        if facts.get("crc32") != first.get("crc32"):
+            raise RunError(
+                f"{place} is of other images ({described(facts)}) than the runs before it ({described(first)}): move those of "
+                "images that you do not want away, and give the command again."
+            )
     return results
 
 
@@ -132,7 +140,7 @@ def _record(place, settings, named):
     same = checkpoints.dataset_name(name) == stored.dataset
     if same or not (named and record.get("finished")):  # `fit` compares the data of unfinished runs
         other -= {"dataset"}
-    if other and checkpoints.died_early(place, record):
+    if other and checkpoints.died_early(place):
         return None
     if other:
         raise _others(place, other)
@@ -146,15 +154,16 @@ def _others(place, names):
     )
 
 
-def _check_images(finished, facts):
-    """Check that finished runs, {folder: run.json}, are of the images with these `data_facts`.
+def _check_images(finished, images):
+    """Check that finished runs, {folder: run.json}, are of these training and test images.
 
     Raises:
         RunError: one is of others.
     """
+    facts = data_facts(*images)
     for place, record in finished.items():
         before = record.get("data", facts)
-        if {**before, "name": None} != {**facts, "name": None}:
+        if not same_data({**before, "name": facts["name"]}, facts, *images):
             raise RunError(
                 f"{place} holds a run on other images ({described(before)}; now {described(facts)}): move it away; "
                 "--force replaces all runs of the sweep, --out writes elsewhere."

@@ -336,6 +336,14 @@ class TestFind:
         with pytest.raises(CheckpointError, match="Go on with it .`kae fit vae --resume`."):
             checkpoints.find_checkpoint("vae")
 
+    def test_a_run_that_was_killed_before_its_start_was_kept_is_to_be_begun_again(self):
+        run = Path("checkpoints", "vae")
+        run.mkdir(parents=True)
+        begun = {"finished": False, "settings": {}, "from": {"name": "cvae"}}
+        checkpoints.write_run(run, begun)
+        with pytest.raises(CheckpointError, match="before it began. Give the command that began"):
+            checkpoints.find_checkpoint("vae")
+
     @pytest.mark.parametrize("kind", ["file", "link", "folder of others"])
     def test_what_is_no_run_is_not_passed_over_for_the_released_weights(self, kind):
         place = Path("checkpoints", "cvae")

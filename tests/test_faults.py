@@ -1,6 +1,7 @@
 """What goes wrong around a run: full, read-only and vanished folders, a second run, readers meanwhile."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import io
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 from kae.main import cli
 from test_fitting import assert_same_run, contents, fit, history, small
 
-from keras_ae import VAE, callbacks, checkpoints, files, fitting, resuming
+from keras_ae import VAE, callbacks, checkpoints, files, fitting, provenance, resuming
 from keras_ae.checkpoints import CheckpointError
 from keras_ae.errors import RunError
 
@@ -391,7 +392,17 @@ def test_a_dataset_that_changed_is_not_resumed(tmp_path, monkeypatch):
         patch.setattr(fitting.data, "load_splits", changed)
         with pytest.raises(RunError, match="mnist is not what the run .* began with .* --force"):
             resume(tmp_path)
+
+    def imported_again(*args, **kwargs):
+        return [dataclasses.replace(split, version="3.0.2") for split in load(*args, **kwargs)]
+
+    monkeypatch.setattr(fitting.data, "load_splits", imported_again)
     resume(tmp_path)
+    splits = imported_again("mnist")
+    facts = provenance.data_facts(*splits)
+    assert provenance.same_data({**facts, "version": "3.0.1"}, facts, *splits)
+    monkeypatch.setattr(provenance, "WINDOW", 1000)  # then the checksum leaves images out
+    assert not provenance.same_data({**facts, "version": "3.0.1"}, facts, *splits)
 
 
 @pytest.fixture

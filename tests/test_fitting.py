@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from keras_ae import (
     checkpoints,
     distributed,
     errors,
+    files,
     fitting,
     models,
     overfitting,
@@ -66,6 +68,21 @@ class Mine(keras_ae.VAE):
 def of_ones_own():
     keras.utils.set_random_seed(1)
     return Mine((28, 28, 1), 3, "mlp", (16, 8))
+
+
+@keras.saving.register_keras_serializable("test_fitting")
+class Noisy(keras_ae.VAE):
+    """A model that draws twice a step."""
+
+    def loss_terms(self, target, outputs):
+        terms = super().loss_terms(target, outputs)
+        noise = keras.random.normal((), seed=self.seed_generator)
+        return {**terms, "reconstruction": terms["reconstruction"] * (1.0 + 0.1 * noise)}
+
+
+def noisy():
+    keras.utils.set_random_seed(1)
+    return Noisy((28, 28, 1), 3, "mlp", (16, 8))
 
 
 def with_dropout():
@@ -572,16 +589,67 @@ class TestRules:
 
         with pytest.raises(KeyboardInterrupt):
             fit(small("ae", epochs=1, seed=4), unfinished, force=True, callbacks=Stop())
-        assert "keep the run before, which that one replaces" in waiting(unfinished)
+        assert "to keep the run before, which this one replaces" in waiting(unfinished)
+        (unfinished / ".next" / "history.csv").touch()  # a kill amid the replacement
+        assert waiting(unfinished) == ""
+        (unfinished / ".next" / "history.csv").unlink()
         with pytest.raises(
             RunError, match="its successor.* replaces it .*: move .*next away"
         ) as told:
             fit(small("ae", epochs=2), unfinished)
+        state = unfinished / "backup" / "state.npz"
+        kept = state.rename(unfinished / "kept")
+        with pytest.raises(RunError, match="move .*next away to keep the run before; --force beg"):
+            fit(small("ae", epochs=2), unfinished)
+        kept.rename(state)
         shutil.rmtree(unfinished / ".next")
         assert waiting(unfinished) == ""
         with pytest.raises(RunError, match="unfinished run; --resume goes on with it, --force"):
             fit(small("ae", epochs=2), unfinished)
         assert contents(unfinished) == before and "go on with the run before" in str(told.value)
+
+    def test_a_run_json_of_another_program_is_not_replaced_unasked(self, tmp_path):
+        """Such as that of Sacred, which keeps one in a folder for each experiment."""
+        for record in ('{"command": "main", "status": "RUNNING"}', "{}"):
+            (tmp_path / "run.json").write_text(record)
+            (tmp_path / "history.csv").write_text("mine")
+            with pytest.raises(RunError, match="holds a (history.csv|run.json) that no run there"):
+                fit(small("ae", epochs=1), tmp_path)
+            (tmp_path / "history.csv").unlink()
+            with pytest.raises(RunError, match="holds a run.json that no run there wrote"):
+                fit(small("ae", epochs=1), tmp_path)
+            assert (tmp_path / "run.json").read_text() == record
+        fit(small("ae", epochs=1), tmp_path, force=True)
+        assert checkpoints.read_run(tmp_path)["finished"]
+
+    def test_keras_own_callbacks_that_write_files_go_on(self, tmp_path, monkeypatch):
+        """A resumed run keeps the best epoch so far, here the first, and the rows of its epochs."""
+        settings, run = small("vae", epochs=4), tmp_path / "run"
+
+        def own(place, mode="min"):
+            best = keras.callbacks.ModelCheckpoint(
+                place / "best.keras", monitor="kl_weight", mode=mode, save_best_only=True
+            )
+            return [best, keras.callbacks.CSVLogger(place / "log.csv")]
+
+        for name in ("alone", "stopped"):
+            (tmp_path / name).mkdir()
+        fit(settings, tmp_path / "alone" / "run", callbacks=own(tmp_path / "alone"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 10)
+            fit(settings, run, callbacks=own(tmp_path / "stopped"))
+        with pytest.raises(ValueError, match='needs mode="min" or "max" in a resumed run'):
+            fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped", "auto"))
+        fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped"))
+        logs = [
+            list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines()))
+            for name in ("alone", "stopped")
+        ]
+        assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+        best = [keras_ae.load_model(tmp_path / f / "best.keras") for f in ("alone", "stopped")]
+        for alone, stopped in zip(*(model.get_weights() for model in best), strict=True):
+            np.testing.assert_array_equal(alone, stopped)
+        assert not np.array_equal(best[0].get_weights()[0], next(iter(weights(run).values())))
 
     def test_to_resume_and_to_replace_are_two_things(self, unfinished):
         before = contents(unfinished)
@@ -625,6 +693,23 @@ class TestRules:
         backup.write_bytes(backup.read_bytes()[:500])
         with pytest.raises(checkpoints.CheckpointError, match="damaged .* --force"):
             fit(small("ae", epochs=2), unfinished, resume=True)
+
+    @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, None])
+    def test_a_backup_that_cannot_be_read_now_is_not_called_damaged(
+        self, unfinished, error, monkeypatch
+    ):
+        before = contents(unfinished)
+
+        def fails(self, size=-1):
+            raise OSError(error, os.strerror(error)) if error else MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files._Zip, "read", fails)
+            wanted = checkpoints.CheckpointError if error else MemoryError
+            with pytest.raises(wanted) as caught:
+                fit(small("ae", epochs=2), unfinished, resume=True)
+        assert "--force" not in str(caught.value) and (not error or "cannot be read: " in str(caught.value))  # fmt: skip
+        assert contents(unfinished) == before
 
     @pytest.mark.parametrize(
         "part", ["position", "step", "negative step", "figure", "seconds", "loss", "epoch"]
@@ -1222,7 +1307,7 @@ class TestKerasCallbacks:
         assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
         assert not (run / ".next").exists()
 
-    @pytest.mark.parametrize("make", [of_ones_own, with_dropout])
+    @pytest.mark.parametrize("make", [of_ones_own, noisy, with_dropout])
     @pytest.mark.parametrize("step", [2, 6])
     def test_a_run_of_a_model_of_ones_own_goes_on_with_that_model_alone(self, make, step, tmp_path):
         settings = Settings("vae", epochs=2, limit=50, batch_size=16, kl_weight=0.5)
@@ -1245,6 +1330,22 @@ class TestKerasCallbacks:
         ]
         for ours, theirs in zip(*(model.get_weights() for model in models)):
             np.testing.assert_array_equal(ours, theirs)
+
+    def test_a_resumed_run_says_which_optimizers_begin_anew(self, tmp_path):
+        """The backup has that of `compile`."""
+        settings, lines = Settings("vae", epochs=2, limit=50, batch_size=16, kl_weight=0.5), []
+
+        def model():
+            made = of_ones_own()
+            made.critic_optimizer = keras.optimizers.Adam(1e-4)
+            return made
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit(settings, tmp_path, model=model())
+        fitting.fit(settings, tmp_path, verbose=0, resume=True, model=model(), report=lines.append)
+        assert "the backup keeps one optimizer: critic_optimizer begins anew" in lines
+        assert not any("replaces the one" in line for line in lines)
 
     @pytest.mark.parametrize("kind", ["class", "function", "arguments"])
     def test_a_model_that_no_file_can_keep_is_refused_before_anything_is_replaced(

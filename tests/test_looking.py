@@ -475,8 +475,28 @@ def test_a_sweep_puts_no_runs_on_other_images_of_one_name_side_by_side(kae):
     record = checkpoints.read_run(run)
     checkpoints.write_run(run, {**record, "data": {**record["data"], "crc32": "00000000"}})
     refused(kae(*command), 1, "a run on other images", "--force")
+    checkpoints.write_run(run, {**record, "data": {**record["data"], "version": "0.0.9"}})
+    assert kae(*command).exit_code == 0  # the same images, imported again
     with pytest.raises(ValueError, match="KL weights that are numbers"):
         sweeping.sweep(keras_ae.Settings("vae"), ["auto"], kae.folder / "other")
+
+
+def test_a_sweep_whose_images_are_replaced_amid_it_is_no_sweep(kae, monkeypatch):
+    fit, calls = sweeping.fit, []
+
+    def fit_on_others(settings, place, *arguments, **more):
+        fit(settings, place, *arguments, **more)
+        calls.append(place)
+        if len(calls) == 2:
+            record = checkpoints.read_run(place)
+            data = {**record["data"], "crc32": "00000000", "version": "1.0.1"}
+            checkpoints.write_run(place, {**record, "data": data})
+
+    monkeypatch.setattr(sweeping, "fit", fit_on_others)
+    command = ["sweep", "vae", *SMALL, "--epochs", 1, "-q", "--out", "amid", "--kl-weight"]
+    done = kae(*command, "1,2,3")
+    refused(done, 1, "kl_weight-2 is of other images (version 1.0.1", "than the runs before it")
+    assert len(calls) == 2
 
 
 def test_a_run_of_a_model_of_ones_own_is_not_repeated_by_its_settings(kae):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from keras_ae import AE, CVAE, VAE, Adam, KLAnnealing, train_step
+from keras_ae import AE, CVAE, VAE, Adam, KLAnnealing, inference, train_step
 from keras_ae.errors import UserError
 
 MODELS = {"ae": AE, "vae": VAE, "cvae": CVAE}
@@ -350,6 +350,28 @@ def test_batches_of_no_count(method, batch_size):
         ValueError, match=f"batch_size must be a whole number, 1 or more; got {batch_size}"
     ):
         getattr(vae, method)(inputs, batch_size=batch_size)
+
+
+def test_batches_without_end_are_refused(monkeypatch):
+    tf = pytest.importorskip("tensorflow")
+    vae, images = VAE((8, 8, 1), 2, "mlp", (4,)), np.zeros((3, 8, 8, 1), "float32")
+    endless = tf.data.Dataset.from_tensor_slices(images).batch(2).repeat()
+    for method in (vae.encode, vae.fit_prior):
+        with pytest.raises(ValueError, match="repeat without end: leave repeat.. out, or take"):
+            method(endless)
+    assert len(vae.encode(endless.take(5))) == 2 + 1 + 2 + 1 + 2
+    monkeypatch.setattr(inference, "LEAST", 10_000)
+    monkeypatch.setenv("KAE_MEMORY", "0")
+    with pytest.raises(UserError, match="The memory of .* outputs"):
+        vae.encode((images,) for _ in iter(int, 1))
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    vae = CVAE(np.array([8, 8, 1]), np.int64(2), "mlp", (4,), num_classes=np.int32(3))
+    assert vae.get_config()["image_shape"] == (8, 8, 1) and type(vae.latent_dim) is int
+    assert vae.sample(2, np.array([0, 2])).shape == (2, 8, 8, 1)
+    with pytest.raises(ValueError, match="latent_dim must be a whole number, 1 or more; got 2.0"):
+        VAE((8, 8, 1), 2.0, "mlp", (4,))
 
 
 @pytest.mark.parametrize("model", [VAE, CVAE])

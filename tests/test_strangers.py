@@ -954,9 +954,10 @@ def test_a_run_that_is_nested_deeply(depth, saved, kae):
         assert done.exit_code == 1 and "run.json is damaged" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("name", ["run.json", "history.csv", "backup/state.npz"])
-def test_a_pipe_in_a_run(name, saved, kae, mnist_env):
-    """To read it would wait for ever."""
+def test_a_pipe_or_a_device_in_a_run(name, kind, saved, kae, mnist_env):
+    """To read it would take for ever."""
     saved()
     settings = Settings(
         "vae", backbone="mlp", hidden=(4,), latent_dim=2, limit=50, epochs=1, batch_size=50,
@@ -966,7 +967,7 @@ def test_a_pipe_in_a_run(name, saved, kae, mnist_env):
     path = Path("run", name)
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
-    os.mkfifo(path)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     resume = ["fit", "vae", "--out", "run", "--resume"]
     done = run(*(["compare", "run"] if "/" not in name else resume))
     assert done.returncode == 1 and re.search("cannot be read|damaged", done.err)

@@ -504,7 +504,7 @@ def dataset_named(name, data_dir):
         where = "a folder" if os.path.isabs(name) or Path(name).is_dir() else "not prepared here"
         raise click.UsageError(
             f"The run names {name} as its dataset, which is {where}: say --dataset {shlex.quote(name)}, or its folder, if you "
-            "want it, or name another dataset of such images."
+            "want it, its data directory (--data-dir, KAE_DATA_DIR) if it is in another, or name another dataset of such images."
         )
     return name
 

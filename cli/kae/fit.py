@@ -356,7 +356,7 @@ def explained(folder, again, begun, ended=lambda: False):
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Stopped. The run is kept in {folder}; go on with it by: {again()}{waiting(folder)}"
+            f"Stopped. The run is kept in {folder}{waiting(folder)}; go on with it by: {again()}"
             if begun()
             else f"Stopped as the run ended: {folder} is whole."
             if ended()
@@ -365,7 +365,8 @@ def explained(folder, again, begun, ended=lambda: False):
     except OSError as error:
         way = f"go on with it by: {again()}" if begun() else "give the same command again."
         raise click.ClickException(
-            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole; once there is room, {way}"
+            f"Cannot write to {folder}: {error.strerror or error}. What it holds is whole{waiting(folder)}; once there is "
+            f"room, {way}"
         ) from error
 
 
@@ -374,9 +375,9 @@ def waiting(folder):
     from keras_ae import checkpoints
 
     place = checkpoints.place_of(folder)
-    if place == Path(folder) or not checkpoints.files_of(folder):
+    if place == Path(folder) or checkpoints.unsettled(folder) or not checkpoints.files_of(folder):
         return ""
-    return f" (or keep the run before, which that one replaces after its first epoch: move {place} away)"
+    return f" (to keep the run before, which this one replaces after its first epoch, move {place} away instead)"
 
 
 def runs_in(folder):

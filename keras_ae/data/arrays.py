@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
-from keras_ae.errors import memory_bound
+from keras_ae.errors import LEAST, UserError, memory_bound
 from keras_ae.files import open_file
 
 LARGEST = 1 << 20  # label of the user's: there is a name for each number up to it
@@ -138,6 +138,13 @@ class StoredImages:
             view, offset = view[done:], offset + done
 
     def __array__(self, dtype=None, copy=None):
+        """All images. Raises UserError if they take more memory than may be."""
+        if self.nbytes > (bound := max(memory_bound(), LEAST)):
+            raise UserError(
+                f"{len(self):,} images would take {self.nbytes / 2**30:,.1f} GiB of memory at once, and may take "
+                f"{bound / 2**30:,.1f} (KAE_MEMORY): keras_ae.fit(settings, folder, train=…, test=…) reads them "
+                "batch by batch."
+            )
         return np.asarray(self[:], dtype)
 
 
@@ -191,7 +198,7 @@ class ImageData:
         return replace(self, images=select(self.images, rows), labels=labels)
 
     def first(self, n) -> "ImageData":
-        """The first n images with their labels."""
+        """The first n images, read into memory, with their labels."""
         labels = None if self.labels is None else self.labels[:n]
         return replace(self, images=self.images[:n], labels=labels)
 

@@ -39,7 +39,7 @@ DESCRIPTION = "Images imported from a folder."
 TEST_FOLDERS = ("test", "validation", "val", "valid")
 ALIKE = {"train", "training", "testing", *TEST_FOLDERS}  # names, in small letters, of splits
 FLAT = ""  # used as the only class if there are no class folders; no folder can have this name
-ADVICE = "mend or remove it, or leave out such files (--skip-unreadable)"
+ADVICE = "mend it or move it elsewhere, or leave out such files (--skip-unreadable)"
 # Files that an import writes beside the records.
 WRITTEN = {"dataset_info.json", "features.json", "metadata.json", "label.labels.txt"}
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I"}
@@ -267,7 +267,7 @@ def _find_images(folder, test_fraction, seed):
                 )
             splits[split] = [(p, list(train).index(c)) for c in images for p in images[c]]
             if not splits[split]:
-                raise DataError(f"{folder / split} has no images: delete it or fill it")
+                raise _no_images(folder / split)
     else:
         images, ignored = _of_classes(folder)
         classes = [] if images.keys() == {FLAT} else list(images)
@@ -306,8 +306,18 @@ def _of_classes(folder, may_be_empty=False):
         images[f.name] = [e for e in entries if e.suffix.lower() in SUFFIXES]
         ignored += len(entries) - len(images[f.name])
         if not images[f.name] and not may_be_empty:
-            raise DataError(f"{f} has no images: delete the folder or fill it")
+            raise _no_images(f)
     return images, ignored
+
+
+def _no_images(folder):
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if not others:
+        return DataError(f"{folder} is empty: fill it or remove it")
+    return DataError(
+        f"{folder} has no images that are read ({', '.join(SUFFIXES)}), but others, such as {others[0].name}: convert "
+        "these, or move the folder elsewhere"
+    )
 
 
 def _check_fraction(test_fraction, seed):

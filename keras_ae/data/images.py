@@ -39,7 +39,7 @@ NAMED = "mend it or leave it out"
 
 
 @contextlib.contextmanager
-def opened(path, advice="mend or remove it"):
+def opened(path, advice="mend it or move it elsewhere"):
     """Opens a file as a Pillow image. Every problem is a DataError, most of which end with `advice`."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever

@@ -43,6 +43,16 @@ def test_a_file_that_exists_is_not_overwritten(images, tmp_path):
     assert np.array_equal(new, X)
 
 
+def test_more_images_than_memory_may_take_are_not_read_at_once(images, monkeypatch):
+    monkeypatch.setattr(arrays, "LEAST", 1)
+    monkeypatch.setenv("KAE_MEMORY", "0")
+    with pytest.raises(
+        errors.UserError, match="2,500 images would .*keras_ae.fit.* batch by batch"
+    ):
+        np.asarray(images)
+    assert np.array_equal(images[:3], X[:3])
+
+
 def test_nothing_but_its_images_is_written_to_a_file(tmp_path):
     new = arrays.StoredImages.create(tmp_path / "new.npy", X.shape)
     before = (tmp_path / "new.npy").read_bytes()

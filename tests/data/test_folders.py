@@ -651,9 +651,11 @@ def test_empty_and_odd_folders(folder, tmp_path):
     refused("one image is no dataset", folder)
     put(folder / "a" / "1.png", np.zeros((4, 4), np.uint8))
     (folder / "b").mkdir()
-    refused("pictures/b has no images: delete the folder or fill it", folder)
-    put(folder / "b" / "notes.txt", b"none")
-    refused("pictures/b has no images", folder)
+    refused("pictures/b is empty: fill it or remove it", folder)
+    put(folder / "b" / "IMG_1.HEIC", b"a photograph")
+    refused(
+        r"b has no images that are read \(.png, .*IMG_1.HEIC: convert these, or move the", folder
+    )
     (folder / "b" / "c").mkdir()
     refused("b/c is a folder in a class folder", folder)
     shutil.rmtree(folder / "b")
@@ -674,7 +676,7 @@ def test_folders_of_a_split_that_do_not_fit(folder):
     put(folder / "test" / "1.png", np.zeros((4, 4), np.uint8))
     refused("test/1.png lies beside class folders", folder)
     (folder / "test" / "1.png").unlink()
-    refused("test has no images: delete it or fill it", folder)
+    refused("test is empty: fill it or remove it", folder)
     put(folder / "test" / "b" / "0.png", np.zeros((4, 4), np.uint8))
     refused("test/b is a class that .*train does not have", folder)
 
