@@ -213,7 +213,8 @@ def main():
                     assert facts["kills"] < arguments.kills, "a resumed run failed"
                     facts["kills"] += 1
                     facts["before_training"] += reached() == before
-                    lost.append(reached() - saved(folder))
+                    # (A run that was killed between its end and that of its process has no backup.)
+                    lost.append(0 if finished(folder) else reached() - saved(folder))
                 model = folder / "model.keras"
                 if model.exists() and model.stat().st_mtime_ns != seen:
                     seen = model.stat().st_mtime_ns
