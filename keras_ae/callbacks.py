@@ -48,18 +48,22 @@ class StartEpoch(keras.callbacks.Callback):
     This state is the order of the images, the noise of the posterior, and the running means of the epoch.
     """
 
-    def __init__(self, feed, seed, done):
+    def __init__(self, feed, seed, done, report):
         super().__init__()
-        self.feed, self.seed, self.done = feed, seed, done
+        self.feed, self.seed, self.done, self.report = feed, seed, done, report
 
     def on_epoch_begin(self, epoch, logs=None):
         first = self.done.batches if epoch == self.done.epochs else 0
         self.feed.set_epoch(epoch, first)
         if first:  # the noise goes on from the backup, and Keras has just reset the means
-            for variable, value in zip(
-                self.model.metrics_variables, self.done.metrics, strict=True
-            ):
-                variable.assign(value)
+            variables, means = self.model.metrics_variables, self.done.metrics
+            if [v.shape for v in variables] == [m.shape for m in means]:
+                for variable, value in zip(variables, means):
+                    variable.assign(value)
+            else:  # a metric of the user's makes its variables at its first step
+                self.report(
+                    f"the training figures of epoch {epoch + 1} are of the rest of its steps"
+                )
         elif hasattr(self.model, "seed_generator"):
             # (seed, steps so far), in whatever process these were.
             # (As an array: torch keeps these bits in int32, which is too small for the number.)
@@ -236,25 +240,27 @@ def go_on(callbacks, history):
     A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file.
 
     Raises:
-        ValueError: a `ModelCheckpoint` has no mode that says what is best.
+        ValueError: a `ModelCheckpoint` has no mode that says what is best, or its figure is in no history.
     """
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger):
             callback.append = True
         if not isinstance(callback, keras.callbacks.ModelCheckpoint):
             continue
-        if not callback.save_best_only or callback.best is not None:
+        if not callback.save_best_only or not history:
             continue
         best = {"min": min, "max": max}.get(callback.mode)
         if best is None and callback.monitor in ("loss", "val_loss"):
             best = min
         values = [row[callback.monitor] for row in history if callback.monitor in row]
-        if values and best is None:
+        if callback.best is not None:
+            values.append(callback.best)
+        if best is None or not values:
+            need = "an initial_value_threshold, the best so far," if best else 'mode="min" or "max"'
             raise ValueError(
-                f'The ModelCheckpoint of {callback.monitor} needs mode="min" or "max" in a resumed run.'
+                f"The ModelCheckpoint of {callback.monitor} needs {need} in a resumed run."
             )
-        if values:
-            callback.best = best(values)
+        callback.best = best(values)
 
 
 class SwapEMA(keras.callbacks.SwapEMAWeights):
@@ -485,7 +491,7 @@ class WriteRun(keras.callbacks.Callback):
         # If a step broke the weights, only the loss of the next step shows it: keep the older backup then.
         if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
             metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
-            self._back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
+            self.back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
 
     def on_epoch_end(self, epoch, logs=None):
         check_there(self.folder, self.inode)
@@ -520,19 +526,31 @@ class WriteRun(keras.callbacks.Callback):
         if self.place == self.folder:
             checkpoints.write_history(self.folder, self.history)
             # Last: then all epochs that it counts are already written.
-            self._back_up(epoch + 1)
+            self.back_up(epoch + 1)
         else:
-            self._back_up(epoch + 1)
+            self.back_up(epoch + 1)
             # Last: from now on this is the run of the folder, and a kill is put right by the next `fit`.
             checkpoints.write_history(self.place, self.history)
             self.place = self.folder
             checkpoints.take_place(self.folder, self.replaced)
 
-    def _back_up(self, *position):
+    def back_up(self, *position):
+        """Write a backup: whole epochs, and steps, their seconds and their means in the one after."""
         check_there(self.folder, self.inode)
         progress = checkpoints.Progress(self.history, *position)
         checkpoints.write_backup(self.place, self.model, progress)
         self._written = time.monotonic()
+
+
+class BackUpAgain(keras.callbacks.Callback):
+    """Writes the backup of an epoch again, with what the callbacks of the user changed at its end."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.write = write
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.write.back_up(epoch + 1)
 
 
 def numbers_of(logs):

@@ -602,8 +602,6 @@ def read_backup(folder, model):
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
-        if counts[1] and [m.shape for m in means] != [v.shape for v in model.metrics_variables]:
-            raise ValueError("its metrics are others")
         return Progress(about["history"], *counts, float(about["seconds"]), means)
     except FileNotFoundError:
         return Progress([])

@@ -23,6 +23,7 @@ from keras_ae.building import (
     settled,
 )
 from keras_ae.callbacks import (
+    BackUpAgain,
     Callbacks,
     EarlyStopping,
     ProgressLine,
@@ -64,7 +65,9 @@ from keras_ae.resuming import (
 )
 from keras_ae.settings import Settings
 
-IMAGES_PER_EXECUTION = 2048  # most images that are trained on between two calls of the callbacks
+# Most images, and pixels of them, that are trained on between two calls of the callbacks, which see signals.
+IMAGES_PER_EXECUTION = 2048
+PIXELS_PER_EXECUTION = 1 << 23
 PICTURED = 20  # test images in the picture of an epoch
 BRIGHT = 1000  # training images among which some must be brighter than 1 of 255
 
@@ -95,7 +98,8 @@ def fit(
         verbose: of Keras' `fit`.
         report: called with lines that say what happens.
         callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
-            `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state.
+            `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state,
+            and see the beginning of a broken epoch again.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
             the settings give none. None builds the model from the settings.
@@ -341,6 +345,11 @@ class Run:
             whole = f"{self.done.epochs} of {self.settings.epochs}"
             other = ", a run that replaces the one in that folder" if self.replaced else ""
             self.report(f"resuming {folder} after epoch {whole}{within}{other}")
+            before = self.record.get("environment", {}).get("backend")
+            if before not in (None, now := keras.backend.backend()):
+                self.report(
+                    f"it was begun on {before}, and goes on on {now}: not bit for bit the same"
+                )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
         model.optimizer.build(model.trainable_variables)
@@ -423,13 +432,15 @@ class Run:
         if settings.ema is not None:
             self.ema = SwapEMA(done)
             callbacks.append(self.ema)
-        callbacks += [StartEpoch(self.feed, settings.seed, done), stopwatch]
+        callbacks += [StartEpoch(self.feed, settings.seed, done, self.report), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
             write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
             if self.resume:
                 go_on(self.user_callbacks, self.history)
             callbacks += [StopAtNaN(), write, *self.user_callbacks]
+            if self.user_callbacks:
+                callbacks.append(BackUpAgain(write))
         if distributed.size() > 1:
             callbacks.append(StopTogether())
         callbacks.append(self.stop)
@@ -575,7 +586,7 @@ def own_optimizers(model):
 
 
 def steps_per_execution(batch_size, callbacks=(), model=None):
-    """Number of steps between two calls of the callbacks: up to 16, about a second for a slow network.
+    """Number of steps between two calls of the callbacks: up to 16, a few seconds on two cores.
 
     It is 1 if a user's callback has a hook for batches, if the levers (`fast.ON`) are off, or if Keras
     spreads the batches over devices, or on tensorflow for a model that logs more than its metrics: then Keras'
@@ -594,4 +605,8 @@ def steps_per_execution(batch_size, callbacks=(), model=None):
     logs_more = of_tensorflow and model is not None and model.logs_more
     if every_batch_wanted or logs_more or not fast.ON or distributed.by_keras():
         return 1
-    return max(1, min(16, IMAGES_PER_EXECUTION // batch_size))
+    images = IMAGES_PER_EXECUTION
+    if model is not None:
+        height, width, _ = model.image_shape
+        images = min(images, PIXELS_PER_EXECUTION // (height * width))
+    return max(1, min(16, images // batch_size))

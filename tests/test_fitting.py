@@ -80,6 +80,14 @@ class Noisy(keras_ae.VAE):
         return {**terms, "reconstruction": terms["reconstruction"] * (1.0 + 0.1 * noise)}
 
 
+@keras.saving.register_keras_serializable("test_fitting")
+class Measured(keras_ae.VAE):
+    """A model whose metric has no variables before the first step."""
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, metrics=["mae"], **kwargs)
+
+
 def noisy():
     keras.utils.set_random_seed(1)
     return Noisy((28, 28, 1), 3, "mlp", (16, 8))
@@ -640,6 +648,11 @@ class TestRules:
             fit(settings, run, callbacks=own(tmp_path / "stopped"))
         with pytest.raises(ValueError, match='needs mode="min" or "max" in a resumed run'):
             fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped", "auto"))
+        unknown = keras.callbacks.ModelCheckpoint(
+            tmp_path / "x.keras", "fid", mode="min", save_best_only=True
+        )
+        with pytest.raises(ValueError, match="of fid needs an initial_value_threshold, the best"):
+            fit(settings, run, resume=True, callbacks=unknown)
         fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped"))
         logs = [
             list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines()))
@@ -784,6 +797,9 @@ def test_steps_between_two_calls_of_the_callbacks_change_nothing(
 
 def test_steps_an_execution():
     assert [steps_per_execution(n) for n in (1, 128, 1024, 5000)] == [16, 16, 2, 1]
+    # A signal waits for them: of large images they are fewer.
+    large = keras_ae.AE((256, 256, 1), 2, "mlp", (4,))
+    assert [steps_per_execution(n, model=large) for n in (1, 32, 96, 5000)] == [16, 4, 1, 1]
 
 
 def test_keras_own_loop_over_devices_takes_single_steps(monkeypatch):
@@ -1330,6 +1346,30 @@ class TestKerasCallbacks:
         ]
         for ours, theirs in zip(*(model.get_weights() for model in models)):
             np.testing.assert_array_equal(ours, theirs)
+
+    def test_metrics_that_are_built_late_do_not_keep_a_run_from_going_on(self, tmp_path):
+        """What a callback of the user changes at the end of an epoch is kept as well."""
+        settings = Settings("vae", epochs=2, limit=50, batch_size=16, kl_weight=0.5)
+
+        class Lower(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                self.model.encoder.weights[0].assign(self.model.encoder.weights[0] * 0.5)
+
+        def run(name, **more):
+            made = Measured((28, 28, 1), 3, "mlp", (16, 8))
+            fit(settings, tmp_path / name, model=made, callbacks=Lower(), **more)
+
+        keras.utils.set_random_seed(1)
+        run("alone")
+        for name, step in (("amid", 2), ("at the end", 4)):
+            keras.utils.set_random_seed(1)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                send_at_step(patch, signal.SIGTERM, step)
+                run(name)
+            run(name, resume=True)
+            models = [checkpoints.load_model(tmp_path / x, trusted=True) for x in (name, "alone")]
+            for ours, theirs in zip(*(model.get_weights() for model in models), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
 
     def test_a_resumed_run_says_which_optimizers_begin_anew(self, tmp_path):
         """The backup has that of `compile`."""
