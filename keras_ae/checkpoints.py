@@ -544,6 +544,22 @@ def load_start(folder, trusted=False):
     return load_model(Path(folder) / START, trusted)
 
 
+@contextlib.contextmanager
+def _opened_backup(path, most=DIRECTORY):
+    """The zip of a backup, see `open_zip`. Raises ValueError if it is compressed."""
+    with open_zip(path, most) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it is compressed, and may unpack to any size")
+        yield archive
+
+
+def _array_in(archive, member):
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def read_backup(folder, model):
     """Load a run's last backup into a compiled model, and return the `Progress` of the run at that time.
 
@@ -555,18 +571,11 @@ def read_backup(folder, model):
     path = Path(folder) / "backup" / "state.npz"
     try:
         most = MEMBERS * (1 + len(model.variables))
-        with open_zip(path, max(DIRECTORY, most * ENTRY)) as archive:
+        with _opened_backup(path, max(DIRECTORY, most * ENTRY)) as archive:
             members = archive.infolist()
             if len(members) > most:
                 raise ValueError("it has more arrays than this model")
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-                raise ValueError("it is compressed, and may unpack to any size")
-            arrays = {}
-            for member in members:
-                with archive.open(member) as file:
-                    array = np.lib.format.read_array(file, allow_pickle=False)
-                arrays[member.filename.removesuffix(".npy")] = array
+            arrays = {m.filename.removesuffix(".npy"): _array_in(archive, m) for m in members}
         about = json.loads(str(arrays["about"]))
         if about["format"] > FORMAT:
             raise ValueError(f"it is of format {about['format']}")
@@ -876,10 +885,9 @@ def _next_files(place):
 def remove_last_backup(folder):
     """Remove what a kill at the very end of a run left: the backup of its last epoch. Another one was put there."""
     history = None
-    with contextlib.suppress(Exception):  # a damaged file may raise anything
-        with open_zip(Path(folder) / BACKUP[0]) as archive, archive.open("about.npy") as file:
-            about = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
-        history = about["history"]
+    backup = Path(folder) / BACKUP[0]
+    with contextlib.suppress(Exception), _opened_backup(backup) as archive:  # it may be damaged
+        history = json.loads(str(_array_in(archive, "about.npy")))["history"]
     if history and history == read_history(folder):
         remove_backup(folder)
 

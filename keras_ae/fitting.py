@@ -348,7 +348,7 @@ class Run:
             before = self.record.get("environment", {}).get("backend")
             if before not in (None, now := keras.backend.backend()):
                 self.report(
-                    f"it was begun on {before}, and goes on on {now}: not bit for bit the same"
+                    f"its last steps were on {before}, and it goes on on {now}: not bit for bit the same"
                 )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")

@@ -102,8 +102,9 @@ def sweep(
             )  # fmt: skip
         else:
             report(f"{count}: finished already in {place}")
-        results.append({**_figures(place, own), "trained": trained})
-        facts = checkpoints.read_run(place).get("data", {})
+        now = checkpoints.read_run(place)
+        results.append({**_figures(place, now, own), "trained": trained})
+        facts = now.get("data", {})
         first = first or facts
         if facts.get("crc32") != first.get("crc32"):
             raise RunError(
@@ -170,8 +171,8 @@ def _check_images(finished, images):
             )
 
 
-def _figures(place, settings):
-    final = checkpoints.read_run(place).get("final", {})
+def _figures(place, run, settings):
+    final = run.get("final", {})
     history = checkpoints.read_history(place)
     for name in ("val_kl", "val_reconstruction"):
         value = final.get(name)
