@@ -13,7 +13,7 @@ import pytest
 
 from keras_ae import CVAE, Adam, checkpoints
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("backends")]
+pytestmark = pytest.mark.long
 TRAINING = ("torch", "jax", "tensorflow")
 NEEDS = {"numpy": "jax"}  # what a backend needs, where that is not the package of its name
 

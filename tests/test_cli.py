@@ -1,4 +1,4 @@
-"""The command line as processes on real MNIST: what it makes, what it prints, and how it fails."""
+"""The command line on real MNIST, mostly as processes: what it makes, what it prints, and how it fails."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import time
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from kae import console
+from kae.main import cli
 from PIL import Image
 
 from keras_ae import checkpoints, data, models
@@ -41,6 +43,24 @@ def kae(mnist_dir, shared_tmp):
         return done
 
     run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def kae_here(kae, mnist_dir, shared_tmp):
+    """As `kae`, but within this process, for what is the same there and takes a tenth of the time."""
+
+    def run(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(kae.folder)
+            patch.setenv("KAE_DATA_DIR", str(mnist_dir))
+            patch.setenv("KAE_CACHE", str(shared_tmp / "cache"))
+            done = CliRunner().invoke(cli, list(map(str, arguments)), prog_name="kae")
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess([], done.exit_code, done.stdout, done.stderr)
+
+    run.folder = kae.folder
     return run
 
 
@@ -214,56 +234,56 @@ class TestSample:
         )
         assert Image.open(kae.folder / "samples" / "vae.png").size == (2 * 88, 2 * 88)
 
-    def test_json_and_npy_in_label_order(self, kae, fit):
+    def test_json_and_npy_in_label_order(self, kae_here, fit):
         fit("cvae")
-        done = kae("sample", "cvae", "-n", 25, "--seed", 7, "--out", "all.npy", "--json")
+        done = kae_here("sample", "cvae", "-n", 25, "--seed", 7, "--out", "all.npy", "--json")
         result = one_json(done)
         assert result["n"] == 25 and result["seed"] == 7 and result["out"] == "all.npy"
         assert result["labels"] == sorted(i % 10 for i in range(25))
-        images = np.load(kae.folder / "all.npy")
+        images = np.load(kae_here.folder / "all.npy")
         assert images.shape == (25, 28, 28, 1) and images.dtype == np.uint8
 
-    def test_a_grid_of_fives_by_name_of_the_run_folder(self, kae, fit):
+    def test_a_grid_of_fives_by_name_of_the_run_folder(self, kae_here, fit):
         fit("cvae")
         for out in ("a.npy", "b.npy"):
-            done = kae("sample", "checkpoints/cvae", 5, "-n", 4, "--out", out, "--json")
+            done = kae_here("sample", "checkpoints/cvae", 5, "-n", 4, "--out", out, "--json")
             assert one_json(done)["labels"] == [5] * 4
-        assert (kae.folder / "a.npy").read_bytes() == (kae.folder / "b.npy").read_bytes()
+        assert (kae_here.folder / "a.npy").read_bytes() == (kae_here.folder / "b.npy").read_bytes()
 
-    def test_a_file_is_not_replaced_unless_forced(self, kae, fit):
+    def test_a_file_is_not_replaced_unless_forced(self, kae_here, fit):
         fit("vae")
-        (kae.folder / "mine.png").write_text("mine")
-        refused(kae("sample", "vae", "--out", "mine.png"), 1, "mine.png exists", "--force")
-        assert (kae.folder / "mine.png").read_text() == "mine"
-        assert kae("sample", "vae", "--out", "mine.png", "--force").returncode == 0
-        assert Image.open(kae.folder / "mine.png").format == "PNG"
+        (kae_here.folder / "mine.png").write_text("mine")
+        refused(kae_here("sample", "vae", "--out", "mine.png"), 1, "mine.png exists", "--force")
+        assert (kae_here.folder / "mine.png").read_text() == "mine"
+        assert kae_here("sample", "vae", "--out", "mine.png", "--force").returncode == 0
+        assert Image.open(kae_here.folder / "mine.png").format == "PNG"
 
-    def test_a_link_to_nothing_is_taken(self, kae, fit):
+    def test_a_link_to_nothing_is_taken(self, kae_here, fit):
         fit("vae")
-        (kae.folder / "linked.png").symlink_to("gone.png")
-        refused(kae("sample", "vae", "--out", "linked.png"), 1, "linked.png exists", "--force")
-        (kae.folder / "samples").mkdir(exist_ok=True)
-        assert console.free_name(kae.folder / "linked.png") == kae.folder / "linked-2.png"
+        (kae_here.folder / "linked.png").symlink_to("gone.png")
+        refused(kae_here("sample", "vae", "--out", "linked.png"), 1, "linked.png exists", "--force")
+        (kae_here.folder / "samples").mkdir(exist_ok=True)
+        assert console.free_name(kae_here.folder / "linked.png") == kae_here.folder / "linked-2.png"
 
     @pytest.mark.long
-    def test_label_10(self, kae, fit):
+    def test_label_10(self, kae_here, fit):
         fit("cvae")
-        refused(kae("sample", "cvae", 10), 2, "0 to 9", "'10'")
+        refused(kae_here("sample", "cvae", 10), 2, "0 to 9", "'10'")
 
     @pytest.mark.long
-    def test_a_label_for_a_vae(self, kae, fit):
+    def test_a_label_for_a_vae(self, kae_here, fit):
         fit("vae")
-        refused(kae("sample", "vae", 3), 2, "no classes")
+        refused(kae_here("sample", "vae", 3), 2, "no classes")
 
     @pytest.mark.long
-    def test_an_ae_has_nothing_to_sample_from(self, kae, fit):
+    def test_an_ae_has_nothing_to_sample_from(self, kae_here, fit):
         fit("ae")
-        refused(kae("sample", "ae"), 2, "no prior")
+        refused(kae_here("sample", "ae"), 2, "no prior")
 
-    def test_a_folder_that_cannot_be_written(self, kae, fit):
+    def test_a_folder_that_cannot_be_written(self, kae_here, fit):
         fit("vae")
-        (kae.folder / "a-file").write_text("mine")
-        refused(kae("sample", "vae", "--out", "a-file/x.png"), 1, "Cannot write a-file/x.png")
+        (kae_here.folder / "a-file").write_text("mine")
+        refused(kae_here("sample", "vae", "--out", "a-file/x.png"), 1, "Cannot write a-file/x.png")
 
 
 class TestReconstructAndInfo:
@@ -295,25 +315,27 @@ class TestReconstructAndInfo:
 
 @pytest.mark.long
 class TestBadInput:
-    def test_unknown_model(self, kae):
-        refused(kae("fit", "gan"), 2, "'gan'")
+    def test_unknown_model(self, kae_here):
+        refused(kae_here("fit", "gan"), 2, "'gan'")
 
-    def test_unknown_command(self, kae):
-        refused(kae("paint"), 2, "paint")
+    def test_unknown_command(self, kae_here):
+        refused(kae_here("paint"), 2, "paint")
 
     @pytest.mark.parametrize("command", ["sample", "reconstruct"])
-    def test_no_images(self, kae, command):
-        refused(kae(command, "vae", "-n", 0), 2, "0 is not in the range")
+    def test_no_images(self, kae_here, command):
+        refused(kae_here(command, "vae", "-n", 0), 2, "0 is not in the range")
 
-    def test_no_images_to_train_on(self, kae):
-        refused(kae("fit", "vae", "--limit", 0), 2, "0 is not in the range")
+    def test_no_images_to_train_on(self, kae_here):
+        refused(kae_here("fit", "vae", "--limit", 0), 2, "0 is not in the range")
 
-    def test_missing_checkpoint(self, kae):
-        refused(kae("sample", "no/such/run"), 1, "There is no checkpoint no/such/run")
+    def test_missing_checkpoint(self, kae_here):
+        refused(kae_here("sample", "no/such/run"), 1, "There is no checkpoint no/such/run")
 
     @pytest.mark.parametrize("command", ["sample", "compare", "animate"])
-    def test_misspelt_name(self, kae, command):
-        refused(kae(command, "vea"), 2, "must be ae, vae, cvae", "got 'vea'", "Did you mean vae?")
+    def test_misspelt_name(self, kae_here, command):
+        refused(
+            kae_here(command, "vea"), 2, "must be ae, vae, cvae", "got 'vea'", "Did you mean vae?"
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -331,27 +353,33 @@ class TestBadInput:
             (["fit", "vae", "--dataset", ""], "it is empty"),
         ],
     )
-    def test_a_path_of_an_empty_variable(self, kae, arguments, words):
+    def test_a_path_of_an_empty_variable(self, kae_here, arguments, words):
         """As of a variable of the shell that is not set: it is not the working folder."""
-        checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
-        done = kae(*arguments)
+        checkpoints.save_model(
+            models.VAE((28, 28, 1), 2, "mlp", (4,)), kae_here.folder / "model.keras"
+        )
+        done = kae_here(*arguments)
         refused(done, done.returncode, words)
         assert done.returncode
 
-    def test_a_dataset_that_is_a_number(self, kae):
-        (kae.folder / "a.toml").write_text("dataset = 5")
-        refused(kae("fit", "vae", "--config", "a.toml"), 1, "5")
+    def test_a_dataset_that_is_a_number(self, kae_here):
+        (kae_here.folder / "a.toml").write_text("dataset = 5")
+        refused(kae_here("fit", "vae", "--config", "a.toml"), 1, "5")
 
-    def test_a_folder_above_is_a_path(self, kae):
-        checkpoints.save_model(models.VAE((28, 28, 1), 2, "mlp", (4,)), kae.folder / "model.keras")
-        (kae.folder / "checkpoints").mkdir(exist_ok=True)
-        refused(kae("sample", ".."), 1, "There is no checkpoint ../model.keras")
+    def test_a_folder_above_is_a_path(self, kae_here):
+        checkpoints.save_model(
+            models.VAE((28, 28, 1), 2, "mlp", (4,)), kae_here.folder / "model.keras"
+        )
+        (kae_here.folder / "checkpoints").mkdir(exist_ok=True)
+        refused(kae_here("sample", ".."), 1, "There is no checkpoint ../model.keras")
 
-    def test_missing_file(self, kae):
-        refused(kae("encode", "vae", "none.png"), 1, "none.png cannot be read", "check its name")
+    def test_missing_file(self, kae_here):
+        refused(
+            kae_here("encode", "vae", "none.png"), 1, "none.png cannot be read", "check its name"
+        )
 
-    def test_a_path_that_no_system_takes(self, kae):
-        refused(kae("sample", "a" * 300), 1, "File name too long")
+    def test_a_path_that_no_system_takes(self, kae_here):
+        refused(kae_here("sample", "a" * 300), 1, "File name too long")
 
     def test_damaged_checkpoint(self, kae):
         (kae.folder / "damaged.keras").write_text("not a model")
@@ -381,10 +409,10 @@ class TestBadInput:
         )
         refused(done, 1, "KERAS_BACKEND=jax needs jax", "pip install jax")
 
-    def test_dataset_that_does_not_exist(self, kae):
-        done = kae("fit", "ae", *SMALL, "--dataset", "fasion_mnist", "--out", "typo")
+    def test_dataset_that_does_not_exist(self, kae_here):
+        done = kae_here("fit", "ae", *SMALL, "--dataset", "fasion_mnist", "--out", "typo")
         refused(done, 1, "fasion_mnist", "did you mean fashion_mnist")
-        assert not (kae.folder / "typo").exists()
+        assert not (kae_here.folder / "typo").exists()
 
     def test_no_network_is_answered_in_10_seconds(self, kae, tmp_path):
         start = time.monotonic()
@@ -398,27 +426,27 @@ class TestBadInput:
         assert idle.returncode == 0 and time.monotonic() - start < 10 + before
         refused(done, 1, "fashion_mnist", "cannot be downloaded", "Offline:", "--from DIR")
 
-    def test_corrupt_data_directory(self, kae, tmp_path):
+    def test_corrupt_data_directory(self, kae_here, tmp_path):
         folder = tmp_path / "mnist" / "3.0.1"
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text("{")
-        done = kae("fit", "ae", *SMALL, "--data-dir", tmp_path, "--out", "corrupt")
+        done = kae_here("fit", "ae", *SMALL, "--data-dir", tmp_path, "--out", "corrupt")
         refused(done, 1, "damaged", "kae data prepare mnist")
 
-    def test_data_directory_that_cannot_be_written(self, kae):
-        (kae.folder / "no-folder").write_text("mine")
-        done = kae("fit", "ae", *SMALL, "--data-dir", "no-folder/data", "--out", "unwritten")
+    def test_data_directory_that_cannot_be_written(self, kae_here):
+        (kae_here.folder / "no-folder").write_text("mine")
+        done = kae_here("fit", "ae", *SMALL, "--data-dir", "no-folder/data", "--out", "unwritten")
         refused(done, 1, "no-folder/data")
 
-    def test_an_empty_data_directory_is_filled(self, kae, tmp_path):
+    def test_an_empty_data_directory_is_filled(self, kae_here, tmp_path):
         """mnist comes with the package: nothing is missing that could not be made."""
-        done = kae("data", "prepare", "mnist", "--data-dir", tmp_path / "new")
+        done = kae_here("data", "prepare", "mnist", "--data-dir", tmp_path / "new")
         assert done.returncode == 0
         assert (tmp_path / "new/mnist/3.0.1/dataset_info.json").is_file()
 
-    def test_run_folder_that_cannot_be_written(self, kae):
-        (kae.folder / "also-a-file").write_text("mine")
-        done = kae("fit", "ae", *SMALL, "--out", "also-a-file/run")
+    def test_run_folder_that_cannot_be_written(self, kae_here):
+        (kae_here.folder / "also-a-file").write_text("mine")
+        done = kae_here("fit", "ae", *SMALL, "--out", "also-a-file/run")
         refused(done, 1, "Cannot write to also-a-file/run")
 
     @pytest.mark.parametrize(
@@ -432,14 +460,14 @@ class TestBadInput:
             (["--epochs", "x"], "'x' is not a valid integer"),
         ],
     )
-    def test_wrong_options_of_fit(self, kae, arguments, word):
-        refused(kae("fit", "vae", *arguments), 2, word)
+    def test_wrong_options_of_fit(self, kae_here, arguments, word):
+        refused(kae_here("fit", "vae", *arguments), 2, word)
 
-    def test_resume_of_nothing(self, kae):
-        refused(kae("fit", "vae", "--resume", "--out", "nothing"), 1, "no run in nothing")
+    def test_resume_of_nothing(self, kae_here):
+        refused(kae_here("fit", "vae", "--resume", "--out", "nothing"), 1, "no run in nothing")
 
-    def test_wrong_suffix(self, kae):
-        refused(kae("sample", "vae", "--out", "x.jpg"), 2, ".png or .npy")
+    def test_wrong_suffix(self, kae_here):
+        refused(kae_here("sample", "vae", "--out", "x.jpg"), 2, ".png or .npy")
 
 
 HEAVY = {
@@ -517,34 +545,42 @@ def own(kae, once, digits):
 
 @pytest.mark.long
 class TestOwnImages:
-    def test_list_verify_fit_sample_reconstruct(self, kae, own):
+    def test_list_verify_fit_sample_reconstruct(self, kae, kae_here, own):
         where = ["--data-dir", own]
-        assert kae("data", "list", *where).stdout.startswith("mine 1.0.0  train 90, test 30")
-        verified = one_json(kae("data", "verify", "mine", "--json", *where))
+        assert kae_here("data", "list", *where).stdout.startswith("mine 1.0.0  train 90, test 30")
+        verified = one_json(kae_here("data", "verify", "mine", "--json", *where))
         assert verified["splits"]["train"]["shape"] == [20, 24, 1]
         name = os.path.relpath(own / "mine", kae.folder)  # a path, good from any folder afterwards
         done = kae("fit", "cvae", "--dataset", name, *SMALL, "--epochs", 1, "--out", own / "run")
         assert done.returncode == 0, done.stderr
-        assert one_json(kae("info", own / "run", "--json"))["class_names"] == ["ONE", "Zero", "one"]
+        assert one_json(kae_here("info", own / "run", "--json"))["class_names"] == [
+            "ONE",
+            "Zero",
+            "one",
+        ]
         for label, number in (("ONE", 0), ("one", 2), ("zero", 1), ("1", 1)):
             out = own / "sample.npy"
-            done = kae("sample", own / "run", label, "-n", 2, "--out", out, "--json", "--force")
+            done = kae_here(
+                "sample", own / "run", label, "-n", 2, "--out", out, "--json", "--force"
+            )
             assert one_json(done)["labels"] == [number] * 2
-        refused(kae("sample", own / "run", "two"), 2, "0 to 2 (ONE, Zero, one)", "'two'")
-        rows = kae("sample", own / "run", "-n", 4, "--out", own / "rows.png", "--force")
+        refused(kae_here("sample", own / "run", "two"), 2, "0 to 2 (ONE, Zero, one)", "'two'")
+        rows = kae_here("sample", own / "run", "-n", 4, "--out", own / "rows.png", "--force")
         assert rows.returncode == 0, rows.stderr
         pairs = ["reconstruct", own / "run", "--out", own / "pairs.png", "--force"]
-        refused(kae(*pairs), 2, "not prepared here: say --dataset mine, or its folder")
-        done = kae(*pairs, "--dataset", name)
+        refused(kae_here(*pairs), 2, "not prepared here: say --dataset mine, or its folder")
+        done = kae_here(*pairs, "--dataset", name)
         assert done.returncode == 0, done.stderr
 
-    def test_options_that_make_no_sense(self, kae, own):
+    def test_options_that_make_no_sense(self, kae_here, own):
         for options, words in (
             (["--resize", "0"], "sides are 1 to 4096"),
             (["--resize", "axb"], "no size such as 28 or 28x20"),
         ):
-            refused(kae("data", "import", "more", own / "in", *options), 2, words)
-        refused(kae("data", "import", "more", own / "gone"), 1, "there is no folder")
-        refused(kae("data", "import", "mine", own / "in", "--data-dir", own), 1, "--force replaces")
-        done = kae("fit", "vae", "--dataset", own / "in", "--out", own / "none")
+            refused(kae_here("data", "import", "more", own / "in", *options), 2, words)
+        refused(kae_here("data", "import", "more", own / "gone"), 1, "there is no folder")
+        refused(
+            kae_here("data", "import", "mine", own / "in", "--data-dir", own), 1, "--force replaces"
+        )
+        done = kae_here("fit", "vae", "--dataset", own / "in", "--out", own / "none")
         refused(done, 1, "kae data import NAME")

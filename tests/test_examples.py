@@ -26,7 +26,7 @@ EXAMPLES = {  # what `main` is called with
 }
 
 # Every example runs once, for all tests of this file.
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("examples")]
+pytestmark = pytest.mark.long
 
 
 @functools.cache
