@@ -124,7 +124,7 @@ def train(settings, model_class, images):
         verbose=0,
         callbacks=[
             keras_ae.KLAnnealing(settings.kl_schedule, settings.kl_weight, settings.kl_warmup),
-            StartEpoch(feed, settings.seed, checkpoints.Progress([])),
+            StartEpoch(feed, settings.seed, checkpoints.Progress([]), print),
         ],
     )
     model.fit_prior((images.images, images.labels))

@@ -58,7 +58,7 @@ def ours(kind, backbone, batch, images, labels):
     feed = Feed(images, labels if conditional else None, batch, 0)
     source = feed.batches()
     keep_memory()
-    callbacks = [StartEpoch(feed, 0, Progress([]))] + (
+    callbacks = [StartEpoch(feed, 0, Progress([]), print)] + (
         [keras_ae.KLAnnealing()] if kind != "ae" else []
     )
 

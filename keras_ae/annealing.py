@@ -87,7 +87,7 @@ def warn_of_early_choices(callbacks, epochs):
             warnings.warn(
                 f"The weight of the KL term rises until epoch {end} of {epochs}, and losses before that "
                 f"do not compare: {type(callback).__name__} would choose an early epoch. Shorten the "
-                f"warm-up (KLAnnealing(warmup=...)) and "
+                f"warm-up (KLAnnealing(warmup=...), kl_warmup of a run) and "
                 + (
                     f"use {what}." if early else "save the last epoch, or choose after the warm-up."
                 ),

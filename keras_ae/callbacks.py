@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_ae import checkpoints, distributed, pictures
+from keras_ae.annealing import KLAnnealing
 from keras_ae.data.images import opened
 from keras_ae.errors import RunError, need, printable
 from keras_ae.files import atomic
@@ -28,11 +29,36 @@ INSISTENT = STOPPING[:3]  # a second one ends the run at once; the others repeat
 
 
 class Callbacks(keras.callbacks.CallbackList):
-    """Keras' list of callbacks; it counts batches from the start of an epoch, even in a resumed epoch."""
+    """Keras' list of callbacks for a run, of which the rest of a resumed epoch is a `fit` of its own.
+
+    It counts batches from the start of an epoch. The training begins with the first `fit`, and ends at `end`.
+    """
 
     def __init__(self, callbacks, feed, **kwargs):
         super().__init__(callbacks, steps=feed.steps, **kwargs)
-        self.feed = feed
+        self.feed, self._begun, self._logs = feed, False, None
+
+    def on_train_begin(self, logs=None):
+        if not self._begun:
+            super().on_train_begin(logs)
+        self._begun = True
+
+    def on_train_end(self, logs=None):
+        self._logs = logs
+
+    def end(self):
+        """End the training, if it began."""
+        if self._begun:
+            super().on_train_end(self._logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # A callback that lowers the learning rate here has done so in a resumed epoch before its backup.
+        rates = [v for v in self._model.optimizer.variables if v.name == "learning_rate"]
+        before = [float(rate) for rate in rates]
+        super().on_epoch_begin(epoch, logs)
+        if self.feed.first:
+            for rate, value in zip(rates, before, strict=True):
+                rate.assign(value)
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(self.feed.first + batch, logs)
@@ -232,6 +258,30 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         self.model.stop_training = False
         self.on_train_begin()
         return self.model.stop_training
+
+
+def check_callbacks(callbacks, settings):
+    """Refuse Keras' callbacks that a run cannot do with.
+
+    Raises:
+        ValueError: one changes the learning rate where a schedule does, or does what the run itself does.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise ValueError(
+                f"A run keeps its own backup, which resume=True goes on with: leave {name} out."
+            )
+        if isinstance(callback, KLAnnealing):
+            raise ValueError(
+                f"The settings of a run say how its KL weight rises (kl_schedule, kl_weight, kl_warmup): leave {name} out."
+            )
+        of_the_rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+        if isinstance(callback, of_the_rate) and settings.lr_schedule != "constant":
+            raise ValueError(
+                f"{name} sets the learning rate, and so does the schedule {settings.lr_schedule!r} of this run: give the "
+                'settings lr_schedule="constant".'
+            )
 
 
 def go_on(callbacks, history):
@@ -434,7 +484,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_begin(self, logs=None):
         with self._writing():
-            self.set_model(self.model)  # opens the files again, which the end of a `fit` closes
             super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -534,10 +583,10 @@ class WriteRun(keras.callbacks.Callback):
             self.place = self.folder
             checkpoints.take_place(self.folder, self.replaced)
 
-    def back_up(self, *position):
+    def back_up(self, *position, **end):
         """Write a backup: whole epochs, and steps, their seconds and their means in the one after."""
         check_there(self.folder, self.inode)
-        progress = checkpoints.Progress(self.history, *position)
+        progress = checkpoints.Progress(self.history, *position, **end)
         checkpoints.write_backup(self.place, self.model, progress)
         self._written = time.monotonic()
 
@@ -550,7 +599,7 @@ class BackUpAgain(keras.callbacks.Callback):
         self.write = write
 
     def on_epoch_end(self, epoch, logs=None):
-        self.write.back_up(epoch + 1)
+        self.write.back_up(epoch + 1, ended=self.model.stop_training)
 
 
 def numbers_of(logs):

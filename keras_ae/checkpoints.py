@@ -489,6 +489,8 @@ class Progress:
         batches: number of steps done in the epoch after these.
         seconds: time that these steps took.
         metrics: running means over these steps: `model.metrics_variables` as arrays.
+        ended: whether the training is over, maybe before its last epoch.
+        changed: whether its end changed the weights after the last epoch, as to restore the best ones.
     """
 
     history: list
@@ -496,6 +498,8 @@ class Progress:
     batches: int = 0
     seconds: float = 0.0
     metrics: list = dataclasses.field(default_factory=list)
+    ended: bool = False
+    changed: bool = False
 
 
 def write_backup(folder, model, progress):
@@ -514,6 +518,8 @@ def write_backup(folder, model, progress):
         "batches_done": progress.batches,
         "seconds": progress.seconds,
         "history": progress.history,
+        "ended": bool(progress.ended),
+        "changed": bool(progress.changed),
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
@@ -611,7 +617,8 @@ def read_backup(folder, model):
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
-        return Progress(about["history"], *counts, float(about["seconds"]), means)
+        end = about["ended"] is True, about["changed"] is True
+        return Progress(about["history"], *counts, float(about["seconds"]), means, *end)
     except FileNotFoundError:
         return Progress([])
     except Exception as error:  # NumPy, JSON and Keras may raise anything for a damaged file
@@ -628,8 +635,12 @@ def way_on(folder):
     """What to do about the run in a folder that cannot be resumed."""
     over = "--force starts over."
     model = Path(folder) / "model.keras"
-    start = shlex.quote(str(folder))
-    return f"--from {start} goes on from its model, {over}" if model.is_file() else over
+    if not model.is_file():
+        return over
+    with contextlib.suppress(CheckpointError):
+        if "model" in (read_run(folder).get("own") or {}):
+            return f"in Python, keras_ae.fit(model=keras_ae.load_model({str(model)!r})) goes on from its model, {over}"
+    return f"--from {shlex.quote(str(folder))} goes on from its model, {over}"
 
 
 def has_backup(folder):

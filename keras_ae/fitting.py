@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_ae import checkpoints, data, distributed, evaluation, fast
-from keras_ae.annealing import KLAnnealing
+from keras_ae.annealing import KLAnnealing, warn_of_early_choices
 from keras_ae.augmentation import Augment, check_images
 from keras_ae.building import (
     as_stored,
@@ -34,9 +35,11 @@ from keras_ae.callbacks import (
     Stopwatch,
     SwapEMA,
     WriteRun,
+    check_callbacks,
     check_there,
     go_on,
     inode_of,
+    numbers_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import NotFinite, RunError
@@ -99,7 +102,8 @@ def fit(
         report: called with lines that say what happens.
         callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
             `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state,
-            and see the beginning of a broken epoch again.
+            and see the beginning of a broken epoch again. One that sets the learning rate needs the settings
+            `lr_schedule="constant"`.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
             the settings give none. None builds the model from the settings.
@@ -117,8 +121,8 @@ def fit(
 
     Raises:
         RunError: the run cannot start, or its loss became NaN or infinite.
-        ValueError: the settings do not fit the model, train is given without test, or both start and model
-            are given.
+        ValueError: the settings do not fit the model or the callbacks, train is given without test, or both
+            start and model are given.
         keras_ae.data.DataError: there is no such dataset.
         keras_ae.checkpoints.CheckpointError: another process is writing to the folder.
         KeyboardInterrupt: at Ctrl-C or a signal of `keras_ae.callbacks.STOPPING`; `resume` continues after
@@ -155,7 +159,9 @@ class Run:
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         # One, several or None, as in Keras' `fit`.
         self.user_callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-        settled(settings)  # raises an error now if they are wrong
+        # These raise errors now.
+        settled(settings)
+        check_callbacks(self.user_callbacks, settings)
         checkpoints.check_clock()
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)
@@ -166,6 +172,7 @@ class Run:
         self.inode = None  # of the folder, in the process that writes
         self.source = None  # the folder of the dataset, if it has no name
         self.done, self.history = checkpoints.Progress([]), []
+        self.measured = {}  # figures of the weights at the end, if they are not those of the last epoch
         self.origin = None  # entry of run.json about the checkpoint that the run starts from
 
     @contextlib.contextmanager
@@ -256,6 +263,10 @@ class Run:
             check_start(found, model, self.settings, self.train)
             self.origin = origin_of(found)
             self.report(f"starting from {found.path}")
+        if distributed.size() > 1 and model is not None and model.overridden("train_step"):
+            raise ValueError(
+                f"The train_step of {type(model).__name__} is its own, and sums no gradients over processes: train it in one."
+            )
         if self.origin is not None:
             model = in_dtype(model, self.settings.dtype)
         if self.resume:
@@ -421,6 +432,27 @@ class Run:
             )
             if self.model.stop_training:  # by a callback, perhaps in the rest of an epoch
                 break
+        self.end(callbacks)
+
+    def end(self, callbacks):
+        """Tell the callbacks that the training is over, and keep what those of the user changed then."""
+        model = self.model
+        before = model.get_weights() if self.user_callbacks else []
+        callbacks.end()
+        if self.user_callbacks and not self.done.ended:
+            changed = distributed.on_first(
+                lambda: not all(map(np.array_equal, before, model.get_weights()))
+            )
+            self.done = dataclasses.replace(self.done, ended=True, changed=changed)
+            if self.writes:
+                self.write.back_up(len(self.history), ended=True, changed=changed)
+        if self.done.changed:
+            self.report(
+                "a callback changed the weights after the last epoch, and the final figures are of these"
+            )
+            distributed.broadcast(model.variables)
+            logs = model.evaluate(self.test_feed, verbose=0, return_dict=True)
+            self.measured = {f"val_{name}": value for name, value in numbers_of(logs).items()}
 
     def _callbacks(self):
         settings, done, model = self.settings, self.done, self.model
@@ -429,18 +461,19 @@ class Run:
         if "kl" in model.terms:
             weight = 1.0 if settings.kl_weight == "auto" else settings.kl_weight
             callbacks.append(KLAnnealing(settings.kl_schedule, weight, settings.kl_warmup))
+            warn_of_early_choices([*callbacks, *self.user_callbacks], settings.epochs)
         if settings.ema is not None:
             self.ema = SwapEMA(done)
             callbacks.append(self.ema)
         callbacks += [StartEpoch(self.feed, settings.seed, done, self.report), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
-            write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
+            self.write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
             if self.resume:
                 go_on(self.user_callbacks, self.history)
-            callbacks += [StopAtNaN(), write, *self.user_callbacks]
+            callbacks += [StopAtNaN(), self.write, *self.user_callbacks]
             if self.user_callbacks:
-                callbacks.append(BackUpAgain(write))
+                callbacks.append(BackUpAgain(self.write))
         if distributed.size() > 1:
             callbacks.append(StopTogether())
         callbacks.append(self.stop)
@@ -518,7 +551,9 @@ class Run:
             self.report(f"no final figures: {error}")
             measured = {}
         check_there(self.folder, self.inode)
-        self.write_record(True, **more, final={**history[-1], **figures, **measured})
+        self.write_record(
+            True, **more, final={**history[-1], **self.measured, **figures, **measured}
+        )
         checkpoints.remove_backup(self.folder)
         return {"run": str(self.folder), **figures, "history": history}
 

@@ -515,7 +515,10 @@ class VAE(AE):
 
     def _scalar(self, name, value):
         start = keras.initializers.Constant(value)
-        return self.add_weight((), start, trainable=False, name=name, dtype="float32")
+        # One value for all devices that train, as by MirroredStrategy.
+        return self.add_weight(
+            (), start, trainable=False, name=name, dtype="float32", aggregation="mean"
+        )
 
     def _check_likelihood(self):
         if self._term.likelihood is None or "reconstruction" not in self.terms:

@@ -1,6 +1,7 @@
 """What run.json says that a run was made of: data, start, parts of the maker's own, packages; and whether that still fits."""
 
 import importlib.metadata
+import inspect
 import zlib
 
 import keras
@@ -9,7 +10,10 @@ import numpy as np
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.feed import WINDOW
-from keras_ae.models import MODELS
+from keras_ae.models import AE, MODELS
+
+# Entries of a model's config that are no arguments of its own.
+OF_EVERY_MODEL = ("name", "trainable", "dtype", "format", "preparation", "quantization")
 
 
 def data_facts(train, test):
@@ -90,14 +94,30 @@ def check_origin(folder, origin, start):
 
 
 def own_parts(model, settings):
-    """What of a model the settings, which hold names of registries, cannot say: {part: name} of the user's parts."""
+    """What of a model the settings, which hold names of registries, cannot say: {part: name} of the user's parts.
+
+    `arguments` are a subclass's own, of its `get_config`, as text.
+    """
     own = {}
-    if type(model) is not MODELS[settings.model]:
+    base = MODELS[settings.model]
+    if type(model) is not base:
         own["model"] = type(model).__name__
+        known = set(OF_EVERY_MODEL).union(
+            *(inspect.signature(c).parameters for c in base.__mro__ if issubclass(c, AE))
+        )
+        given = {n: v for n, v in model.get_config().items() if n not in known and _is_plain(v)}
+        if given:
+            own["arguments"] = ", ".join(f"{name}={value!r}" for name, value in given.items())
     named = model.get_config()["reconstruction"]
     if not isinstance(named, str):  # a function that is in no registry
         own["reconstruction"] = model.reconstruction.__name__
     return own | {name: type(getattr(model, name)).__name__ for name in model.custom_networks}
+
+
+def _is_plain(value):
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def check_own(before, own, folder):

@@ -88,6 +88,22 @@ class Measured(keras_ae.VAE):
         super().compile(*args, metrics=["mae"], **kwargs)
 
 
+@keras.saving.register_keras_serializable("test_fitting")
+class Twice(keras_ae.VAE):
+    """A model whose step applies the optimizer twice."""
+
+    def train_step(self, *args):
+        once = super().train_step(*args)
+        if keras.backend.backend() == "jax":  # (logs, state) of (state, data)
+            args = once[1], args[1]
+        return super().train_step(*args)
+
+
+def twice():
+    keras.utils.set_random_seed(1)
+    return Twice((28, 28, 1), 3, "mlp", (16, 8))
+
+
 def noisy():
     keras.utils.set_random_seed(1)
     return Noisy((28, 28, 1), 3, "mlp", (16, 8))
@@ -663,6 +679,116 @@ class TestRules:
         for alone, stopped in zip(*(model.get_weights() for model in best), strict=True):
             np.testing.assert_array_equal(alone, stopped)
         assert not np.array_equal(best[0].get_weights()[0], next(iter(weights(run).values())))
+
+    def test_a_rate_that_a_callback_lowers_is_lowered_once_an_epoch(self, tmp_path, monkeypatch):
+        """Keras' LearningRateScheduler sees the beginning of a broken epoch again."""
+        settings = small("vae", epochs=4, lr_schedule="constant")
+
+        def halved():
+            return keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+
+        fit(settings, tmp_path / "alone", callbacks=halved())
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 10)
+            fit(settings, tmp_path / "run", callbacks=halved())
+        with np.load(tmp_path / "run" / "backup" / "state.npz") as backup:
+            assert json.loads(str(backup["about"]))["batches_done"]
+        fit(settings, tmp_path / "run", resume=True, callbacks=halved())
+        assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+    def test_the_training_of_a_resumed_run_begins_once_and_ends_once(self, tmp_path, monkeypatch):
+        """The rest of a broken epoch is a `fit` of its own, which Keras' TensorBoard would take for the end."""
+        seen = []
+
+        class Opened(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                seen.append("begin")
+
+            def on_epoch_end(self, epoch, logs=None):
+                seen.append(epoch)
+
+            def on_train_end(self, logs=None):
+                seen.append("end")
+                assert "val_loss" in logs
+
+        settings = small("vae", epochs=4)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 10)
+            fit(settings, tmp_path, callbacks=Opened())
+        began, seen = seen, []
+        fit(settings, tmp_path, resume=True, callbacks=Opened())
+        assert began[0] == "begin" and "end" not in began
+        assert seen == ["begin", *range(len(began) - 1, 4), "end"] and len(seen) > 3
+
+    def test_a_run_that_a_callback_ended_stays_ended(self, tmp_path, monkeypatch):
+        """Though it is stopped amid the fit of the prior; its figures are those of the weights that it ends with."""
+
+        def early():
+            return keras.callbacks.EarlyStopping(
+                "kl", mode="min", patience=2, restore_best_weights=True
+            )
+
+        settings, places = small("vae", epochs=6), (tmp_path / "alone", tmp_path / "run")
+        lines = []
+        with pytest.warns(UserWarning, match="would choose an early epoch"):
+            fit(settings, tmp_path / "other", callbacks=keras.callbacks.EarlyStopping(patience=9))
+        fitting.fit(settings, places[0], verbose=0, callbacks=early(), report=lines.append)
+        assert any("a callback changed the weights" in line for line in lines)
+
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(keras_ae.VAE, "fit_prior", interrupt)
+            fit(settings, places[1], callbacks=early())
+        fit(settings, places[1], resume=True, callbacks=early())
+        assert len(history(places[0])) == len(history(places[1])) == 4
+        assert_same_run(*places)
+        finals = [checkpoints.read_run(place)["final"] for place in places]
+        for final in finals:
+            for name in ("seconds", "seconds_per_epoch", "images_per_second"):
+                del final[name]
+        assert finals[0] == finals[1]
+        # Of the epoch before the last two, which does not depend on the noise.
+        rows = [float(row["val_kl"]) for row in history(places[0])]
+        assert finals[0]["val_kl"] == pytest.approx(rows[1], rel=1e-4) != rows[3]
+
+    def test_keras_callbacks_that_a_run_cannot_do_with_are_refused(self, tmp_path):
+        rate = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+        for callback, words in (
+            (rate, 'give the settings lr_schedule="constant"'),
+            (keras.callbacks.ReduceLROnPlateau(), 'give the settings lr_schedule="constant"'),
+            (keras.callbacks.BackupAndRestore(tmp_path / "b"), "A run keeps its own backup"),
+            (keras_ae.KLAnnealing(), "The settings of a run say how its KL weight rises"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                fit(small("vae", epochs=1), tmp_path / "run", callbacks=callback)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_model_of_ones_own_with_another_argument_is_refused(self, tmp_path, monkeypatch):
+        @keras.saving.register_keras_serializable("test_fitting")
+        class Beta(keras_ae.VAE):
+            def __init__(self, *args, beta=1.0, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.beta = beta
+
+            def get_config(self):
+                return {**super().get_config(), "beta": self.beta}
+
+            def term_weights(self):
+                return {"kl": self.beta * super().term_weights()["kl"]}
+
+        def fit_own(beta, **kwargs):
+            model = Beta((28, 28, 1), 3, "mlp", (16, 8), beta=beta)
+            fit(small("vae", epochs=2), tmp_path, model=model, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 2)
+            fit_own(4.0)
+        with pytest.raises(RunError, match="the model Beta, the arguments beta=4.0 of its maker"):
+            fit_own(50.0, resume=True)
+        fit_own(4.0, resume=True)
+        assert checkpoints.read_run(tmp_path)["own"]["arguments"] == "beta=4.0"
 
     def test_to_resume_and_to_replace_are_two_things(self, unfinished):
         before = contents(unfinished)
@@ -1323,7 +1449,7 @@ class TestKerasCallbacks:
         assert checkpoints.read_run(run)["finished"] and not (run / "backup").exists()
         assert not (run / ".next").exists()
 
-    @pytest.mark.parametrize("make", [of_ones_own, noisy, with_dropout])
+    @pytest.mark.parametrize("make", [of_ones_own, noisy, twice, with_dropout])
     @pytest.mark.parametrize("step", [2, 6])
     def test_a_run_of_a_model_of_ones_own_goes_on_with_that_model_alone(self, make, step, tmp_path):
         settings = Settings("vae", epochs=2, limit=50, batch_size=16, kl_weight=0.5)

@@ -26,8 +26,10 @@ def command(model, seconds, out, force):
     console.start_backend()
     from keras_ae import checkpoints, pictures
 
-    frames = checkpoints.find_checkpoint(model).epochs()
+    found = checkpoints.find_checkpoint(model)
+    frames = found.epochs()
     if not frames:
         raise click.ClickException(f"{model} has no pictures of epochs: give a run of `kae fit`.")
+    console.say_used(found, model)
     target = console.write(target, lambda path: pictures.animation(frames, path, seconds), force)
     console.echo(target)

@@ -37,6 +37,8 @@ def command(runs, everything, out, force, as_json):
     for run, place in found.items():
         if place.path.suffix != ".keras":
             raise click.UsageError(f"{run} is no run folder and no .keras file.")
+        if place.origin != "path":
+            console.say_used(place, run)
     histories = {run: place.history() for run, place in found.items()}
     if out:
         figure = pictures.curves(histories)
@@ -67,8 +69,9 @@ def figures_of(place, history):
         history: the result of `checkpoints.read_history`.
     """
     seconds = round(sum(row["seconds"] for row in history), 1)
-    last = {name: history[-1].get(name) for name in FIGURES[2:]} if history else {}
     final = place.run.get("final", {})
+    # The weights at the end may be others than after the last epoch.
+    last = {name: final.get(name, history[-1].get(name)) for name in FIGURES[2:]} if history else {}
     return {"epochs": len(history), "seconds": seconds, **last} | {k: final.get(k) for k in COMMON}
 
 

@@ -172,23 +172,24 @@ def load(model):
     from keras_ae.checkpoints import find_checkpoint, load_model
 
     found = find_checkpoint(model)
-    say(f"using {found.path}{whence(found, model)}")
+    say_used(found, model)
     trusted = bool(click.get_current_context().find_root().params.get("modules"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # if weights do not fit, the error already says so
         return load_model(found.path, trusted), found
 
 
-def whence(found, name):
-    """Text that says where a checkpoint given by name comes from, and where another of that name is."""
-    if found.origin == "path":
-        return ""
+def say_used(found, name):
+    """Print which file is used; of one given by name also where it comes from, and where another of that name is."""
+    whence = f" ({found.origin})"
     other = settings.released(name)
-    if found.origin != "trained here" or not (other / "model.keras").is_file():
-        return f" ({found.origin})"
-    here = Path.cwd()
-    other = other.relative_to(here) if other.is_relative_to(here) else other
-    return f" ({found.origin}; the released weights are {other})"
+    if found.origin == "path":
+        whence = ""
+    elif found.origin == "trained here" and (other / "model.keras").is_file():
+        here = Path.cwd()
+        other = other.relative_to(here) if other.is_relative_to(here) else other
+        whence = f" ({found.origin}; the released weights are {other})"
+    say(f"using {found.path}{whence}")
 
 
 def tell_prior(network, checkpoint):

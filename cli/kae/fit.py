@@ -338,7 +338,10 @@ def command_to_resume(settings, folder, data_dir, tensorboard=False):
     words = [] if folder == Path("checkpoints", settings.model) else ["--out", folder]
     words += ["--dataset", settings.dataset] if os.path.isabs(settings.dataset) else []
     more = ["--tensorboard"] if tensorboard else []
-    return console.hint(
+    # On another backend the run would go on, but not bit for bit.
+    backend = os.environ.get("KERAS_BACKEND", "torch")
+    prefix = "" if backend == "torch" else f"KERAS_BACKEND={backend} "
+    return prefix + console.hint(
         "fit", settings.model, *words, *console.elsewhere(data_dir), *more, "--resume"
     )
 
