@@ -313,6 +313,12 @@ def go_on(callbacks, history):
         callback.best = best(values)
 
 
+def forgetful(callbacks):
+    """The names of Keras' own callbacks whose decision depends on epochs that they have seen."""
+    kinds = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
+    return [type(callback).__name__ for callback in callbacks if isinstance(callback, kinds)]
+
+
 class SwapEMA(keras.callbacks.SwapEMAWeights):
     """Keras' own: the running average replaces the weights wherever the model is used.
 

@@ -37,6 +37,7 @@ from keras_ae.callbacks import (
     WriteRun,
     check_callbacks,
     check_there,
+    forgetful,
     go_on,
     inode_of,
     numbers_of,
@@ -363,6 +364,12 @@ class Run:
                 )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
+            if (
+                self.done.epochs
+                and not self.done.ended
+                and (begun := forgetful(self.user_callbacks))
+            ):
+                self.report(f"{', '.join(begun)} begins anew, and knows of no epoch before")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
         self.history = list(self.done.history)

@@ -715,8 +715,10 @@ class TestRules:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             send_at_step(patch, signal.SIGTERM, 10)
             fit(settings, tmp_path, callbacks=Opened())
-        began, seen = seen, []
-        fit(settings, tmp_path, resume=True, callbacks=Opened())
+        began, seen, lines = seen, [], []
+        own = [Opened(), keras.callbacks.EarlyStopping("kl_weight", mode="max")]
+        fitting.fit(settings, tmp_path, resume=True, callbacks=own, verbose=0, report=lines.append)
+        assert "EarlyStopping begins anew, and knows of no epoch before" in lines
         assert began[0] == "begin" and "end" not in began
         assert seen == ["begin", *range(len(began) - 1, 4), "end"] and len(seen) > 3
 
