@@ -54,7 +54,7 @@ class Callbacks(keras.callbacks.CallbackList):
     def on_epoch_begin(self, epoch, logs=None):
         # A callback that lowers the learning rate here has done so in a resumed epoch before its backup.
         rates = [v for v in self._model.optimizer.variables if v.name == "learning_rate"]
-        before = [float(rate) for rate in rates]
+        before = [float(keras.ops.convert_to_numpy(rate)) for rate in rates]
         super().on_epoch_begin(epoch, logs)
         if self.feed.first:
             for rate, value in zip(rates, before, strict=True):

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import keras
+
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.models import AE
@@ -129,7 +131,7 @@ def read_progress(folder, model, steps):
     """As `checkpoints.read_backup`, and check that the backup fits epochs of `steps` steps."""
     done = checkpoints.read_backup(folder, model)
     step = done.epochs * steps + done.batches
-    counted = int(model.optimizer.iterations)
+    counted = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
     # A user's own step or optimizer may count otherwise.
     own = model.overridden("train_step") or type(model).compile is not AE.compile
     if done.batches >= steps or counted != step and not own:
