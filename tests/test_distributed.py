@@ -175,6 +175,11 @@ with strategy.scope():
         keras_ae.fit(settings, "stopped", callbacks=[Stop()], **again)
     keras_ae.fit(settings, "stopped", resume=True, **again)
     vae = keras_ae.VAE((8, 8, 1), 2, "mlp", (4,))
+    auto = keras_ae.VAE((28, 28, 1), 2, "mlp", (4,), kl_weight="auto")
+    auto.compile(keras_ae.Adam(1e-3))
+    auto.fit(keras_ae.data.load_splits("mnist", limit=64)[0].images, batch_size=8, verbose=0)
+one, other = map(float, strategy.experimental_local_results(auto.likelihood_scale.value))
+assert one == other > 0
 assert vae.sample(5).shape == (5, 8, 8, 1)  # not five of each device
 """
 
