@@ -39,9 +39,13 @@ class Callbacks(keras.callbacks.CallbackList):
         self.feed, self._begun, self._logs = feed, False, None
 
     def on_train_begin(self, logs=None):
-        if not self._begun:
-            super().on_train_begin(logs)
+        if self._begun:
+            return
         self._begun = True
+        optimizer, seeds = self._model.optimizer, checkpoints.seeds_of(self._model)
+        rates = [v for v in optimizer.variables if v.name == "learning_rate"]
+        self._before = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in (*seeds, *rates)]
+        super().on_train_begin(logs)
 
     def on_train_end(self, logs=None):
         self._logs = logs
@@ -52,13 +56,11 @@ class Callbacks(keras.callbacks.CallbackList):
             super().on_train_end(self._logs)
 
     def on_epoch_begin(self, epoch, logs=None):
-        # A callback that lowers the learning rate here has done so in a resumed epoch before its backup.
-        rates = [v for v in self._model.optimizer.variables if v.name == "learning_rate"]
-        before = [float(keras.ops.convert_to_numpy(rate)) for rate in rates]
         super().on_epoch_begin(epoch, logs)
         if self.feed.first:
-            for rate, value in zip(rates, before, strict=True):
-                rate.assign(value)
+            # What lowers the learning rate or draws numbers here did so in a resumed epoch before its backup.
+            for variable, value in self._before:
+                variable.assign(value)
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(self.feed.first + batch, logs)
@@ -159,7 +161,7 @@ def _missing(model, name):
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """Ends the run after the current step at Ctrl-C or a signal of STOPPING; a second one ends it at once.
+    """Ends the run after the steps under way at Ctrl-C or a signal of STOPPING; a second one ends it at once.
 
     A signal must not raise an exception inside a step: the exception may be lost (Keras' functional models
     catch everything while they check their inputs), or leave a lock held that the exit waits for. Enter
@@ -198,7 +200,7 @@ class StopAtSignal(keras.callbacks.Callback):
             raise KeyboardInterrupt
         # Printing fails if the terminal is gone, or if the signal came in the middle of a print.
         with contextlib.suppress(OSError, ValueError, RuntimeError):
-            self.report("stopping after this step; once more stops at once")
+            self.report("stopping after the steps under way; once more stops at once")
 
     def due(self):
         """Whether the run ends after this step: one answer for all who ask, so that a backup is made before."""
@@ -219,7 +221,9 @@ class StopAtSignal(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.stopping:
+        # After the last epoch, the other callbacks first see the end of the training.
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if self.stopping and not last:
             raise KeyboardInterrupt
 
 
@@ -276,6 +280,8 @@ def check_callbacks(callbacks, settings):
             raise ValueError(
                 f"The settings of a run say how its KL weight rises (kl_schedule, kl_weight, kl_warmup): leave {name} out."
             )
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            raise ValueError(f"The setting ema of a run averages its weights: leave {name} out.")
         of_the_rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
         if isinstance(callback, of_the_rate) and settings.lr_schedule != "constant":
             raise ValueError(
@@ -284,10 +290,11 @@ def check_callbacks(callbacks, settings):
             )
 
 
-def go_on(callbacks, history):
+def go_on(callbacks, history, report):
     """Make Keras' own callbacks of a user go on in a resumed run, where they keep or add to a file.
 
-    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file.
+    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file. (An epoch in
+    whose end the run died may be missing in both.)
 
     Raises:
         ValueError: a `ModelCheckpoint` has no mode that says what is best, or its figure is in no history.
@@ -298,6 +305,10 @@ def go_on(callbacks, history):
         if not isinstance(callback, keras.callbacks.ModelCheckpoint):
             continue
         if not callback.save_best_only or not history:
+            continue
+        path = str(callback.filepath)
+        if "{" not in path and not os.path.exists(path):
+            report(f"{path} is not there: its best epoch is looked for anew")
             continue
         best = {"min": min, "max": max}.get(callback.mode)
         if best is None and callback.monitor in ("loss", "val_loss"):

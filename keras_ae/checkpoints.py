@@ -19,6 +19,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -563,7 +564,16 @@ def _opened_backup(path, most=DIRECTORY):
 
 def _array_in(archive, member):
     with archive.open(member) as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError("an array is larger than the file")
+        file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+class _Older(CheckpointError):
+    """A backup lacks what this version needs."""
 
 
 def read_backup(folder, model):
@@ -592,7 +602,12 @@ def read_backup(folder, model):
 
         weights, optimizer, metrics = (part(name) for name in ("model", "optimizer", "metrics"))
         model.set_weights([weights[str(i)] for i in range(len(model.weights))])
-        for variable, state in zip(seeds_of(model), part("seeds").values(), strict=True):
+        seeds, states = seeds_of(model), part("seeds")
+        if seeds and not states:
+            raise _Older(
+                f"{path} was written by an earlier version of keras-ae: finish the run there, or start over with --force."
+            )
+        for variable, state in zip(seeds, states.values(), strict=True):
             variable.assign(state)
         model.optimizer.build(model.trainable_variables)
         # If the number of variables differs, Keras would only warn, and load nothing.
@@ -617,12 +632,12 @@ def read_backup(folder, model):
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
-        end = about["ended"] is True, about["changed"] is True
+        end = about.get("ended") is True, about.get("changed") is True
         return Progress(about["history"], *counts, float(about["seconds"]), means, *end)
     except FileNotFoundError:
         return Progress([])
     except Exception as error:  # NumPy, JSON and Keras may raise anything for a damaged file
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError | _Older):
             raise
         for cause in (error, error.__context__):  # zipfile says that a file it cannot read is none
             # (A zip whose numbers are damaged is read from where nothing is: EINVAL.)
@@ -894,12 +909,13 @@ def _next_files(place):
 
 
 def remove_last_backup(folder):
-    """Remove what a kill at the very end of a run left: the backup of its last epoch. Another one was put there."""
-    history = None
+    """Remove what a kill at the very end of a run left: the backup of its last epoch. Another one stays."""
+    last = False
     backup = Path(folder) / BACKUP[0]
     with contextlib.suppress(Exception), _opened_backup(backup) as archive:  # it may be damaged
-        history = json.loads(str(_array_in(archive, "about.npy")))["history"]
-    if history and history == read_history(folder):
+        history = json.loads(str(_array_in(archive, archive.getinfo("about.npy"))))["history"]
+        last = history and history == read_history(folder)
+    if last:
         remove_backup(folder)
 
 

@@ -224,7 +224,7 @@ class Run:
         first = self.train.first(in_memory(self.train.images.shape[1:], BRIGHT)).images
         if first.dtype.kind in "iu" and first.max() <= 1:
             self.report(
-                f"the images of {self.train.name} are of 0 and 1 where white is 255, and so all but black: give masks as "
+                f"the first images of {self.train.name} are of 0 and 1 where white is 255, and so all but black: give masks as "
                 "booleans or as floats, or in files as 0 and 255"
             )
         if self.settings.augment:
@@ -266,7 +266,7 @@ class Run:
             self.report(f"starting from {found.path}")
         if distributed.size() > 1 and model is not None and model.overridden("train_step"):
             raise ValueError(
-                f"The train_step of {type(model).__name__} is its own, and sums no gradients over processes: train it in one."
+                f"The train_step of {type(model).__name__} is its own, and may sum no gradients over processes: train it in one."
             )
         if self.origin is not None:
             model = in_dtype(model, self.settings.dtype)
@@ -288,8 +288,9 @@ class Run:
                 f"--resume goes on with the settings of the run; other {', '.join(other)}."
             )
         self.model = build_model(self.settings, self.train) if model is None else model
+        self.own = own_parts(self.model, self.settings)
         if self.resume:
-            check_own(self.record.get("own", {}), own_parts(self.model, self.settings), self.folder)
+            check_own(self.record.get("own", {}), self.own, self.folder)
         if self.origin is not None or self.of_dataset:  # of arrays it is what the user made it
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
@@ -360,7 +361,7 @@ class Run:
             before = self.record.get("environment", {}).get("backend")
             if before not in (None, now := keras.backend.backend()):
                 self.report(
-                    f"its last steps were on {before}, and it goes on on {now}: not bit for bit the same"
+                    f"it was last begun on {before}, and goes on on {now}: not bit for bit the same"
                 )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
@@ -408,7 +409,7 @@ class Run:
         self.record = {
             "finished": finished,
             "settings": self.settings.to_dict(),
-            **({"own": own} if (own := own_parts(self.model, self.settings)) else {}),
+            **({"own": self.own} if self.own else {}),
             "data": self.facts,
             "environment": environment,
             **({} if self.origin is None else {"from": self.origin}),
@@ -446,20 +447,25 @@ class Run:
         model = self.model
         before = model.get_weights() if self.user_callbacks else []
         callbacks.end()
-        if self.user_callbacks and not self.done.ended:
+        if not self.done.ended:  # the other processes may have been given no callbacks
             changed = distributed.on_first(
-                lambda: not all(map(np.array_equal, before, model.get_weights()))
+                lambda: any(
+                    not np.array_equal(a, b, equal_nan=True)
+                    for a, b in zip(before, model.get_weights(), strict=bool(before))
+                )
             )
             self.done = dataclasses.replace(self.done, ended=True, changed=changed)
-            if self.writes:
+            if self.writes and self.user_callbacks:
                 self.write.back_up(len(self.history), ended=True, changed=changed)
         if self.done.changed:
             self.report(
-                "a callback changed the weights after the last epoch, and the final figures are of these"
+                "a callback changed the weights after the last epoch, and the final figures of validation are of these"
             )
             distributed.broadcast(model.variables)
             logs = model.evaluate(self.test_feed, verbose=0, return_dict=True)
             self.measured = {f"val_{name}": value for name, value in numbers_of(logs).items()}
+        if self.stop.stopping:  # by a signal of the last epoch, or of its callbacks' end
+            raise KeyboardInterrupt
 
     def _callbacks(self):
         settings, done, model = self.settings, self.done, self.model
@@ -477,7 +483,7 @@ class Run:
             shown, where = (self.history, self.shown), (self.folder, self.place)
             self.write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
             if self.resume:
-                go_on(self.user_callbacks, self.history)
+                go_on(self.user_callbacks, self.history, self.report)
             callbacks += [StopAtNaN(), self.write, *self.user_callbacks]
             if self.user_callbacks:
                 callbacks.append(BackUpAgain(self.write))
@@ -511,7 +517,7 @@ class Run:
             return None
         check_there(self.folder, self.inode)
         settings, history, model = self.settings, self.history, self.model
-        if self.early and len(history) < settings.epochs:
+        if self.early and self.early.stopped_epoch:
             self.report(
                 f"stopped early: no lower validation loss in {settings.early_stopping} epochs"
             )

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import inspect
+import json
 import zlib
 
 import keras
@@ -107,7 +108,9 @@ def own_parts(model, settings):
         )
         given = {n: v for n, v in model.get_config().items() if n not in known and _is_plain(v)}
         if given:
-            own["arguments"] = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            text = ", ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
+            checksum = f"{zlib.crc32(text.encode()):08x}"
+            own["arguments"] = text if len(text) <= 200 else f"{text[:150]}… (checksum {checksum})"
     named = model.get_config()["reconstruction"]
     if not isinstance(named, str):  # a function that is in no registry
         own["reconstruction"] = model.reconstruction.__name__

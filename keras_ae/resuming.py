@@ -132,9 +132,9 @@ def read_progress(folder, model, steps):
     done = checkpoints.read_backup(folder, model)
     step = done.epochs * steps + done.batches
     counted = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-    # A user's own step or optimizer may count otherwise.
+    # A train_step or compile of the user's own may count otherwise, and a callback may end an epoch early.
     own = model.overridden("train_step") or type(model).compile is not AE.compile
-    if done.batches >= steps or counted != step and not own:
+    if done.batches >= steps or counted != step and not (own or done.ended):
         raise RunError(
             f"The backup in {folder} was made at no step of this run: {checkpoints.way_on(folder)}"
         )

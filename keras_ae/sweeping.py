@@ -106,10 +106,10 @@ def sweep(
         results.append({**_figures(place, now, own), "trained": trained})
         facts = now.get("data", {})
         first = first or facts
-        if facts.get("crc32") != first.get("crc32"):
+        if facts and facts.get("crc32") != first.get("crc32"):
             raise RunError(
                 f"{place} is of other images ({described(facts)}) than the runs before it ({described(first)}): move those of "
-                "images that you do not want away, and give the command again."
+                "images that you do not want away, and give the command again, without --force."
             )
     return results
 

@@ -502,6 +502,31 @@ class TestBackup:
         with pytest.raises(CheckpointError, match="damaged or of another model"):
             checkpoints.read_backup(tmp_path, other)
 
+    def test_one_of_an_earlier_version_is_called_so(self, vae, tmp_path):
+        vae.compile(Adam())
+        vae.optimizer.build(vae.trainable_variables)
+        checkpoints.write_backup(tmp_path, vae, Progress([]))
+        path = tmp_path / "backup" / "state.npz"
+        with np.load(path) as state:
+            arrays = dict(state)
+        np.savez(path, **{k: v for k, v in arrays.items() if not k.startswith("seeds/")})
+        with pytest.raises(
+            CheckpointError, match="written by an earlier version .*: finish the run"
+        ):
+            checkpoints.read_backup(tmp_path, vae)
+
+    def test_one_whose_array_claims_to_be_huge_is_refused(self, vae, tmp_path):
+        vae.compile(Adam())
+        vae.optimizer.build(vae.trainable_variables)
+        checkpoints.write_backup(tmp_path, vae, Progress([]))
+        path = tmp_path / "backup" / "state.npz"
+        content = path.read_bytes()
+        honest, huge = b"(8,), }" + b" " * 12, b"(8" + b"0" * 12 + b",), }"
+        assert len(honest) == len(huge) and honest in content
+        path.write_bytes(content.replace(honest, huge))
+        with pytest.raises(CheckpointError, match="damaged or of another model"):
+            checkpoints.read_backup(tmp_path, vae)
+
     def test_one_of_another_optimizer_is_refused(self, vae, tmp_path):
         """Keras would warn, and go on with an optimizer at its start."""
         vae.compile(Adam())

@@ -665,11 +665,22 @@ class TestRules:
         with pytest.raises(ValueError, match='needs mode="min" or "max" in a resumed run'):
             fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped", "auto"))
         unknown = keras.callbacks.ModelCheckpoint(
-            tmp_path / "x.keras", "fid", mode="min", save_best_only=True
+            tmp_path / "x{epoch}.keras", "fid", mode="min", save_best_only=True
         )
         with pytest.raises(ValueError, match="of fid needs an initial_value_threshold, the best"):
             fit(settings, run, resume=True, callbacks=unknown)
-        fit(settings, run, resume=True, callbacks=own(tmp_path / "stopped"))
+        lines, gone = (
+            [],
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "gone.keras", "kl_weight", mode="min", save_best_only=True
+            ),
+        )
+        callbacks_ = [*own(tmp_path / "stopped"), gone]
+        fitting.fit(
+            settings, run, resume=True, callbacks=callbacks_, verbose=0, report=lines.append
+        )
+        assert f"{tmp_path / 'gone.keras'} is not there: its best epoch is looked for anew" in lines
+        assert (tmp_path / "gone.keras").is_file()
         logs = [
             list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines()))
             for name in ("alone", "stopped")
@@ -680,12 +691,19 @@ class TestRules:
             np.testing.assert_array_equal(alone, stopped)
         assert not np.array_equal(best[0].get_weights()[0], next(iter(weights(run).values())))
 
-    def test_a_rate_that_a_callback_lowers_is_lowered_once_an_epoch(self, tmp_path, monkeypatch):
-        """Keras' LearningRateScheduler sees the beginning of a broken epoch again."""
+    def test_what_callbacks_do_as_an_epoch_begins_counts_once(self, tmp_path, monkeypatch):
+        """They see the beginning of a broken epoch again: to lower the learning rate, and to draw noise."""
         settings = small("vae", epochs=4, lr_schedule="constant")
 
+        class Draw(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.model.noise((2, 3))
+
+            def on_epoch_begin(self, epoch, logs=None):
+                self.model.noise((2, 3))
+
         def halved():
-            return keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+            return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2), Draw()]
 
         fit(settings, tmp_path / "alone", callbacks=halved())
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -744,6 +762,17 @@ class TestRules:
             patch.setattr(keras_ae.VAE, "fit_prior", interrupt)
             fit(settings, places[1], callbacks=early())
         fit(settings, places[1], resume=True, callbacks=early())
+
+        class Signal(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                if epoch == 3:  # that of the last epoch
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        third = tmp_path / "third"
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, third, callbacks=[early(), Signal()])
+        fit(settings, third, resume=True, callbacks=early())
+        assert_same_run(places[0], third)
         assert len(history(places[0])) == len(history(places[1])) == 4
         assert_same_run(*places)
         finals = [checkpoints.read_run(place)["final"] for place in places]
@@ -761,6 +790,7 @@ class TestRules:
             (rate, 'give the settings lr_schedule="constant"'),
             (keras.callbacks.ReduceLROnPlateau(), 'give the settings lr_schedule="constant"'),
             (keras.callbacks.BackupAndRestore(tmp_path / "b"), "A run keeps its own backup"),
+            (keras.callbacks.SwapEMAWeights(), "The setting ema of a run averages its weights"),
             (keras_ae.KLAnnealing(), "The settings of a run say how its KL weight rises"),
         ):
             with pytest.raises(ValueError, match=words):

@@ -236,7 +236,7 @@ def command(context, data_dir, out, start, tensorboard, resume, force, quiet, as
     kae fit --config checkpoints/cvae/run.json --out again    repeats a run
     kae fit cvae --from cvae --epochs 5                       goes on with a finished one
 
-    Progress and messages go to stderr. Ctrl-C stops after the current step, and --resume continues
+    Progress and messages go to stderr. Ctrl-C stops after the steps under way, and --resume continues
     from there.
     """
 

@@ -95,7 +95,7 @@ def command(
         if classes:
             raise click.UsageError("--odd is for classes of the model's own dataset.")
         _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
-        # By the images as well: every import is of version 1.0.0.
+        # By the images as well: imports of one name may be of one version.
         same = (scored.name, scored.version) == (known.name, known.version)
         if same and checksum_of_data(scored) == checksum_of_data(known):
             raise click.UsageError(

@@ -311,7 +311,7 @@ def _of_classes(folder, may_be_empty=False):
 
 
 def _no_images(folder):
-    others = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    others = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
     if not others:
         return DataError(f"{folder} is empty: fill it or remove it")
     return DataError(
