@@ -264,14 +264,21 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         return self.model.stop_training
 
 
-def check_callbacks(callbacks, settings):
-    """Refuse Keras' callbacks that a run cannot do with.
+def check_callbacks(callbacks, settings, folder):
+    """Refuse callbacks that a run in a folder cannot do with.
 
     Raises:
-        ValueError: one changes the learning rate where a schedule does, or does what the run itself does.
+        ValueError: one is none of Keras', changes the learning rate where a schedule does, does what the run itself
+            does, or writes to a file of the run.
     """
+    ours = [os.path.realpath(folder / name) for name in (*checkpoints.ALWAYS, *checkpoints.BACKUP)]
     for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(f"callbacks are keras.callbacks.Callback; got {callback!r:.60}.")
         name = type(callback).__name__
+        for file in (getattr(callback, "filepath", None), getattr(callback, "filename", None)):
+            if isinstance(file, str | os.PathLike) and os.path.realpath(file) in ours:
+                raise ValueError(f"The run itself writes {file}: give the {name} another file.")
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             raise ValueError(
                 f"A run keeps its own backup, which resume=True goes on with: leave {name} out."

@@ -161,8 +161,10 @@ class Run:
         # One, several or None, as in Keras' `fit`.
         self.user_callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
         # These raise errors now.
+        if not isinstance(settings, Settings):
+            raise ValueError(f"settings are a keras_ae.Settings; got {settings!r:.60}.")
         settled(settings)
-        check_callbacks(self.user_callbacks, settings)
+        check_callbacks(self.user_callbacks, settings, self.folder)
         checkpoints.check_clock()
         self.started = time.perf_counter()
         self.lock = checkpoints.RunLock(self.folder)

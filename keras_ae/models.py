@@ -307,6 +307,16 @@ class AE(Steps, Objective):
         super().compile(*args, **kwargs)
         self._forget_compiled()
 
+    def save(self, filepath, *args, **kwargs):
+        """As `keras.Model.save`, to a .keras file.
+
+        Raises:
+            ValueError: the file is an HDF5 file, which cannot hold these models.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(f"A model of keras-ae is saved to a .keras file; got {filepath}.")
+        return super().save(filepath, *args, **kwargs)
+
     def _forget_compiled(self):
         """Drop what jax and tensorflow compiled for `encode` and the like; `compile` does so for `fit`."""
         self._views.networks.clear()

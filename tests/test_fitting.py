@@ -790,11 +790,16 @@ class TestRules:
             (rate, 'give the settings lr_schedule="constant"'),
             (keras.callbacks.ReduceLROnPlateau(), 'give the settings lr_schedule="constant"'),
             (keras.callbacks.BackupAndRestore(tmp_path / "b"), "A run keeps its own backup"),
+            (keras.callbacks.TerminateOnNaN, "callbacks are keras.callbacks.Callback; got <class"),
+            (keras.callbacks.CSVLogger(tmp_path / "run" / "history.csv"), "another file"),
+            (keras.callbacks.ModelCheckpoint(tmp_path / "run" / "model.keras"), "another file"),
             (keras.callbacks.SwapEMAWeights(), "The setting ema of a run averages its weights"),
             (keras_ae.KLAnnealing(), "The settings of a run say how its KL weight rises"),
         ):
             with pytest.raises(ValueError, match=words):
                 fit(small("vae", epochs=1), tmp_path / "run", callbacks=callback)
+        with pytest.raises(ValueError, match="settings are a keras_ae.Settings; got 'vae'"):
+            fit("vae", tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_a_model_of_ones_own_with_another_argument_is_refused(self, tmp_path, monkeypatch):

@@ -180,6 +180,8 @@ class Contract:
         model.fit(x, batch_size=BATCH, verbose=0)
         model.save(tmp_path / "model.keras")
         model.save_weights(tmp_path / "model.weights.h5")
+        with pytest.raises(ValueError, match="is saved to a .keras file; got .*model.h5"):
+            model.save(tmp_path / "model.h5")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         assert same(arrays(model.weights), arrays(loaded.weights))
         assert same(arrays(model.optimizer.variables), arrays(loaded.optimizer.variables))
