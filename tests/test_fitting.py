@@ -765,7 +765,7 @@ class TestRules:
 
         class Signal(keras.callbacks.Callback):
             def on_epoch_end(self, epoch, logs=None):
-                if epoch == 3:  # that of the last epoch
+                if self.model.stop_training:
                     os.kill(os.getpid(), signal.SIGTERM)
 
         third = tmp_path / "third"
@@ -773,7 +773,7 @@ class TestRules:
             fit(settings, third, callbacks=[early(), Signal()])
         fit(settings, third, resume=True, callbacks=early())
         assert_same_run(places[0], third)
-        assert len(history(places[0])) == len(history(places[1])) == 4
+        assert 2 < len(history(places[0])) == len(history(places[1])) < 6
         assert_same_run(*places)
         finals = [checkpoints.read_run(place)["final"] for place in places]
         for final in finals:
@@ -782,7 +782,7 @@ class TestRules:
         assert finals[0] == finals[1]
         # Of the epoch before the last two, which does not depend on the noise.
         rows = [float(row["val_kl"]) for row in history(places[0])]
-        assert finals[0]["val_kl"] == pytest.approx(rows[1], rel=1e-4) != rows[3]
+        assert finals[0]["val_kl"] == pytest.approx(rows[-3], rel=1e-4) != rows[-1]
 
     def test_keras_callbacks_that_a_run_cannot_do_with_are_refused(self, tmp_path):
         rate = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
