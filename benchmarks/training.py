@@ -139,6 +139,7 @@ def torch_loops(kind, backbone, batch, images, labels):
     from torch.nn import functional
 
     extra = 10 if kind == "cvae" else 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     class Network(nn.Module):
         def __init__(self):
@@ -197,14 +198,14 @@ def torch_loops(kind, backbone, batch, images, labels):
             return image.to(torch.float32).div(255), int(labels[i])
 
     def make(fused, batches, item):
-        network = Network()
+        network = Network().to(device)
         optimizer = torch.optim.Adam(network.parameters(), RATE, fused=fused)
 
         def epoch():
             total = 0.0
             for x, label in batches():
                 optimizer.zero_grad()
-                loss = loss_of(network, x, label)
+                loss = loss_of(network, x.to(device), label.to(device))
                 loss.backward()
                 optimizer.step()
                 total += (loss.item() if item else loss.detach()) * len(x)
@@ -212,9 +213,9 @@ def torch_loops(kind, backbone, batch, images, labels):
 
         return epoch
 
-    def shuffled(x, scale):
-        for rows in torch.randperm(len(x)).split(batch):
-            yield x[rows].float().div_(255) if scale else x[rows], classes[rows]
+    def shuffled(x, labels, scale):
+        for rows in torch.randperm(len(x), device=x.device).split(batch):
+            yield x[rows].float().div_(255) if scale else x[rows], labels[rows]
 
     def pythae():
         """A function that trains an epoch with pythae's trainer, without its evaluation and checkpoints;
@@ -241,7 +242,7 @@ def torch_loops(kind, backbone, batch, images, labels):
             Model(),
             BaseDataset(floats, classes),
             training_config=BaseTrainerConfig(
-                tempfile.mkdtemp(), batch, learning_rate=RATE, no_cuda=True
+                tempfile.mkdtemp(), batch, learning_rate=RATE, no_cuda=device == "cpu"
             ),
         )
         trainer.set_optimizer()
@@ -250,9 +251,10 @@ def torch_loops(kind, backbone, batch, images, labels):
 
     floats = pixels.float() / 255
     loader = torch.utils.data.DataLoader(Transformed(), batch, shuffle=True)
+    there = pixels.to(device), classes.to(device)
     loops = {
-        "fused": make(True, lambda: shuffled(pixels, True), False),
-        "plain": make(None, lambda: shuffled(floats, False), True),
+        "fused": make(True, lambda: shuffled(*there, True), False),
+        "plain": make(None, lambda: shuffled(floats, classes, False), True),
         "tutorial": make(None, lambda: loader, True),
     }
     if kind != "cvae" and (epoch := pythae()):

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_ae import model_file
+from keras_ae import gpu, model_file
 from keras_ae.backbones import LAST, in_policy
 from keras_ae.data import GENUINE, load_splits
 from keras_ae.data.cache import own_folder
@@ -265,7 +265,8 @@ def train_classifier(train, seed=0, steps=STEPS, progress=None, minutes=None):
 
     report = keras.callbacks.LambdaCallback(on_epoch_end=report)
     clock = _Clock(steps, minutes, progress)
-    trained.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[report, clock])
+    with gpu.repeatable():
+        trained.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[report, clock])
     return network
 
 

@@ -123,7 +123,13 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                 why = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
-            report(f"{keras.backend.backend()} hands the writing of {format} to {writer.backend}")
+            here = keras.backend.backend()
+            if here == writer.backend:
+                report(
+                    f"{format} is written by a process on the CPU, so that it runs without a GPU"
+                )
+            else:
+                report(f"{here} hands the writing of {format} to {writer.backend}")
             hand_over(model, made, format, part, modules)
         sync(made.parent)
         check(path, format, part, force)  # again: another command may have written there meanwhile

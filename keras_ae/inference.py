@@ -6,7 +6,7 @@ import numbers
 import keras
 import numpy as np
 
-from keras_ae import distributed
+from keras_ae import distributed, gpu
 from keras_ae.errors import LEAST, NotFinite, UserError, chosen_bound, memory_bound
 from keras_ae.fast.networks import call_network
 
@@ -65,7 +65,8 @@ def in_batches(network, inputs, batch_size):
             inputs = [np.concatenate([array, array[-1:].repeat(more, 0)]) for array in inputs]
     forward, batches = _forward_pass(network), []
     for i in range(0, len(inputs[0]), batch_size):
-        batches.append(forward([array[i : i + batch_size] for array in inputs]))
+        with gpu.in_float32():
+            batches.append(forward([array[i : i + batch_size] for array in inputs]))
         if i == 0:  # now the size of the outputs is known for every network
             outputs = keras.tree.flatten(batches[0])
             check_memory(4 * n * sum(math.prod(x.shape[1:]) for x in outputs), f"{n:,} outputs")

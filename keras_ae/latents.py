@@ -12,6 +12,7 @@ from keras_ae.errors import UserError, need
 from keras_ae.evaluation import kl_per_latent
 from keras_ae.inference import check_count, check_finite, check_memory
 from keras_ae.priors import draw_codes
+from keras_ae.tensors import to_numpy
 
 DRAWN = 10_000  # codes drawn from the prior to compute quantiles
 REACH = (0.02, 0.98)  # a traversal goes from one of these quantiles to the other
@@ -37,8 +38,8 @@ def path(start, end, steps, spherical=False):
     """
     if steps < 2:
         raise ValueError(f"steps must be 2 or more, for both ends; got {steps}.")
-    check_memory(4 * 8 * steps * np.size(start), f"a path of {steps:,} codes")
-    start, end = (np.asarray(c, "float64") for c in (start, end))
+    start, end = (to_numpy(c, "float64") for c in (start, end))
+    check_memory(4 * 8 * steps * start.size, f"a path of {steps:,} codes")
     share = np.linspace(0.0, 1.0, steps)[:, None]
     norms = np.linalg.norm(start) * np.linalg.norm(end)
     angle = np.arccos(np.clip(start @ end / norms, -1.0, 1.0)) if norms else 0.0
@@ -83,7 +84,7 @@ def principal_directions(codes):
     check_finite([codes], "Some codes of the model")
     latents = np.shape(codes)[1]
     check_memory(4 * 8 * latents**2, f"the covariance of {latents:,} latents")
-    _, vectors = np.linalg.eigh(np.cov(np.asarray(codes, "float64"), rowvar=False, ddof=0))
+    _, vectors = np.linalg.eigh(np.cov(to_numpy(codes, "float64"), rowvar=False, ddof=0))
     rows = vectors.T[::-1]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1, keepdims=True), 1)
     return rows * np.sign(largest)
@@ -113,7 +114,7 @@ def plane(codes, rows, columns):
     check_count("rows", rows, 1)
     check_count("columns", columns, 1)
     _check_some(codes)
-    codes = np.asarray(codes, "float64")
+    codes = to_numpy(codes, "float64")
     dimensions = codes.shape[1]
     check_memory(4 * 8 * rows * columns * dimensions, f"a grid of {rows:,} x {columns:,} codes")
     if dimensions == 1:
@@ -189,7 +190,7 @@ def traversals(model, code, latents, codes, steps=10, label=None):
             )
     _check_some(codes)
     low, high = np.quantile(codes, REACH, axis=0)
-    moved = np.repeat(np.asarray(code, "float32")[None], len(latents) * steps, axis=0)
+    moved = np.repeat(to_numpy(code, "float32")[None], len(latents) * steps, axis=0)
     for row, latent in enumerate(latents):
         moved[row * steps : (row + 1) * steps, latent] = np.linspace(
             low[latent], high[latent], steps
@@ -231,7 +232,7 @@ def embed(codes, method="pca", seed=0):
         NotFinite: some codes are NaN or infinite.
         ValueError: the method is unknown.
     """
-    codes = np.asarray(codes, "float64")
+    codes = to_numpy(codes, "float64")
     if method not in EMBEDDINGS:
         raise ValueError(f"method must be one of {', '.join(EMBEDDINGS)}; got {method!r}.")
     if len(codes) < FEWEST:

@@ -40,6 +40,7 @@ from keras_ae.priors import (
     draw_codes,
     prior_in_weights,
 )
+from keras_ae.tensors import to_numpy
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 PRIOR_IMAGES = 100_000  # images whose codes a prior is fitted to
@@ -231,7 +232,7 @@ class AE(Steps, Objective):
         Raises:
             ValueError: codes are not (N, D) finite numbers, or labels do not fit.
         """
-        codes = np.asarray(codes, "float32")
+        codes = to_numpy(codes, "float32")
         if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
             raise ValueError(f"Codes must be (N, {self.latent_dim}); got {codes.shape}.")
         if not np.isfinite(codes).all():
@@ -812,7 +813,7 @@ class CVAE(VAE):
             images, labels = inputs
             rows = _chosen_rows(len(images), seed)
             if rows is not None:
-                images, labels = Rows(images, rows), np.asarray(labels)[rows]
+                images, labels = Rows(images, rows), to_numpy(labels)[rows]
             return (images, labels), self.class_labels(labels, len(images))
         pairs = [self.unpack(batch)[0] for batch in batches_of(inputs, 256)]
         images, labels = (
@@ -947,7 +948,7 @@ def _chosen_rows(n, seed):
 
 def _indices(labels):
     """Labels (N,), (N, 1) or one-hot (N, K) as indices (N,)."""
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     if labels.ndim not in (1, 2):
         raise ValueError(f"Labels must be (N,), (N, 1) or (N, K) one-hot; got {labels.shape}.")
     return labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)

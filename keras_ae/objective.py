@@ -8,7 +8,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_ae import distributed
+from keras_ae import distributed, gpu
 from keras_ae.inputs import check_range, check_shape, is_array, peek, rank_of, unit_range
 from keras_ae.train_step import StepMixin
 
@@ -353,10 +353,11 @@ class Objective(StepMixin, keras.Model):
             validation_data = self._checked(*validation_data)
         elif validation_data is not None:
             validation_data = self._checked(validation_data)[0]
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
-            shuffle, class_weight, sample_weight, **kwargs,
-        )  # fmt: skip
+        with gpu.repeatable():
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
+                shuffle, class_weight, sample_weight, **kwargs,
+            )  # fmt: skip
 
     def evaluate(
         self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
@@ -364,12 +365,14 @@ class Objective(StepMixin, keras.Model):
         """`keras.Model.evaluate`, for the same inputs that `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it already
             x, y, sample_weight = self._checked(x, y, sample_weight)
-        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+        with gpu.in_float32():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """`keras.Model.predict`: returns the reconstructions, (N, H, W, C) float32 in [0, 1]."""
         x = self._checked(x, own_target=False)[0]
-        return super().predict(x, *args, **kwargs)
+        with gpu.in_float32():
+            return super().predict(x, *args, **kwargs)
 
     def predict_step(self, *arguments):
         """Keras' own, for a batch in any form that `fit` takes."""

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_ae.errors import NotFinite, UserError, installed, need, printable
 from keras_ae.files import open_file
+from keras_ae.tensors import to_numpy
 
 INK = 230  # grey level of the names beside the images
 BACKGROUND = 40  # dark grey between the images, so that black and white borders are both visible
@@ -28,7 +29,7 @@ def to_uint8(images):
         NotFinite: some pixels are NaN or infinite; NaN would become black.
         ValueError: they are floats, and the whole numbers of 0..255; nearly all would become white.
     """
-    images = np.asarray(images)
+    images = to_numpy(images)
     if images.dtype.kind in "iu":
         return images if images.dtype == np.uint8 else images.clip(0, 255).astype(np.uint8)
     if not np.isfinite(images).all():
@@ -50,7 +51,7 @@ def short(name):
 
 def to_float(images):
     """Convert images (..., H, W, C), whole numbers in 0..255 or float in [0, 1], to float32 in [0, 1]."""
-    images = np.asarray(images)
+    images = to_numpy(images)
     if images.dtype.kind in "iu":
         return np.divide(images, np.float32(255), dtype="float32")
     return images.astype("float32")
@@ -150,7 +151,7 @@ def class_rows(images, labels, names, size=14):
     Raises:
         ValueError: there are no images.
     """
-    images, labels = to_uint8(images), np.asarray(labels)
+    images, labels = to_uint8(images), to_numpy(labels)
     _check_some(images)
     classes = np.unique(labels)
     columns = np.bincount(labels).max()

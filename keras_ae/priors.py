@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_ae.files import open_zip
+from keras_ae.tensors import to_numpy
 
 REGULARISATION = 1e-2  # variance added to each latent of a component (codes are of order 1)
 FACTORS = 1 << 24  # numbers in the Cholesky factors, or weights, that `draw` gathers at a time
@@ -129,7 +130,7 @@ class StandardNormal(Prior):
 
     def log_prob(self, codes, labels=None):
         """log p(z) in nats: codes (N, D) -> (N,)."""
-        codes = np.asarray(codes, "float64")
+        codes = to_numpy(codes, "float64")
         return -0.5 * (np.square(codes).sum(-1) + self.latent_dim * np.log(2 * np.pi))
 
     def describe(self):
@@ -184,7 +185,7 @@ class ClassMixture(Prior):
     def draw(self, n, labels=None, seed=0):
         """Draw codes (n, latent_dim) float32, row i from the mixture of labels[i] (N,), 0 <= label < K."""
         rng = np.random.default_rng(seed)
-        labels = np.zeros(n, "int64") if labels is None else np.asarray(labels)
+        labels = np.zeros(n, "int64") if labels is None else to_numpy(labels)
         means, cholesky, cumulative = self.means, self.cholesky, self.cumulative
         # Draw the noise first, the component second: then a fitted and an unfitted prior draw the same
         # noise from one seed.
@@ -206,8 +207,8 @@ class ClassMixture(Prior):
         from scipy.linalg import solve_triangular
         from scipy.special import log_softmax
 
-        codes = np.asarray(codes, "float64")
-        labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
+        codes = to_numpy(codes, "float64")
+        labels = np.zeros(len(codes), "int64") if labels is None else to_numpy(labels)
         logits, means, cholesky = (getattr(self, name).astype("float64") for name in self.arrays)
         log_weights = log_softmax(logits, axis=-1)
         result = np.empty(len(codes))
@@ -293,14 +294,14 @@ class ClassMixture(Prior):
         Raises:
             ValueError: there are no codes; a code is not a number, or beyond FARTHEST.
         """
-        codes = np.asarray(codes, "float32")
+        codes = to_numpy(codes, "float32")
         if not len(codes):
             raise ValueError("A prior cannot be fitted to no codes")
         if not np.abs(codes).max(initial=0.0) <= FARTHEST:  # written so that NaN is refused too
             raise ValueError(
                 f"A prior cannot be fitted to codes that are no numbers, or beyond {FARTHEST:g}"
             )
-        labels = np.zeros(len(codes), "int64") if labels is None else np.asarray(labels)
+        labels = np.zeros(len(codes), "int64") if labels is None else to_numpy(labels)
         order = np.random.default_rng(seed).permutation(len(codes))
         choices = len(components) * len(shrinkage)
         tenth = len(codes) // 10 if choices > 1 else 0  # nothing held out for a single choice
@@ -353,7 +354,7 @@ class ClassMixture(Prior):
         from scipy.special import log_softmax
 
         with np.errstate(divide="ignore"):  # log 0, for a class that never occurs
-            shares = np.log(np.asarray(frequencies, "float32"))
+            shares = np.log(to_numpy(frequencies, "float32"))
         logits = log_softmax(self.logits, -1) + shares[:, None]
         prior = ClassMixture(self.latent_dim, 1, logits.size, **kwargs)
         prior.logits = logits.reshape(prior.logits.shape)
@@ -396,7 +397,7 @@ class Mixture:
 
     def log_prob(self, codes):
         """log p(z): codes (n, D) -> (n,)."""
-        return logsumexp(self.joint(np.asarray(codes, "float32")))
+        return logsumexp(self.joint(to_numpy(codes, "float32")))
 
 
 def logsumexp(terms):

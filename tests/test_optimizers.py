@@ -105,7 +105,7 @@ def test_a_gradient_that_is_a_transposed_view_meets_its_own_weights():
     updated = []
     for make in (keras_ae.Adam, keras.optimizers.Adam):
         weight = keras.Variable(np.zeros((3, 5), "float32"))
-        gradient = torch.linspace(-1, 1, 15).reshape(5, 3).T
+        gradient = torch.linspace(-1, 1, 15, device=weight.value.device).reshape(5, 3).T
         make(0.1).apply([gradient], [weight])
         updated.append(keras.ops.convert_to_numpy(weight))
     np.testing.assert_allclose(updated[0], updated[1], rtol=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_ae
-from keras_ae import distributed, fast
+from keras_ae import distributed, fast, gpu
 from keras_ae.fast.networks import call_network
 from keras_ae.feed import Feed
 
@@ -40,13 +40,14 @@ def train(model_class, backbone, digits, optimizer):
         model.seed_generator.state.assign([3, 0])
     losses = Losses()
     x = (images, labels) if model.num_classes else images
-    history = model.fit(
-        Feed(images, labels if model.num_classes else None, BATCH, seed=1),
-        shuffle=False,
-        callbacks=[losses],
-        verbose=0,
-        validation_data=(x,),
-    )
+    with gpu.in_float32():
+        history = model.fit(
+            Feed(images, labels if model.num_classes else None, BATCH, seed=1),
+            shuffle=False,
+            callbacks=[losses],
+            verbose=0,
+            validation_data=(x,),
+        )
     return losses.seen, history.history
 
 

@@ -83,6 +83,9 @@ def start_backend(training=False):
         # and as much again later.
         enabled = gc.isenabled()
         gc.disable()
+        if name == "jax":  # on a GPU, one seed gives one result; on a CPU it always does
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {flags}".strip()
         try:
             import keras
 

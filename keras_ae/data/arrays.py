@@ -11,6 +11,7 @@ from keras_ae.data.disk import DataError
 from keras_ae.data.preparation import Preparation
 from keras_ae.errors import LEAST, UserError, memory_bound
 from keras_ae.files import open_file
+from keras_ae.tensors import to_numpy
 
 LARGEST = 1 << 20  # label of the user's: there is a name for each number up to it
 
@@ -65,7 +66,7 @@ class StoredImages:
         Raises:
             ValueError: they are not of the file's shape or type, or there are no such rows.
         """
-        images = np.asarray(images)
+        images = to_numpy(images)
         if images.shape[1:] != self._shape[1:] or not np.can_cast(images.dtype, self.dtype):
             raise ValueError(
                 f"{self.path} holds {self.dtype} images {self._shape[1:]}; got {images.dtype} {images.shape[1:]}."
@@ -244,14 +245,14 @@ def _arrays(images, what):
         raise ValueError(
             f"{what} must be one array of images, or a pair (images, labels); got {len(pair)} parts."
         )
-    images, labels = np.asarray(pair[0]), pair[1]
+    images, labels = to_numpy(pair[0]), pair[1]
     # No backend takes another order of bytes.
     images = images.astype(images.dtype.newbyteorder("="), copy=False)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"{what} images must be (N, H, W, C); got {images.shape}.")
     if labels is None:
         return images, None
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     if labels.shape == (len(images), 1):
         labels = labels[:, 0]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:

@@ -14,6 +14,7 @@ from keras_ae.evaluation.arrays import chunks
 from keras_ae.evaluation.intervals import NORMAL, REDRAWN, around
 from keras_ae.inputs import check_range
 from keras_ae.pictures import to_float
+from keras_ae.tensors import to_numpy
 
 NEIGHBOURS = 5  # k of the k-th neighbour that gives a ball's radius, as Naeem et al. recommend
 COMPARED = 10_000  # most images of each set in the kernel distance, which compares all pairs
@@ -249,7 +250,7 @@ def _sliced_with_interval(features, reference, directions=DIRECTIONS, redrawn=RE
 
 def _patches_of(features, fewest=1):
     """Features as (N, P, F), checked."""
-    features = np.asarray(features)
+    features = to_numpy(features)
     if features.ndim not in (2, 3) or len(features) < fewest:
         raise ValueError(f"Features must be (N, F), N >= {fewest}; got {features.shape}.")
     if not np.isfinite(features).all():
@@ -280,7 +281,7 @@ def manifold_overlap(real, samples, k=NEIGHBOURS):
     from sklearn.metrics import pairwise_distances
     from sklearn.neighbors import NearestNeighbors
 
-    real, samples = (np.asarray(f, "float64") for f in (real, samples))
+    real, samples = (to_numpy(f, "float64") for f in (real, samples))
     real_radius, sample_radius = (
         NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0][:, -1]
         for points in (real, samples)

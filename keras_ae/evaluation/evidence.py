@@ -12,6 +12,7 @@ from keras_ae.inputs import check_range
 from keras_ae.losses import RECONSTRUCTIONS, nll_per_image
 from keras_ae.pictures import to_float
 from keras_ae.priors import log_density
+from keras_ae.tensors import to_numpy
 
 ACTIVE = 0.01  # a latent counts as active if the variance of its posterior mean is larger
 
@@ -21,7 +22,7 @@ def kl_per_code(mean, log_var):
 
     Kingma & Welling 2014, appendix B.
     """
-    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    mean, log_var = (to_numpy(a, "float64") for a in (mean, log_var))
     with np.errstate(over="ignore", invalid="ignore"):
         return 0.5 * (np.square(mean) + np.exp(log_var) - 1 - log_var)
 
@@ -141,7 +142,7 @@ def mutual_information(mean, log_var, seed=0):
         Hoffman & Johnson 2016, ELBO surgery: yet another way to carve up the variational evidence lower
         bound, section 2.
     """
-    mean, log_var = (np.asarray(a, "float64") for a in (mean, log_var))
+    mean, log_var = (to_numpy(a, "float64") for a in (mean, log_var))
     if mean.ndim != 2 or mean.shape != log_var.shape or not len(mean):
         raise ValueError(
             f"mean and log_var must be (N, D), N >= 1; got {mean.shape} and {log_var.shape}."
