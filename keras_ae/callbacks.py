@@ -24,7 +24,7 @@ BACKUP_SECONDS = 60.0  # between two backups in an epoch: a kill costs at most s
 
 # Signals that ask a run to stop. They come from a user, a shell, a terminal that closes, a cluster that warns
 # of the end of a job, or a limit on CPU time.
-STOPPING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGXCPU")
+STOPPING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 INSISTENT = STOPPING[:3]  # a second one ends the run at once; the others repeat by themselves
 
 
@@ -44,8 +44,9 @@ class Callbacks(keras.callbacks.CallbackList):
         self._begun = True
         optimizer, seeds = self._model.optimizer, checkpoints.seeds_of(self._model)
         rates = [v for v in optimizer.variables if v.name == "learning_rate"]
-        self._before = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in (*seeds, *rates)]
+        drawn = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in seeds]
         super().on_train_begin(logs)
+        self._before = drawn + [(v, np.array(keras.ops.convert_to_numpy(v))) for v in rates]
 
     def on_train_end(self, logs=None):
         self._logs = logs
@@ -211,9 +212,6 @@ class StopAtSignal(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.training = True
 
-    def on_train_end(self, logs=None):
-        self.training = False
-
     def on_train_batch_end(self, batch, logs=None):
         due, self._due = self.due(), None
         steps = self.params["steps"]  # None where Keras does not know how many there will be
@@ -314,7 +312,8 @@ def go_on(callbacks, history, report):
         if not callback.save_best_only or not history:
             continue
         path = str(callback.filepath)
-        if "{" not in path and not os.path.exists(path):
+        here = "{" not in path and "://" not in path
+        if here and not os.path.exists(path):
             report(f"{path} is not there: its best epoch is looked for anew")
             continue
         best = {"min": min, "max": max}.get(callback.mode)
@@ -599,9 +598,9 @@ class WriteRun(keras.callbacks.Callback):
         if self.place == self.folder:
             checkpoints.write_history(self.folder, self.history)
             # Last: then all epochs that it counts are already written.
-            self.back_up(epoch + 1)
+            self.back_up(epoch + 1, ended=model.stop_training)
         else:
-            self.back_up(epoch + 1)
+            self.back_up(epoch + 1, ended=model.stop_training)
             # Last: from now on this is the run of the folder, and a kill is put right by the next `fit`.
             checkpoints.write_history(self.place, self.history)
             self.place = self.folder

@@ -103,7 +103,8 @@ def float32_copy(model):
     """A float32 copy of a model with its weights and prior, which was never compiled.
 
     Raises:
-        CheckpointError: a class, or an encoder or decoder, of the user's own cannot be rebuilt from its config.
+        CheckpointError: a class, or an encoder or decoder, of the user's own cannot be rebuilt from its config, or
+            has other weights then.
     """
     try:
         with zero_weights():
@@ -119,7 +120,13 @@ def float32_copy(model):
             f"The {' and the '.join(model.custom_networks)} of your own cannot be saved ({why}): it must have a "
             "get_config, and a class of your own @keras.saving.register_keras_serializable()."
         ) from error
-    bare.set_weights(model.get_weights())
+    try:
+        bare.set_weights(model.get_weights())
+    except ValueError as error:
+        raise CheckpointError(
+            f"A {type(model).__name__} made again from its config has other weights: save and load it by its own `save` "
+            "and keras_ae.load_model first, which merges LoRA; an encoder and a decoder share no layer."
+        ) from error
     if hasattr(model, "set_prior"):
         bare.set_prior(model.prior)
     return bare
@@ -500,7 +507,7 @@ class Progress:
     seconds: float = 0.0
     metrics: list = dataclasses.field(default_factory=list)
     ended: bool = False
-    changed: bool = False
+    changed: bool | None = None
 
 
 def write_backup(folder, model, progress):
@@ -520,7 +527,7 @@ def write_backup(folder, model, progress):
         "seconds": progress.seconds,
         "history": progress.history,
         "ended": bool(progress.ended),
-        "changed": bool(progress.changed),
+        "changed": progress.changed,
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
@@ -632,7 +639,8 @@ def read_backup(folder, model):
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
-        end = about.get("ended") is True, about.get("changed") is True
+        changed = about.get("changed")
+        end = about.get("ended") is True, changed if isinstance(changed, bool) else None
         return Progress(about["history"], *counts, float(about["seconds"]), means, *end)
     except FileNotFoundError:
         return Progress([])
@@ -654,7 +662,10 @@ def way_on(folder):
         return over
     with contextlib.suppress(CheckpointError):
         if "model" in (read_run(folder).get("own") or {}):
-            return f"in Python, keras_ae.fit(model=keras_ae.load_model({str(model)!r})) goes on from its model, {over}"
+            return (
+                f"in Python, keras_ae.fit(settings, another_folder, model=keras_ae.load_model({str(model)!r})) goes on "
+                f"from its model, with the settings of its run.json, {over}"
+            )
     return f"--from {shlex.quote(str(folder))} goes on from its model, {over}"
 
 
@@ -740,22 +751,25 @@ def files_of(folder):
     """The files in a folder that its run wrote, judged by its run.json. Another run replaces only these.
 
     Links, and files in folders behind links, are left out. A damaged run.json only shows that there was a
-    run; then the pictures of its epochs are left out too. One without settings is of another program.
+    run; then the pictures of its epochs and its curves are left out too. One without settings, or without the word
+    whether it is finished, is of another program.
     """
     folder = Path(folder)
-    run, epochs = folder / "run.json", 0
+    run, epochs, curves = folder / "run.json", 0, []
     if not run.is_file():
         return []
     # Read plainly: a run of another version, or of names that are not registered here, has epochs as well.
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        settings = read_json(run).get("settings")
-        if not isinstance(settings, dict):
+        record = read_json(run)
+        settings = record.get("settings")
+        if not isinstance(settings, dict) or type(record.get("finished")) is not bool:
             return []
         said = settings.get("epochs")
         epochs = said if type(said) is int else 0
+        curves = curves_of(folder) if record.get("tensorboard") is True else []
     found = [folder / name for name in ALWAYS]
     found += [path for path in _entries(folder / "epochs") if 1 <= _epoch_of(path) <= epochs]
-    found += curves_of(folder)
+    found += curves
     found += [folder / name for name in BACKUP]
     return [path for path in found if path.is_file()]
 

@@ -34,6 +34,7 @@ from keras_ae.callbacks import (
     StopTogether,
     Stopwatch,
     SwapEMA,
+    TensorBoard,
     WriteRun,
     check_callbacks,
     check_there,
@@ -103,7 +104,7 @@ def fit(
         report: called with lines that say what happens.
         callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
             `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state,
-            and see the beginning of a broken epoch again. One that sets the learning rate needs the settings
+            see the beginning of a broken epoch again, and no end of a training that ended before. One that sets the learning rate needs the settings
             `lr_schedule="constant"`.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
@@ -112,7 +113,8 @@ def fit(
             pairs (images, labels), or `keras_ae.data.ImageData`. None for the images of `settings.dataset`.
         start: a checkpoint to start from: a run, a .keras file or a name, see
             `checkpoints.find_checkpoint`. Its `latent_dim`, `backbone`, `hidden` and `reconstruction` are
-            then used. None to start with new weights; a resumed run keeps its own start.
+            then used. The KL weight rises from 0 again, unless the settings say `kl_schedule="constant"`, as
+            `kae fit --from` does. None to start with new weights; a resumed run keeps its own start.
         trusted: argument of `checkpoints.load_model`, for `start`.
 
     Returns:
@@ -281,7 +283,12 @@ class Run:
                 )
             self.settings = as_stored(self.settings, stored)
         if model is not None:
-            self.settings = settings_of(self.settings, model)
+            asked, self.settings = self.settings, settings_of(self.settings, model)
+            weight, began = self.settings.kl_weight, getattr(model, "kl_weight_at_start", None)
+            if asked.kl_weight is None and weight != began:
+                self.report(
+                    f"kl_weight {weight:g}, which the model has now; it was made with {began:g}"
+                )
         self.settings = settled(self.settings, self.train)
         # The dataset may have moved; `load_data` compared its contents.
         other = differences(self.settings, stored) if self.resume else []
@@ -367,11 +374,12 @@ class Run:
                 )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
-            if (
-                self.done.epochs
-                and not self.done.ended
-                and (begun := forgetful(self.user_callbacks))
-            ):
+            over = self.done.ended or self.done.epochs == self.settings.epochs
+            if over and self.done.changed is None and self.user_callbacks:
+                self.report(
+                    "it died as its training ended: what callbacks do then, as to restore the best weights, is left out"
+                )
+            elif self.done.epochs and not over and (begun := forgetful(self.user_callbacks)):
                 self.report(f"{', '.join(begun)} begins anew, and knows of no epoch before")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
@@ -408,6 +416,9 @@ class Run:
             earlier = [*earlier, {"epochs": self.done.epochs, **before}]
         if earlier:
             more["earlier_environments"] = earlier
+        written = any(isinstance(callback, TensorBoard) for callback in self.user_callbacks)
+        if written or self.record.get("tensorboard"):  # else curves in the folder are not the run's
+            more["tensorboard"] = True
         self.record = {
             "finished": finished,
             "settings": self.settings.to_dict(),
@@ -459,6 +470,7 @@ class Run:
             self.done = dataclasses.replace(self.done, ended=True, changed=changed)
             if self.writes and self.user_callbacks:
                 self.write.back_up(len(self.history), ended=True, changed=changed)
+        self.stop.training = False  # what a signal ends now is in the backup
         if self.done.changed:
             self.report(
                 "a callback changed the weights after the last epoch, and the final figures of validation are of these"
@@ -476,7 +488,8 @@ class Run:
         if "kl" in model.terms:
             weight = 1.0 if settings.kl_weight == "auto" else settings.kl_weight
             callbacks.append(KLAnnealing(settings.kl_schedule, weight, settings.kl_warmup))
-            warn_of_early_choices([*callbacks, *self.user_callbacks], settings.epochs)
+            if self.writes and not done.ended:
+                warn_of_early_choices([*callbacks, *self.user_callbacks], settings.epochs)
         if settings.ema is not None:
             self.ema = SwapEMA(done)
             callbacks.append(self.ema)
@@ -491,7 +504,6 @@ class Run:
                 callbacks.append(BackUpAgain(self.write))
         if distributed.size() > 1:
             callbacks.append(StopTogether())
-        callbacks.append(self.stop)
         if settings.early_stopping:
             self.early = EarlyStopping(
                 done,
@@ -501,6 +513,7 @@ class Run:
                 start_from_epoch=settings.warmup_epochs,
             )
             callbacks.append(self.early)
+        callbacks.append(self.stop)  # after all that may end the training
         if self.verbose != 0:
             callbacks.append(ProgressLine(self.verbose, self.stop))
         return Callbacks(
@@ -519,7 +532,8 @@ class Run:
             return None
         check_there(self.folder, self.inode)
         settings, history, model = self.settings, self.history, self.model
-        if self.early and self.early.stopped_epoch:
+        early = self.early
+        if early and len(history) < settings.epochs and (early.stopped_epoch or early.over()):
             self.report(
                 f"stopped early: no lower validation loss in {settings.early_stopping} epochs"
             )

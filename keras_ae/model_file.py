@@ -145,6 +145,7 @@ MODEL_CONFIG = ANY_CONFIG | {
     "num_classes": _whole(1),
     "class_names": _texts,
     "preparation": lambda value: _is_preparation(value),
+    "frozen": lambda value: _texts(value) and NETWORKS.issuperset(value),
 }
 
 
@@ -208,7 +209,7 @@ def _check_config(whole, trusted):
             "it has networks of its maker's own, which are not checked here: if you trust the maker, "
             "keras.saving.load_model reads it in Python, and `kae --import MODULE` here"
         )
-    kinds = {key: _is_plain for key in _more_arguments(cls, AE, config)} | MODEL_CONFIG
+    kinds = {key: is_plain for key in _more_arguments(cls, AE, config)} | MODEL_CONFIG
     networks = {key: config[key] for key in NETWORKS & config.keys()}
     config = _known({k: v for k, v in config.items() if k not in networks}, kinds) | networks
     if missing := {"image_shape", "latent_dim", "backbone"} - config.keys():
@@ -223,7 +224,7 @@ def _check_config(whole, trusted):
         if not isinstance(prior.get("config"), dict):
             raise ValueError("its prior has no config")
         arguments = prior["config"]
-        kinds = {key: _is_plain for key in _more_arguments(prior_cls, Prior, arguments)}
+        kinds = {key: is_plain for key in _more_arguments(prior_cls, Prior, arguments)}
         kinds |= dict.fromkeys(prior_cls.sizes, _whole(1))
         arguments = _known(arguments, kinds | ANY_CONFIG)
         if arguments.get("latent_dim") != config["latent_dim"]:
@@ -250,12 +251,12 @@ def _more_arguments(cls, base, config):
     return {a.name for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)} - {"self"}
 
 
-def _is_plain(value):
+def is_plain(value):
     """Whether a value consists of numbers, text, lists and dicts, and no dict names a class."""
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return "class_name" not in value and all(map(_is_plain, value.values()))
+        return "class_name" not in value and all(map(is_plain, value.values()))
     return value is None or type(value) in (bool, int, float, str)
 
 
@@ -322,7 +323,9 @@ def _check_hdf5(content):
                     if item.external or item.is_virtual:
                         refuse(f"an array in another file ({name!r})")
                     if item.dtype == "V2":
-                        refuse(f"bfloat16 ({name!r}): checkpoints.save_model writes float32")
+                        refuse(
+                            f"bfloat16 ({name!r}): keras.saving.load_model reads it, and checkpoints.save_model writes float32"
+                        )
                     if item.dtype.kind not in "biuf" or item.shape is None:
                         refuse(f"an array of {item.dtype} ({name!r})")
                     if item.chunks is not None:

@@ -343,6 +343,8 @@ class AE(Steps, Objective):
                 "Some layers of this model are quantized, and its file can hold one that is quantized as a whole: "
                 "quantize(mode) of the model, without filters, in int8, int4 or float8."
             )
+        if frozen := [name for name in sorted(built) if not getattr(self, name).trainable]:
+            more["frozen"] = frozen
         return {
             **super().get_config(),
             **more,
@@ -372,7 +374,7 @@ class AE(Steps, Objective):
                 f"it is of format {version}, this version reads up to {FORMAT}: upgrade keras-ae."
             )
         quantization = config.pop("quantization", None)
-        preparation = config.pop("preparation", None)
+        preparation, frozen = config.pop("preparation", None), config.pop("frozen", ())
         named = config.get("backbone")
         if version == 1 and isinstance(named, str):
             config["backbone"] = backbone_of_format_1(named)
@@ -380,6 +382,8 @@ class AE(Steps, Objective):
         model.format, model.backbone = version, named or model.backbone
         if preparation is not None:
             model.preparation = Preparation.from_dict(preparation)
+        for name in frozen:
+            getattr(model, name).trainable = False
         if quantization is not None:
             model.quantize(config=quantization)
         return model

@@ -4,6 +4,7 @@ loss = sum over the terms of [ weight * mean over the batch of the term ] + sum 
 """
 
 import inspect
+import warnings
 
 import keras
 from keras import ops
@@ -353,11 +354,21 @@ class Objective(StepMixin, keras.Model):
             validation_data = self._checked(*validation_data)
         elif validation_data is not None:
             validation_data = self._checked(validation_data)[0]
+        self.inner_steps.kl_weights = None  # of a fit that was interrupted
+        self._warn_of_ended_schedule()
         with gpu.repeatable():
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
                 shuffle, class_weight, sample_weight, **kwargs,
             )  # fmt: skip
+
+    def _warn_of_ended_schedule(self):
+        rate, done = (getattr(self.optimizer, x, None) for x in ("learning_rate", "iterations"))
+        if rate is not None and done is not None and not float(rate) and int(done):
+            warnings.warn(
+                "The learning rate is 0, as where a schedule ended with an earlier fit: compile the model anew to train on.",
+                stacklevel=4,
+            )
 
     def evaluate(
         self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs

@@ -11,10 +11,13 @@ import numpy as np
 from keras_ae import checkpoints
 from keras_ae.errors import RunError
 from keras_ae.feed import WINDOW
+from keras_ae.model_file import is_plain
 from keras_ae.models import AE, MODELS
 
 # Entries of a model's config that are no arguments of its own.
-OF_EVERY_MODEL = ("name", "trainable", "dtype", "format", "preparation", "quantization")
+OF_EVERY_MODEL = (
+    "name", "trainable", "dtype", "format", "preparation", "quantization", "frozen"
+)  # fmt: skip
 
 
 def data_facts(train, test):
@@ -106,21 +109,17 @@ def own_parts(model, settings):
         known = set(OF_EVERY_MODEL).union(
             *(inspect.signature(c).parameters for c in base.__mro__ if issubclass(c, AE))
         )
-        given = {n: v for n, v in model.get_config().items() if n not in known and _is_plain(v)}
+        given = {n: v for n, v in model.get_config().items() if n not in known and is_plain(v)}
         if given:
-            text = ", ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
+            text = ", ".join(
+                f"{name}={json.dumps(value, sort_keys=True)}" for name, value in given.items()
+            )
             checksum = f"{zlib.crc32(text.encode()):08x}"
             own["arguments"] = text if len(text) <= 200 else f"{text[:150]}… (checksum {checksum})"
     named = model.get_config()["reconstruction"]
     if not isinstance(named, str):  # a function that is in no registry
         own["reconstruction"] = model.reconstruction.__name__
     return own | {name: type(getattr(model, name)).__name__ for name in model.custom_networks}
-
-
-def _is_plain(value):
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def check_own(before, own, folder):
@@ -131,9 +130,12 @@ def check_own(before, own, folder):
     """
     if own == before:
         return
-    parts = ", ".join(f"the {part} {name}" for part, name in before.items())[:200]
+    parts, given = (
+        ", ".join(f"the {part} {name}" for part, name in of.items())[:200] for of in (before, own)
+    )
     raise RunError(
-        f"The run in {folder} began with {parts} of its maker's own: in Python, give keras_ae.fit that model (model=)."
+        f"The run in {folder} began with {parts} of its maker's own, and this one has {given or 'none'}: in Python, give "
+        "keras_ae.fit the model that it began with (model=)."
         if parts
         else f"The run in {folder} began with no model of its maker's own: leave model= out."
     )

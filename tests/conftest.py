@@ -20,7 +20,7 @@ import keras_ae
 # A background job ignores Ctrl-C and SIGQUIT, and a job of nohup ignores SIGHUP. The processes that the tests
 # send these signals to would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for name in ("SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGXCPU"):
+for name in ("SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 

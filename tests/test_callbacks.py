@@ -81,7 +81,7 @@ def test_a_signal_before_and_after_the_training_ends_the_run_at_once():
     for number in (signal.SIGTERM, signal.SIGHUP):
         with callbacks.StopAtSignal(lambda line: None) as stop:
             stop.on_train_begin()
-            stop.on_train_end()
+            stop.training = False
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
 

@@ -422,7 +422,7 @@ class TestRunJson:
     @pytest.mark.parametrize("settings", [{}, {"epochs": None}])
     def test_files_of_a_run_of_unknown_epochs(self, settings, tmp_path):
         """Of its pictures nothing tells whether the run wrote them."""
-        checkpoints.write_run(tmp_path, {"settings": settings})
+        checkpoints.write_run(tmp_path, {"finished": True, "settings": settings})
         (tmp_path / "epochs").mkdir()
         (tmp_path / "epochs" / "001.png").touch()
         assert checkpoints.files_of(tmp_path) == [tmp_path / "run.json"]

@@ -106,9 +106,8 @@ def test_a_lost_worker_ends_the_run_with_one_line_and_a_backup(start, run, tmp_p
     _, err = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 1
     errors = [line for line in err.splitlines() if line.startswith("Error: ")]
-    if (
-        "forcefully exiting" not in err
-    ):  # once in many runs gloo does not notice, and torchrun kills
+    # Once in many runs gloo does not notice, and torchrun kills.
+    if "forcefully exiting" not in err:
         assert len(errors) == 1 and "--resume" in errors[0] and "encountered" not in errors[0], err
     assert "kae/" not in err  # no traceback of ours
     # What is left can be gone on with, by one process as well.

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 
 import keras
 import numpy as np
@@ -784,6 +785,142 @@ class TestRules:
         rows = [float(row["val_kl"]) for row in history(places[0])]
         assert finals[0]["val_kl"] == pytest.approx(rows[-3], rel=1e-4) != rows[-1]
 
+    def test_one_signal_as_the_training_ends_costs_nothing(self, tmp_path, monkeypatch):
+        """What is restored then is kept; a kill there, which loses it, is told."""
+
+        def early():
+            return keras.callbacks.EarlyStopping("kl", mode="min", restore_best_weights=True)
+
+        def during(act):
+            """A patch of `write_backup` that acts in the backup of the end of the training."""
+            write = checkpoints.write_backup
+
+            def acting(folder, model, progress):
+                if progress.changed is not None:
+                    act()
+                write(folder, model, progress)
+
+            patch.setattr(checkpoints, "write_backup", acting)
+
+        settings, alone, run = small("vae", epochs=3), tmp_path / "alone", tmp_path / "run"
+        fit(settings, alone, callbacks=early())
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            during(lambda: os.kill(os.getpid(), signal.SIGTERM))
+            fit(settings, run, callbacks=early())
+        fit(settings, run, resume=True, callbacks=early())
+        assert_same_run(alone, run)
+        lines = []
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            during(killed)
+            fit(settings, run, callbacks=early(), force=True)
+        told = {"resume": True, "callbacks": early(), "verbose": 0, "report": lines.append}
+        fitting.fit(settings, run, **told)
+        assert any("it died as its training ended" in line for line in lines)
+        assert not any("begins anew" in line for line in lines)
+
+    def test_a_signal_in_the_epoch_of_our_own_early_stopping(self, tmp_path, monkeypatch):
+        """The users' callbacks see the end of the training all the same."""
+
+        class First(keras.callbacks.EarlyStopping):
+            def get_monitor_value(self, logs):
+                self.seen = getattr(self, "seen", 0) + 1
+                return self.seen
+
+        def run(folder, *more, **how):
+            best = First("val_loss", mode="min", patience=9, restore_best_weights=True)
+            with warnings.catch_warnings(action="ignore"):
+                fit(settings, folder, callbacks=[best, *more], **how)
+
+        def signals(epoch, logs):
+            if epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(  # stops after the third epoch
+            callbacks.EarlyStopping, "get_monitor_value", lambda self, logs: logs["kl_weight"]
+        )
+        settings = small("vae", epochs=6, early_stopping=2, kl_schedule="constant")
+        run(tmp_path / "alone")
+        assert len(history(tmp_path / "alone")) == 3
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", keras.callbacks.LambdaCallback(on_epoch_end=signals))
+        run(tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+    def test_a_learning_rate_that_is_set_as_a_resumed_training_begins_stays(
+        self, tmp_path, monkeypatch
+    ):
+        settings, rates = small("vae", epochs=3, lr_schedule="constant"), []
+
+        class Lower(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.model.optimizer.learning_rate = 1e-5
+
+            def on_epoch_end(self, epoch, logs=None):
+                rates.append(float(self.model.optimizer.learning_rate))
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            send_at_step(patch, signal.SIGTERM, 6)
+            fit(settings, tmp_path)
+        fit(settings, tmp_path, resume=True, callbacks=Lower())
+        assert rates == pytest.approx([1e-5] * 2)
+
+    def test_a_kill_at_the_end_of_an_epoch_that_a_callback_broke_off(self, tmp_path, monkeypatch):
+        class Enough(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                self.model.stop_training = batch == 1
+
+        settings = small("vae", epochs=3)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(callbacks.BackUpAgain, "on_epoch_end", killed)
+            fit(settings, tmp_path, callbacks=Enough())
+        fit(settings, tmp_path, resume=True, callbacks=Enough())
+        assert len(history(tmp_path)) == 1
+
+    def test_a_best_file_elsewhere_is_not_looked_for(self):
+        """Such as one in a bucket."""
+        lines, kept = (
+            [],
+            keras.callbacks.ModelCheckpoint(
+                "gs://mine/best.keras", "val_loss", save_best_only=True
+            ),
+        )
+        callbacks.go_on([kept], [{"val_loss": 2.0}, {"val_loss": 1.0}], lines.append)
+        assert kept.best == 1.0 and not lines
+
+    def test_a_weight_of_the_kl_term_that_an_interrupted_run_left_is_told(self, tmp_path):
+        settings, lines = Settings("vae", epochs=2, limit=50, batch_size=16), []
+
+        def stop(epoch, logs):
+            raise KeyboardInterrupt
+
+        model = of_ones_own()
+        with pytest.raises(KeyboardInterrupt):
+            stopped = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+            fit(settings, tmp_path, model=model, callbacks=stopped)
+        more = {"force": True, "model": model, "verbose": 0, "report": lines.append}
+        fitting.fit(settings, tmp_path, **more)
+        assert "kl_weight 0.5, which the model has now; it was made with 1" in lines
+
+    @pytest.mark.parametrize("settings", [{}, {"model": "vae"}])
+    def test_a_run_json_of_another_program_with_settings_is_not_ours(self, settings, tmp_path):
+        """Nor are the curves and the files of backups beside it."""
+        for name in ("tensorboard/train/events.out.tfevents.1.host", "backup/dataset"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_text("mine")
+        (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "results": [1]}))
+        before = contents(tmp_path)
+        with pytest.raises(errors.UserError):
+            fit(small("vae", epochs=1), tmp_path)
+        assert contents(tmp_path) == before
+
+    def test_curves_that_a_run_did_not_write_stay(self, tmp_path):
+        fit(small("vae", epochs=1), tmp_path)
+        mine = tmp_path / "tensorboard" / "train" / "events.out.tfevents.1.mine"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        fit(small("vae", epochs=1), tmp_path, force=True)
+        assert mine.read_text() == "mine"
+
     def test_keras_callbacks_that_a_run_cannot_do_with_are_refused(self, tmp_path):
         rate = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
         for callback, words in (
@@ -1496,7 +1633,7 @@ class TestKerasCallbacks:
             send_at_step(patch, signal.SIGTERM, step)
             fit(settings, run, model=make())
         before = contents(run)
-        with pytest.raises(errors.RunError, match="of its maker's own: .*give keras_ae.fit"):
+        with pytest.raises(errors.RunError, match="of its maker's own, .*give keras_ae.fit"):
             fit(resuming.stored_settings(run), run, resume=True)
         assert contents(run) == before
         fit(settings, run, resume=True, model=make())

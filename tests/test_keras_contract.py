@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import signal
 import threading
 import warnings
 from pathlib import Path
@@ -2162,3 +2163,98 @@ def test_a_model_that_logs_no_loss(digits, tmp_path):
     settings = Settings("vae", epochs=1, batch_size=8, limit=None, kl_weight=0.1)
     with pytest.raises(RunError, match="Nameless logs no 'loss'"):
         keras_ae.fit(settings, tmp_path / "run", model=mlp(Nameless), train=digits[0][:16], test=digits[0][16:20], verbose=0, report=lambda line: None)  # fmt: skip
+
+
+def test_frozen_networks_stay_frozen_in_a_file(digits, tmp_path):
+    model = mlp(VAE)
+    model.encoder.trainable = False
+    compiled(model).fit(digits[0][:8], verbose=0)
+    model.save(tmp_path / "model.keras")
+    for load in (keras_ae.load_model, keras.saving.load_model):
+        loaded = load(tmp_path / "model.keras")
+        before = loaded.encoder.get_weights()
+        compiled(loaded).fit(digits[0][:8], verbose=0)
+        assert not loaded.encoder.trainable and loaded.decoder.trainable
+        assert same(loaded.encoder.get_weights(), before)
+    assert "frozen" not in mlp(VAE).get_config()
+
+
+def test_a_learning_rate_that_ended_with_the_run_is_told(digits, tmp_path):
+    model, x = mlp(VAE), digits[0][:16]
+    settings = Settings("vae", epochs=1, batch_size=8, limit=None, kl_weight=0.1)
+    more = {"model": model, "train": x, "test": x, "verbose": 0, "report": lambda line: None}
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        keras_ae.fit(settings, tmp_path / "run", **more)
+    with pytest.warns(UserWarning, match="The learning rate is 0.* compile the model anew"):
+        model.fit(x, verbose=0)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        compiled(model).fit(x, verbose=0)
+
+
+def test_lora_and_shared_layers_are_told_before_a_model_is_copied(tmp_path):
+    lora, shared = mlp(VAE), keras.layers.Dense(8)
+    for layer in lora.encoder.layers:
+        if isinstance(layer, keras.layers.Dense):
+            layer.enable_lora(2)
+    with pytest.raises(checkpoints.CheckpointError, match="has other weights.*merges LoRA"):
+        checkpoints.save_model(lora, tmp_path / "model.keras")
+    image, code = keras.Input((4, 4, 1)), keras.Input((8,))
+    heads = [keras.layers.Dense(8)(shared(keras.layers.Reshape((16,))(image))) for _ in range(2)]
+    encoder = keras.Model(image, heads)
+    grown = keras.layers.Dense(16)(code)
+    pixels = keras.layers.Dense(16, "sigmoid")(shared(grown))
+    tied = VAE((4, 4, 1), 8, encoder=encoder, decoder=keras.Model(code, keras.layers.Reshape((4, 4, 1))(pixels)))  # fmt: skip
+    with pytest.raises(checkpoints.CheckpointError, match="share no layer"):
+        checkpoints.save_model(tied, tmp_path / "tied.keras")
+
+
+def test_a_fit_that_was_interrupted_leaves_no_weight_of_the_kl_term_to_the_next(digits):
+    class Breaks(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            raise RuntimeError("mine")
+
+    model, x = compiled(mlp(VAE)), digits[0][:16]
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(x, verbose=0, callbacks=[KLAnnealing(), Breaks()])
+    model.kl_weight = 2.0
+    assert model.fit(x, verbose=0).history["kl_weight"] == [2.0]
+
+
+def test_what_goes_wrong_in_a_step_costs_no_weights(digits):
+    """jax is given the arrays of the weights at each step, and Keras alone would lose them."""
+    x = digits[0][:32].astype("float32") / 255
+
+    def breaks():
+        yield from ((x[:8],), (x[8:16],))
+        raise OSError("a picture that cannot be read")
+
+    def works():
+        return model.predict(x, verbose=0).shape == x.shape and model.get_weights()
+
+    model = compiled(mlp(VAE), steps_per_execution=8)
+    with pytest.raises(Exception, match="a picture"):  # tensorflow has a class of its own for it
+        model.fit(breaks(), verbose=0)
+    assert works()
+    for steps, act in ((8, "fit"), (1, "evaluate"), (1, "predict")):
+        compiled(model, steps_per_execution=steps)
+        with pytest.raises(Exception, match="20"):
+            batches = [(x[:8],), (x[8:16, :20],)]
+            getattr(model, act)((batch for batch in batches), verbose=0)
+        assert works()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of jax alone")
+def test_ctrl_c_in_a_step_of_jax_waits_for_its_end():
+    from keras_ae.fast.executions_jax import keeping
+
+    class Model:
+        pass
+
+    def step(state):
+        signal.raise_signal(signal.SIGINT)
+        return "logs", [part + 1 for part in state]
+
+    with pytest.raises(KeyboardInterrupt):
+        keeping(Model, step)([1, 2, 3, 4])
+    assert list(Model._jax_state.values()) == [2, 3, 4, 5]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

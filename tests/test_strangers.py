@@ -234,6 +234,14 @@ def test_libraries_that_tensorflow_would_load_from_the_working_folder(planted, s
     assert done.returncode == 1 and f"load libraries from {planted}" in done.err
 
 
+@pytest.mark.parametrize("planted", ["ignore/tensorflow", "ignore.runfiles"])
+def test_libraries_that_tensorflow_would_load_beside_a_word_of_the_command(planted, tmp_path):
+    (tmp_path / planted).mkdir(parents=True)
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "kae", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and f"load libraries from {planted}" in done.stderr
+
+
 # Of matplotlib (plots keep to its defaults); of torch, the source of two modules, for messages; the two above.
 LOOKED_FOR = {"matplotlibrc", "_classes.py", "_ops.py", "kae.runfiles", "kae/tensorflow"}
 

@@ -245,8 +245,10 @@ def main():
         os.getcwd()
     except FileNotFoundError:  # libraries would end the process with odd words
         sys.exit("Error: The working folder is gone: cd to another")
-    for planted in ("kae.runfiles", os.path.join("kae", "tensorflow")):
-        if os.path.lexists(planted):  # after `python -m kae` it looks there
+    # TensorFlow looks beside the first word of the command that is no option: that of `python -W ignore -m kae` as well.
+    first = next((word for word in sys.orig_argv[1:] if not word.startswith("-")), "kae")
+    for planted in (f"{first}.runfiles", os.path.join(first, "tensorflow")):
+        if os.path.lexists(planted):
             sys.exit(
                 f"Error: TensorFlow would load libraries from {planted} in this folder: rename it, or work in another one"
             )

@@ -100,9 +100,14 @@ def import_folder(
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
     # Not `Path.resolve`, which raises RuntimeError for links that lead in a circle.
-    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data_dir / name)):
+    given, written = (Path(os.path.realpath(path)) for path in (folder, data_dir / name))
+    if given.is_relative_to(written):
         raise DataError(
             f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
+        )
+    if written.is_relative_to(given):
+        raise DataError(
+            f"{data_dir / name}, where the dataset is written, lies in {folder}: give another --data-dir"
         )
     # The new version is written beside the old one. Readers take the newest complete version.
     # The name of a folder may be none that its JSON says, and counts.
@@ -313,7 +318,9 @@ def _of_classes(folder, may_be_empty=False):
 def _no_images(folder):
     others = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
     if not others:
-        return DataError(f"{folder} is empty: fill it or remove it")
+        return DataError(
+            f"{folder} has no files, or only hidden ones: fill it, or move it elsewhere"
+        )
     return DataError(
         f"{folder} has no images that are read ({', '.join(SUFFIXES)}), but others, such as {others[0].name}: convert "
         "these, or move the folder elsewhere"

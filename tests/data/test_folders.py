@@ -319,6 +319,11 @@ def test_a_folder_in_the_place_of_the_dataset_is_left_alone(digits, tmp_path):
     folder.rename(inside)
     refused("lies in .*mine, where the dataset is written", inside)
     assert len(list(inside.rglob("*.png"))) == 60
+    next(p for p in inside.iterdir() if p.is_dir()).rename(inside / "zero")
+    before = sorted(inside.rglob("*"))
+    with pytest.raises(data.DataError, match="lies in .*: give another --data-dir"):
+        data.import_folder("zero", inside, data_dir=inside)
+    assert sorted(inside.rglob("*")) == before
 
 
 def test_a_failed_replacement_leaves_the_old_one(digits):
@@ -651,7 +656,7 @@ def test_empty_and_odd_folders(folder, tmp_path):
     refused("one image is no dataset", folder)
     put(folder / "a" / "1.png", np.zeros((4, 4), np.uint8))
     (folder / "b").mkdir()
-    refused("pictures/b is empty: fill it or remove it", folder)
+    refused("pictures/b has no files, or only hidden ones: fill it, or move it", folder)
     put(folder / "b" / "IMG_1.HEIC", b"a photograph")
     refused(
         r"b has no images that are read \(.png, .*IMG_1.HEIC: convert these, or move the", folder
@@ -676,7 +681,7 @@ def test_folders_of_a_split_that_do_not_fit(folder):
     put(folder / "test" / "1.png", np.zeros((4, 4), np.uint8))
     refused("test/1.png lies beside class folders", folder)
     (folder / "test" / "1.png").unlink()
-    refused("test is empty: fill it or remove it", folder)
+    refused("test has no files, or only hidden ones: fill it, or move it", folder)
     put(folder / "test" / "b" / "0.png", np.zeros((4, 4), np.uint8))
     refused("test/b is a class that .*train does not have", folder)
 
