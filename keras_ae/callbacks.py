@@ -298,8 +298,8 @@ def check_callbacks(callbacks, settings, folder):
 def go_on(callbacks, history, report):
     """Make Keras' own callbacks of a user go on in a resumed run, where they keep or add to a file.
 
-    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file. (An epoch in
-    whose end the run died may be missing in both.)
+    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file, which may
+    have an epoch in whose end the run died twice.
 
     Raises:
         ValueError: a `ModelCheckpoint` has no mode that says what is best, or its figure is in no history.
@@ -544,11 +544,12 @@ class WriteRun(keras.callbacks.Callback):
     Args:
         replaced: the files of the run that is replaced.
         inode: `inode_of` the folder.
+        told: whether no callbacks of the user's see the end of an epoch after this one.
     """
 
-    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced, inode):
+    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced, inode, told):
         super().__init__()
-        self.inode = inode
+        self.inode, self.told = inode, told
         self.folder, self.place, self.replaced = folder, place, replaced
         self.history, self.shown = history, shown
         self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
@@ -598,9 +599,9 @@ class WriteRun(keras.callbacks.Callback):
         if self.place == self.folder:
             checkpoints.write_history(self.folder, self.history)
             # Last: then all epochs that it counts are already written.
-            self.back_up(epoch + 1, ended=model.stop_training)
+            self.back_up(epoch + 1, ended=model.stop_training, told=self.told)
         else:
-            self.back_up(epoch + 1, ended=model.stop_training)
+            self.back_up(epoch + 1, ended=model.stop_training, told=self.told)
             # Last: from now on this is the run of the folder, and a kill is put right by the next `fit`.
             checkpoints.write_history(self.place, self.history)
             self.place = self.folder

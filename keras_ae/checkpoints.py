@@ -498,7 +498,9 @@ class Progress:
         seconds: time that these steps took.
         metrics: running means over these steps: `model.metrics_variables` as arrays.
         ended: whether the training is over, maybe before its last epoch.
-        changed: whether its end changed the weights after the last epoch, as to restore the best ones.
+        changed: whether its end changed the weights after the last epoch, as to restore the best ones; None if it
+            is not over.
+        told: whether the user's callbacks have seen the end of the last whole epoch.
     """
 
     history: list
@@ -508,6 +510,7 @@ class Progress:
     metrics: list = dataclasses.field(default_factory=list)
     ended: bool = False
     changed: bool | None = None
+    told: bool = True
 
 
 def write_backup(folder, model, progress):
@@ -528,6 +531,7 @@ def write_backup(folder, model, progress):
         "history": progress.history,
         "ended": bool(progress.ended),
         "changed": progress.changed,
+        "told": bool(progress.told),
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
@@ -640,7 +644,11 @@ def read_backup(folder, model):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
         changed = about.get("changed")
-        end = about.get("ended") is True, changed if isinstance(changed, bool) else None
+        end = (
+            about.get("ended") is True,
+            changed if isinstance(changed, bool) else None,
+            about.get("told") is not False,
+        )
         return Progress(about["history"], *counts, float(about["seconds"]), means, *end)
     except FileNotFoundError:
         return Progress([])

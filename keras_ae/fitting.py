@@ -104,7 +104,8 @@ def fit(
         report: called with lines that say what happens.
         callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
             `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state,
-            see the beginning of a broken epoch again, and no end of a training that ended before. One that sets the learning rate needs the settings
+            see the beginning of a broken epoch again, the end of an epoch again if the run died in it, and no end of
+            a training that ended before. One that sets the learning rate needs the settings
             `lr_schedule="constant"`.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
@@ -375,6 +376,7 @@ class Run:
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
             over = self.done.ended or self.done.epochs == self.settings.epochs
+            over = over and self.done.told
             if over and self.done.changed is None and self.user_callbacks:
                 self.report(
                     "it died as its training ended: what callbacks do then, as to restore the best weights, is left out"
@@ -438,6 +440,8 @@ class Run:
         """Train for the remaining epochs."""
         self.early = None
         callbacks = self._callbacks()
+        if not self.done.told:
+            self.done = distributed.on_first(lambda: self.tell(callbacks))
         for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
             if self.early and self.early.over():
                 break
@@ -455,12 +459,27 @@ class Run:
                 break
         self.end(callbacks)
 
+    def tell(self, callbacks):
+        """Show the user's callbacks the end of the last epoch, as the run died before all of them had seen it.
+
+        Returns the `checkpoints.Progress` after it.
+        """
+        if not self.user_callbacks:
+            return self.done
+        callbacks.on_train_begin()
+        logs = {k: v for k, v in self.history[-1].items() if k not in ("epoch", "seconds")}
+        for callback in self.user_callbacks:
+            callback.on_epoch_end(self.done.epochs - 1, dict(logs))
+        ended = bool(self.done.ended or self.model.stop_training)
+        self.write.back_up(self.done.epochs, ended=ended)
+        return dataclasses.replace(self.done, ended=ended)
+
     def end(self, callbacks):
         """Tell the callbacks that the training is over, and keep what those of the user changed then."""
         model = self.model
         before = model.get_weights() if self.user_callbacks else []
         callbacks.end()
-        if not self.done.ended:  # the other processes may have been given no callbacks
+        if self.done.changed is None:  # the other processes may have been given no callbacks
             changed = distributed.on_first(
                 lambda: any(
                     not np.array_equal(a, b, equal_nan=True)
@@ -496,9 +515,11 @@ class Run:
         callbacks += [StartEpoch(self.feed, settings.seed, done, self.report), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
             shown, where = (self.history, self.shown), (self.folder, self.place)
-            self.write = WriteRun(*where, *shown, stopwatch, self.stop, self.replaced, self.inode)
+            replaces = self.replaced, self.inode
+            told = not self.user_callbacks
+            self.write = WriteRun(*where, *shown, stopwatch, self.stop, *replaces, told)
             if self.resume:
-                go_on(self.user_callbacks, self.history, self.report)
+                go_on(self.user_callbacks, self.history[: None if done.told else -1], self.report)
             callbacks += [StopAtNaN(), self.write, *self.user_callbacks]
             if self.user_callbacks:
                 callbacks.append(BackUpAgain(self.write))

@@ -876,6 +876,44 @@ class TestRules:
         fit(settings, tmp_path, resume=True, callbacks=Enough())
         assert len(history(tmp_path)) == 1
 
+    @pytest.mark.parametrize("at", [0, 1, 2])
+    def test_an_epoch_in_whose_end_a_run_died_is_shown_again(self, at, tmp_path):
+        """To all of the user's callbacks, as some may not have seen it."""
+        seen, full = [], [True]
+
+        class Tracker(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                if full[0] and epoch == at:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                assert set(logs) == {*names, *(f"val_{name}" for name in names)}
+                seen.append((epoch, logs["val_loss"]))
+
+            def on_train_end(self, logs=None):
+                seen.append("end")
+
+        names = ("loss", "reconstruction", "kl", "kl_weight")
+        settings, best = small("vae", epochs=3), tmp_path / "best.keras"
+
+        def own():
+            kept = keras.callbacks.ModelCheckpoint(
+                best, "val_reconstruction", mode="min", save_best_only=True
+            )
+            return [Tracker(), kept]
+
+        with pytest.raises(OSError, match="No space"):
+            fit(settings, tmp_path / "run", callbacks=own())
+        full[0] = False
+        fit(settings, tmp_path / "run", resume=True, callbacks=own())
+        rows = history(tmp_path / "run")
+        assert seen == [*((i, float(row["val_loss"])) for i, row in enumerate(rows)), "end"]
+        lowest = min(float(row["val_reconstruction"]) for row in rows)
+        of_last = float(rows[-1]["val_reconstruction"]) == lowest
+        ours, theirs = (checkpoints.load_model(p) for p in (best, tmp_path / "run" / "model.keras"))
+        assert (
+            all(map(np.array_equal, ours.encoder.get_weights(), theirs.encoder.get_weights()))
+            == of_last
+        )
+
     def test_a_best_file_elsewhere_is_not_looked_for(self):
         """Such as one in a bucket."""
         lines, kept = (
