@@ -130,6 +130,7 @@ ANY_CONFIG = {
     "dtype": lambda value: _dtype(value) is not None,
     "latent_dim": _whole(1),
 }
+NETWORKS = {"encoder", "decoder"}
 MODEL_CONFIG = ANY_CONFIG | {
     "format": _whole(0),
     "image_shape": _shape,
@@ -149,7 +150,6 @@ MODEL_CONFIG = ANY_CONFIG | {
 }
 
 
-NETWORKS = {"encoder", "decoder"}
 NAMED = {"backbone", "reconstruction"}  # entries of registries, which users may add to
 
 

@@ -100,12 +100,12 @@ def import_folder(
     preparation = Preparation(background, crop, stretch=resize is not None and not crop)
     old = _check_name(name, data_dir, force)
     # Not `Path.resolve`, which raises RuntimeError for links that lead in a circle.
-    given, written = (Path(os.path.realpath(path)) for path in (folder, data_dir / name))
-    if given.is_relative_to(written):
+    given, target = (Path(os.path.realpath(path)) for path in (folder, data_dir / name))
+    if given.is_relative_to(target):
         raise DataError(
             f"{folder} lies in {data_dir / name}, where the dataset is written: move it elsewhere first"
         )
-    if written.is_relative_to(given):
+    if target.is_relative_to(given):
         raise DataError(
             f"{data_dir / name}, where the dataset is written, lies in {folder}: give another --data-dir"
         )
