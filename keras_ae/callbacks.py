@@ -36,24 +36,25 @@ class Callbacks(keras.callbacks.CallbackList):
 
     def __init__(self, callbacks, feed, **kwargs):
         super().__init__(callbacks, steps=feed.steps, **kwargs)
-        self.feed, self._begun, self._logs = feed, False, None
+        self.feed, self.begun, self._logs = feed, False, None
 
     def on_train_begin(self, logs=None):
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         optimizer, seeds = self._model.optimizer, checkpoints.seeds_of(self._model)
         rates = [v for v in optimizer.variables if v.name == "learning_rate"]
-        drawn = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in seeds]
+        self._before, before = _values(seeds), _values(rates)
         super().on_train_begin(logs)
-        self._before = drawn + [(v, np.array(keras.ops.convert_to_numpy(v))) for v in rates]
+        # A rate that is set at the beginning of the training is no more that of the backup.
+        self._before += [(v, x) for (v, x), (_, now) in zip(before, _values(rates)) if x == now]
 
     def on_train_end(self, logs=None):
         self._logs = logs
 
     def end(self):
         """End the training, if it began."""
-        if self._begun:
+        if self.begun:
             super().on_train_end(self._logs)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -69,6 +70,10 @@ class Callbacks(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch, logs=None):
         # After the last execution of an epoch, Keras may report a batch number beyond the last batch.
         super().on_train_batch_end(min(self.feed.first + batch, self.feed.steps - 1), logs)
+
+
+def _values(variables):
+    return [(v, np.array(keras.ops.convert_to_numpy(v))) for v in variables]
 
 
 class StartEpoch(keras.callbacks.Callback):

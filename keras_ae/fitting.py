@@ -163,6 +163,7 @@ class Run:
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         # One, several or None, as in Keras' `fit`.
         self.user_callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
+        self.writes_curves = any(isinstance(x, TensorBoard) for x in self.user_callbacks)
         # These raise errors now.
         if not isinstance(settings, Settings):
             raise ValueError(f"settings are a keras_ae.Settings; got {settings!r:.60}.")
@@ -286,10 +287,12 @@ class Run:
         if model is not None:
             asked, self.settings = self.settings, settings_of(self.settings, model)
             weight, began = self.settings.kl_weight, getattr(model, "kl_weight_at_start", None)
-            if asked.kl_weight is None and weight != began:
-                self.report(
-                    f"kl_weight {weight:g}, which the model has now; it was made with {began:g}"
-                )
+            if asked.kl_weight is None and weight not in (began, "auto"):
+                now, then = f"{weight:g}", f"{began:g}"  # float32, and as it was given
+                if now != then:
+                    self.report(
+                        f"kl_weight {now}, which the model has now; it was made with {then}"
+                    )
         self.settings = settled(self.settings, self.train)
         # The dataset may have moved; `load_data` compared its contents.
         other = differences(self.settings, stored) if self.resume else []
@@ -305,6 +308,8 @@ class Run:
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
             self.model.check_data(images)
+        if frozen := self.model.frozen:
+            self.report(f"frozen, and not trained: {', '.join(frozen)}")
         check_trainable(self.model, min(self.settings.batch_size, len(self.train.images)))
         if given is not None:
             checkpoints.check_kept(given)
@@ -330,6 +335,14 @@ class Run:
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
             self.curves = checkpoints.curves_of(self.folder)
+            if (
+                self.writes_curves
+                and not self.resume
+                and set(self.curves) - set(self.replaced or ())
+            ):
+                self.report(
+                    f"curves of no run known stay in {self.folder / 'tensorboard'}: TensorBoard shows them as well"
+                )
             if self.origin is not None and not self.resume:
                 if self.place == self.folder:
                     self.write_record(False)  # first, so that the file below belongs to a known run
@@ -376,12 +389,8 @@ class Run:
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
             over = self.done.ended or self.done.epochs == self.settings.epochs
-            over = over and self.done.told
-            if over and self.done.changed is None and self.user_callbacks:
-                self.report(
-                    "it died as its training ended: what callbacks do then, as to restore the best weights, is left out"
-                )
-            elif self.done.epochs and not over and (begun := forgetful(self.user_callbacks)):
+            begun = [] if over or not self.done.epochs else forgetful(self.user_callbacks)
+            if begun:
                 self.report(f"{', '.join(begun)} begins anew, and knows of no epoch before")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
@@ -418,8 +427,9 @@ class Run:
             earlier = [*earlier, {"epochs": self.done.epochs, **before}]
         if earlier:
             more["earlier_environments"] = earlier
-        written = any(isinstance(callback, TensorBoard) for callback in self.user_callbacks)
-        if written or self.record.get("tensorboard"):  # else curves in the folder are not the run's
+        if self.writes_curves or self.record.get(
+            "tensorboard"
+        ):  # else those in the folder are not the run's
             more["tensorboard"] = True
         self.record = {
             "finished": finished,
@@ -478,6 +488,10 @@ class Run:
         """Tell the callbacks that the training is over, and keep what those of the user changed then."""
         model = self.model
         before = model.get_weights() if self.user_callbacks else []
+        if self.user_callbacks and not callbacks.begun and self.done.changed is None:
+            self.report(
+                "the training had ended before: what callbacks do at its end, as to restore the best weights, is left out"
+            )
         callbacks.end()
         if self.done.changed is None:  # the other processes may have been given no callbacks
             changed = distributed.on_first(

@@ -1,7 +1,7 @@
 """What makes a result on a GPU the same in every run, and the same as on a CPU.
 
 By default, cuDNN's convolutions add up in another order in each run, and round float32 to TF32, with 10 bits.
-On a CPU, these contexts change nothing.
+On a CPU, no result changes.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ if BACKEND == "torch":
     import torch
 
     _deterministic = Held(torch.backends.cudnn, "deterministic", True)
-    _ieee = Held(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    _ieee = Held(torch.backends.cudnn, "fp32_precision", "ieee")
 
 
 def repeatable():
@@ -46,7 +46,11 @@ def repeatable():
 
 
 def in_float32():
-    """A context in which torch and jax compute in float32 what is float32, as on a CPU."""
+    """A context in which torch's convolutions, and jax, compute in float32 what is float32, as on a CPU.
+
+    A choice that the process has made for torch's convolutions (`torch.backends.cudnn.conv.fp32_precision`, or the
+    older `allow_tf32`, which torch refuses to read here) stays.
+    """
     if BACKEND == "jax":
         import jax
 

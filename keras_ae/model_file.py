@@ -256,7 +256,9 @@ def is_plain(value):
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     if isinstance(value, dict):
-        return "class_name" not in value and all(map(is_plain, value.values()))
+        return "class_name" not in value and all(
+            type(k) is str and is_plain(v) for k, v in value.items()
+        )
     return value is None or type(value) in (bool, int, float, str)
 
 

@@ -138,6 +138,11 @@ class AE(Steps, Objective):
         self.built, self._build_shapes_dict = True, {"input_shape": self._input_shape()}
         self._called = True  # a first call has nothing to build; on jax `predict` makes no call
 
+    @property
+    def frozen(self):
+        """The names of its networks that do not train, as after `model.encoder.trainable = False`."""
+        return [name for name in ("encoder", "decoder") if not getattr(self, name).trainable]
+
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all layers."""
 
@@ -343,7 +348,7 @@ class AE(Steps, Objective):
                 "Some layers of this model are quantized, and its file can hold one that is quantized as a whole: "
                 "quantize(mode) of the model, without filters, in int8, int4 or float8."
             )
-        if frozen := [name for name in sorted(built) if not getattr(self, name).trainable]:
+        if frozen := [name for name in self.frozen if name in built]:
             more["frozen"] = frozen
         return {
             **super().get_config(),

@@ -363,7 +363,8 @@ class Objective(StepMixin, keras.Model):
             )  # fmt: skip
 
     def _warn_of_ended_schedule(self):
-        rate, done = (getattr(self.optimizer, x, None) for x in ("learning_rate", "iterations"))
+        optimizer = getattr(self, "optimizer", None)  # none before `compile`
+        rate, done = (getattr(optimizer, x, None) for x in ("learning_rate", "iterations"))
         if rate is not None and done is not None and not float(rate) and int(done):
             warnings.warn(
                 "The learning rate is 0, as where a schedule ended with an earlier fit: compile the model anew to train on.",

@@ -815,7 +815,7 @@ class TestRules:
             fit(settings, run, callbacks=early(), force=True)
         told = {"resume": True, "callbacks": early(), "verbose": 0, "report": lines.append}
         fitting.fit(settings, run, **told)
-        assert any("it died as its training ended" in line for line in lines)
+        assert any("the training had ended before" in line for line in lines)
         assert not any("begins anew" in line for line in lines)
 
     def test_a_signal_in_the_epoch_of_our_own_early_stopping(self, tmp_path, monkeypatch):
@@ -858,11 +858,20 @@ class TestRules:
             def on_epoch_end(self, epoch, logs=None):
                 rates.append(float(self.model.optimizer.learning_rate))
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            send_at_step(patch, signal.SIGTERM, 6)
-            fit(settings, tmp_path)
-        fit(settings, tmp_path, resume=True, callbacks=Lower())
-        assert rates == pytest.approx([1e-5] * 2)
+        class Decays(Lower):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.model.optimizer.learning_rate = 1e-5 * 0.1**epoch
+
+        for before, own, expected in (
+            (None, Lower(), [1e-5] * 2),
+            (Decays(), Decays(), [1e-6, 1e-7]),
+        ):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                send_at_step(patch, signal.SIGTERM, 6)
+                fit(settings, tmp_path, force=True, callbacks=before)
+            rates.clear()
+            fit(settings, tmp_path, resume=True, callbacks=own)
+            assert rates == pytest.approx(expected)
 
     def test_a_kill_at_the_end_of_an_epoch_that_a_callback_broke_off(self, tmp_path, monkeypatch):
         class Enough(keras.callbacks.Callback):
@@ -938,6 +947,12 @@ class TestRules:
         more = {"force": True, "model": model, "verbose": 0, "report": lines.append}
         fitting.fit(settings, tmp_path, **more)
         assert "kl_weight 0.5, which the model has now; it was made with 1" in lines
+        lines.clear()
+        more["model"] = Mine((28, 28, 1), 3, "mlp", (16, 8), kl_weight=0.1)
+        more["model"].encoder.trainable = False
+        fitting.fit(settings, tmp_path, **more)
+        assert not any("kl_weight" in line for line in lines)
+        assert "frozen, and not trained: encoder" in lines
 
     @pytest.mark.parametrize("settings", [{}, {"model": "vae"}])
     def test_a_run_json_of_another_program_with_settings_is_not_ours(self, settings, tmp_path):

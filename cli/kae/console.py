@@ -84,8 +84,9 @@ def start_backend(training=False):
         enabled = gc.isenabled()
         gc.disable()
         if name == "jax":  # on a GPU, one seed gives one result; on a CPU it always does
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {flags}".strip()
+            flags = os.environ.get("XLA_FLAGS", "").strip()
+            if not flags or flags.startswith("-"):  # else it is the name of a file of flags
+                os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {flags}".strip()
         try:
             import keras
 
