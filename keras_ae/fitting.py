@@ -308,7 +308,7 @@ class Run:
             self.model.preparation = self.train.preparation
         for images in (self.train, self.test):
             self.model.check_data(images)
-        if frozen := self.model.frozen:
+        if frozen := self.model.frozen_networks:
             self.report(f"frozen, and not trained: {', '.join(frozen)}")
         check_trainable(self.model, min(self.settings.batch_size, len(self.train.images)))
         if given is not None:
@@ -335,11 +335,8 @@ class Run:
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
             self.curves = checkpoints.curves_of(self.folder)
-            if (
-                self.writes_curves
-                and not self.resume
-                and set(self.curves) - set(self.replaced or ())
-            ):
+            others = set(self.curves) - set(self.replaced or ())
+            if self.writes_curves and not self.resume and others:
                 self.report(
                     f"curves of no run known stay in {self.folder / 'tensorboard'}: TensorBoard shows them as well"
                 )
@@ -427,9 +424,8 @@ class Run:
             earlier = [*earlier, {"epochs": self.done.epochs, **before}]
         if earlier:
             more["earlier_environments"] = earlier
-        if self.writes_curves or self.record.get(
-            "tensorboard"
-        ):  # else those in the folder are not the run's
+        # Without this entry, curves in the folder are not the run's.
+        if self.writes_curves or self.record.get("tensorboard"):
             more["tensorboard"] = True
         self.record = {
             "finished": finished,

@@ -139,7 +139,7 @@ class AE(Steps, Objective):
         self._called = True  # a first call has nothing to build; on jax `predict` makes no call
 
     @property
-    def frozen(self):
+    def frozen_networks(self):
         """The names of its networks that do not train, as after `model.encoder.trainable = False`."""
         return [name for name in ("encoder", "decoder") if not getattr(self, name).trainable]
 
@@ -348,7 +348,7 @@ class AE(Steps, Objective):
                 "Some layers of this model are quantized, and its file can hold one that is quantized as a whole: "
                 "quantize(mode) of the model, without filters, in int8, int4 or float8."
             )
-        if frozen := [name for name in self.frozen if name in built]:
+        if frozen := [name for name in self.frozen_networks if name in built]:
             more["frozen"] = frozen
         return {
             **super().get_config(),
