@@ -365,7 +365,9 @@ class Objective(StepMixin, keras.Model):
     def _warn_of_ended_schedule(self):
         optimizer = getattr(self, "optimizer", None)  # none before `compile`
         rate, done = (getattr(optimizer, x, None) for x in ("learning_rate", "iterations"))
-        if rate is not None and done is not None and not float(rate) and int(done):
+        if rate is None or done is None:
+            return
+        if not ops.convert_to_numpy(rate) and ops.convert_to_numpy(done):
             warnings.warn(
                 "The learning rate is 0, as where a schedule ended with an earlier fit: compile the model anew to train on.",
                 stacklevel=4,
