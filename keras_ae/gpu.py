@@ -13,31 +13,41 @@ BACKEND = keras.backend.backend()
 
 
 class Held:
-    """A context in which a setting of the process has a value; the old one is back when no thread is in it."""
+    """A context in which settings of the process have a value; the old ones are back when no thread is in it.
 
-    def __init__(self, owner, name, value):
-        self.owner, self.name, self.value = owner, name, value
-        self.lock, self.threads, self.before = threading.Lock(), 0, None
+    Args:
+        value: of all of them.
+        settings: pairs (owner, attribute). One that follows those before it is left alone.
+    """
+
+    def __init__(self, value, *settings):
+        self.value, self.settings = value, settings
+        self.lock, self.threads, self.before = threading.Lock(), 0, []
 
     def __enter__(self):
         with self.lock:
             if not self.threads:
-                self.before = getattr(self.owner, self.name)
-                setattr(self.owner, self.name, self.value)
+                self.before = []
+                for owner, name in self.settings:
+                    if (before := getattr(owner, name)) != self.value:
+                        self.before.append((owner, name, before))
+                        setattr(owner, name, self.value)
             self.threads += 1
 
     def __exit__(self, *error):
         with self.lock:
             self.threads -= 1
             if not self.threads:
-                setattr(self.owner, self.name, self.before)
+                for owner, name, before in reversed(self.before):
+                    setattr(owner, name, before)
 
 
 if BACKEND == "torch":
     import torch
 
-    _deterministic = Held(torch.backends.cudnn, "deterministic", True)
-    _ieee = Held(torch.backends.cudnn, "fp32_precision", "ieee")
+    cudnn = torch.backends.cudnn
+    _deterministic = Held(True, (cudnn, "deterministic"))
+    _ieee = Held("ieee", (cudnn, "fp32_precision"), (cudnn.conv, "fp32_precision"))
 
 
 def repeatable():
@@ -48,8 +58,7 @@ def repeatable():
 def in_float32():
     """A context in which torch's convolutions, and jax, compute in float32 what is float32, as on a CPU.
 
-    A choice that the process has made for torch's convolutions (`torch.backends.cudnn.conv.fp32_precision`, or the
-    older `allow_tf32`, which torch refuses to read here) stays.
+    In it, torch refuses to read the older `torch.backends.cudnn.allow_tf32`.
     """
     if BACKEND == "jax":
         import jax

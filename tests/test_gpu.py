@@ -60,6 +60,30 @@ def test_the_settings_are_held_while_a_model_works_and_put_back(digits, monkeypa
 
 
 @torch_only
+def test_a_precision_of_convolutions_that_is_set_is_held_and_put_back_too():
+    """As by `torch.backends.cudnn.flags`, which sets what it found; one that is not set stays so."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    before = cudnn.fp32_precision, cudnn.conv.fp32_precision
+    with cudnn.flags(enabled=True):
+        pass
+    for _ in range(2):
+        with gpu.in_float32():
+            assert cudnn.conv.fp32_precision == "ieee"
+        assert (cudnn.fp32_precision, cudnn.conv.fp32_precision) == before
+    program = """
+import torch
+from keras_ae import gpu
+with gpu.in_float32():
+    pass
+torch.backends.fp32_precision = "ieee"
+assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@torch_only
 def test_the_last_of_several_threads_puts_a_setting_back():
     before, held, left = settings(), threading.Event(), threading.Event()
 
