@@ -303,8 +303,8 @@ def check_callbacks(callbacks, settings, folder):
 def go_on(callbacks, history, report):
     """Make Keras' own callbacks of a user go on in a resumed run, where they keep or add to a file.
 
-    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file, which may
-    have an epoch in whose end the run died twice.
+    A `ModelCheckpoint` of the best epoch knows the best one so far, and a `CSVLogger` adds to its file, which has an
+    epoch in whose end the run died twice.
 
     Raises:
         ValueError: a `ModelCheckpoint` has no mode that says what is best, or its figure is in no history.
@@ -540,36 +540,19 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 class WriteRun(keras.callbacks.Callback):
-    """Writes the run folder: model, history and picture after each epoch, and a backup for `resume`.
+    """Writes the run folder after each epoch: model, history and picture.
 
-    The backup is written after each epoch, every `BACKUP_SECONDS` within an epoch, and after the step at
-    which a signal ends the run. A run that replaces another one does so at the end of its first epoch;
-    until then its backups are in `place`.
+    A run that replaces another one does so at the end of its first epoch; until then its files are in `place`.
 
     Args:
         replaced: the files of the run that is replaced.
         inode: `inode_of` the folder.
-        told: whether no callbacks of the user's see the end of an epoch after this one.
     """
 
-    def __init__(self, folder, place, history, shown, stopwatch, stop, replaced, inode, told):
+    def __init__(self, folder, place, history, shown, stopwatch, replaced, inode):
         super().__init__()
-        self.inode, self.told = inode, told
-        self.folder, self.place, self.replaced = folder, place, replaced
-        self.history, self.shown = history, shown
-        self.stopwatch, self.stop, self._written = stopwatch, stop, time.monotonic()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        due = self.stop.due() or time.monotonic() - self._written >= BACKUP_SECONDS
-        if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
-            return
-        # If a step broke the weights, only the loss of the next step shows it: keep the older backup then.
-        if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
-            metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
-            self.back_up(self._epoch, batch + 1, self.stopwatch.now(), metrics)
+        self.folder, self.place, self.replaced, self.inode = folder, place, replaced, inode
+        self.history, self.shown, self.stopwatch = history, shown, stopwatch
 
     def on_epoch_end(self, epoch, logs=None):
         check_there(self.folder, self.inode)
@@ -601,34 +584,51 @@ class WriteRun(keras.callbacks.Callback):
         check_there(self.folder, self.inode)
         checkpoints.save_model(model, self.place / "model.keras")
         check_there(self.folder, self.inode)
-        if self.place == self.folder:
-            checkpoints.write_history(self.folder, self.history)
-            # Last: then all epochs that it counts are already written.
-            self.back_up(epoch + 1, ended=model.stop_training, told=self.told)
-        else:
-            self.back_up(epoch + 1, ended=model.stop_training, told=self.told)
-            # Last: from now on this is the run of the folder, and a kill is put right by the next `fit`.
-            checkpoints.write_history(self.place, self.history)
+        checkpoints.write_history(self.place, self.history)
+        if self.place != self.folder:
+            # From now on this is the run of the folder, and a kill is put right by the next `fit`.
             self.place = self.folder
             checkpoints.take_place(self.folder, self.replaced)
 
-    def back_up(self, *position, **end):
-        """Write a backup: whole epochs, and steps, their seconds and their means in the one after."""
-        check_there(self.folder, self.inode)
-        progress = checkpoints.Progress(self.history, *position, **end)
-        checkpoints.write_backup(self.place, self.model, progress)
-        self._written = time.monotonic()
 
+class BackUp(keras.callbacks.Callback):
+    """Writes the backup for `resume`: after each epoch, every `BACKUP_SECONDS` within one, and at a signal.
 
-class BackUpAgain(keras.callbacks.Callback):
-    """Writes the backup of an epoch again, with what the callbacks of the user changed at its end."""
+    It comes after the user's callbacks: what they change is in it, and an epoch in whose end the run died is
+    trained again for them. That of the last epoch has to wait for the end of the training, see `fitting.Run.end`.
 
-    def __init__(self, write):
+    Args:
+        written: the `WriteRun`.
+    """
+
+    def __init__(self, written, stopwatch, stop):
         super().__init__()
-        self.write = write
+        self.written, self.stopwatch, self.stop = written, stopwatch, stop
+        self._saved = time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        due = self.stop.due() or time.monotonic() - self._saved >= BACKUP_SECONDS
+        if not due or batch + 1 == self.params["steps"]:  # the end of the epoch writes more
+            return
+        # If a step broke the weights, only the loss of the next step shows it: keep the older backup then.
+        if all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            metrics = [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+            self.save(self._epoch, batch + 1, self.stopwatch.now(), metrics)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.write.back_up(epoch + 1, ended=self.model.stop_training)
+        if not (self.model.stop_training or epoch + 1 == self.params["epochs"]):
+            self.save(epoch + 1)
+
+    def save(self, *position, **end):
+        """Write a backup: whole epochs, and steps, their seconds and their means in the one after."""
+        run = self.written
+        check_there(run.folder, run.inode)
+        progress = checkpoints.Progress(run.history, *position, **end)
+        checkpoints.write_backup(run.place, self.model, progress)
+        self._saved = time.monotonic()
 
 
 def numbers_of(logs):

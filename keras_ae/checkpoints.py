@@ -498,9 +498,7 @@ class Progress:
         seconds: time that these steps took.
         metrics: running means over these steps: `model.metrics_variables` as arrays.
         ended: whether the training is over, maybe before its last epoch.
-        changed: whether its end changed the weights after the last epoch, as to restore the best ones; None if it
-            is not over.
-        told: whether the user's callbacks have seen the end of the last whole epoch.
+        changed: whether its end changed the weights after the last epoch, as to restore the best ones.
     """
 
     history: list
@@ -509,8 +507,7 @@ class Progress:
     seconds: float = 0.0
     metrics: list = dataclasses.field(default_factory=list)
     ended: bool = False
-    changed: bool | None = None
-    told: bool = True
+    changed: bool = False
 
 
 def write_backup(folder, model, progress):
@@ -530,8 +527,7 @@ def write_backup(folder, model, progress):
         "seconds": progress.seconds,
         "history": progress.history,
         "ended": bool(progress.ended),
-        "changed": progress.changed,
-        "told": bool(progress.told),
+        "changed": bool(progress.changed),
     }
     with atomic(Path(folder) / "backup" / "state.npz") as temporary:
         np.savez(temporary, about=json.dumps(about), **arrays)
@@ -643,12 +639,7 @@ def read_backup(folder, model):
             ):
                 raise ValueError("its history is not of figures")
         means = [np.asarray(metrics[str(i)], "float32") for i in range(len(metrics))]
-        changed = about.get("changed")
-        end = (
-            about.get("ended") is True,
-            changed if isinstance(changed, bool) else None,
-            about.get("told") is not False,
-        )
+        end = about.get("ended") is True, about.get("changed") is True
         return Progress(about["history"], *counts, float(about["seconds"]), means, *end)
     except FileNotFoundError:
         return Progress([])
@@ -669,10 +660,12 @@ def way_on(folder):
     if not model.is_file():
         return over
     with contextlib.suppress(CheckpointError):
-        if "model" in (read_run(folder).get("own") or {}):
+        own = (read_run(folder).get("own") or {}).keys()
+        trusted = ", trusted=True" if own & {"encoder", "decoder"} else ""
+        if trusted or "model" in own:
             return (
-                f"in Python, keras_ae.fit(settings, another_folder, model=keras_ae.load_model({str(model)!r})) goes on "
-                f"from its model, with the settings of its run.json, {over}"
+                f"in Python, keras_ae.fit(settings, another_folder, model=keras_ae.load_model({str(model)!r}{trusted})) "
+                f"goes on from its model, with the settings of its run.json, {over}"
             )
     return f"--from {shlex.quote(str(folder))} goes on from its model, {over}"
 

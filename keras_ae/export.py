@@ -42,6 +42,7 @@ from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
 from keras_ae.files import UNFINISHED, keep_mode, name_anew, shortened, sync
+from keras_ae.inference import batch_in_memory
 from keras_ae.inputs import one_hot
 from keras_ae.programs import command_of
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
@@ -96,11 +97,12 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
 
     Raises:
         ValueError: the format or part is unknown, or the path has another suffix.
-        UserError: a package is missing.
+        UserError: a package is missing, or the network would take more memory than is allowed.
         ExportError: the path is taken, the model has no such part, or the writing failed.
     """
     path = Path(path)
     check(path, format, part, force)
+    batch_in_memory(model, 1)
     if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
     if model.dtype_policy.name != "float32":
@@ -121,6 +123,8 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
                 raise
             except Exception as error:  # on a full disk, these packages raise all sorts of errors
                 why = str(error).strip().partition("\n")[0] or type(error).__name__
+                if shutil.disk_usage(made.parent).free < 1 << 20:
+                    why = os.strerror(errno.ENOSPC)
                 raise ExportError(f"{writer.backend} could not write {format}: {why}") from error
         else:
             here = keras.backend.backend()
@@ -442,6 +446,7 @@ def exported_program(net):
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it contains paths of this machine
+    program.example_inputs = None  # a file would have them, which are as large as the images
     return program
 
 

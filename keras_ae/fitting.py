@@ -24,7 +24,7 @@ from keras_ae.building import (
     settled,
 )
 from keras_ae.callbacks import (
-    BackUpAgain,
+    BackUp,
     Callbacks,
     EarlyStopping,
     ProgressLine,
@@ -103,9 +103,8 @@ def fit(
         verbose: of Keras' `fit`.
         report: called with lines that say what happens.
         callbacks: more `keras.callbacks.Callback`s, called after an epoch is written. In a resumed run, a
-            `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state,
-            see the beginning of a broken epoch again, the end of an epoch again if the run died in it, and no end of
-            a training that ended before. One that sets the learning rate needs the settings
+            `ModelCheckpoint` of the best epoch and a `CSVLogger` go on; others must restore their own state, and
+            see an epoch in which the run stopped again. One that sets the learning rate needs the settings
             `lr_schedule="constant"`.
         model: a model of your own to train, not compiled: an `AE` or a subclass. It keeps its own
             `latent_dim`, `backbone`, `size`, `hidden`, `reconstruction` and `dtype`, and its `kl_weight` if
@@ -163,7 +162,8 @@ class Run:
         self.resume, self.force, self.verbose, self.report = resume, force, verbose, report
         # One, several or None, as in Keras' `fit`.
         self.user_callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-        self.writes_curves = any(isinstance(x, TensorBoard) for x in self.user_callbacks)
+        writes_curves = any(isinstance(x, TensorBoard) for x in self.user_callbacks)
+        self.claims_curves = writes_curves  # whether those in the folder are all the run's
         # These raise errors now.
         if not isinstance(settings, Settings):
             raise ValueError(f"settings are a keras_ae.Settings; got {settings!r:.60}.")
@@ -286,9 +286,9 @@ class Run:
             self.settings = as_stored(self.settings, stored)
         if model is not None:
             asked, self.settings = self.settings, settings_of(self.settings, model)
-            weight, began = self.settings.kl_weight, getattr(model, "kl_weight_at_start", None)
-            if asked.kl_weight is None and weight not in (began, "auto"):
-                now, then = f"{weight:g}", f"{began:g}"  # float32, and as it was given
+            weight = self.settings.kl_weight
+            if given is not None and asked.kl_weight is None and weight not in (None, "auto"):
+                now, then = f"{weight:g}", f"{model.kl_weight_at_start:g}"  # float32, and as given
                 if now != then:
                     self.report(
                         f"kl_weight {now}, which the model has now; it was made with {then}"
@@ -335,8 +335,9 @@ class Run:
             if self.place != self.folder:
                 self.replaced = checkpoints.files_of(self.folder)
             self.curves = checkpoints.curves_of(self.folder)
-            others = set(self.curves) - set(self.replaced or ())
-            if self.writes_curves and not self.resume and others:
+            others = set(self.curves) - set(self.replaced)
+            if self.claims_curves and others and not self.record.get("tensorboard"):
+                self.claims_curves = False
                 self.report(
                     f"curves of no run known stay in {self.folder / 'tensorboard'}: TensorBoard shows them as well"
                 )
@@ -385,9 +386,8 @@ class Run:
                 )
             if begun := own_optimizers(model):
                 self.report(f"the backup keeps one optimizer: {', '.join(begun)} begins anew")
-            over = self.done.ended or self.done.epochs == self.settings.epochs
-            begun = [] if over or not self.done.epochs else forgetful(self.user_callbacks)
-            if begun:
+            over = self.done.ended or not self.done.epochs
+            if begun := [] if over else forgetful(self.user_callbacks):
                 self.report(f"{', '.join(begun)} begins anew, and knows of no epoch before")
         model.optimizer.build(model.trainable_variables)
         distributed.broadcast([*model.variables, *model.optimizer.variables])
@@ -399,11 +399,6 @@ class Run:
             return
         check_there(self.folder, self.inode)
         self.write_record(False)
-        if self.place != self.folder and self.done.epochs:
-            # It ended its first epoch, and was killed before it took the place of the run before.
-            checkpoints.write_history(self.place, self.history)
-            checkpoints.take_place(self.folder, self.replaced)
-            self.place = self.folder
         if not (self.resume and checkpoints.has_backup(self.place)):
             checkpoints.write_backup(self.place, self.model, self.done)
 
@@ -425,7 +420,7 @@ class Run:
         if earlier:
             more["earlier_environments"] = earlier
         # Without this entry, curves in the folder are not the run's.
-        if self.writes_curves or self.record.get("tensorboard"):
+        if self.claims_curves or self.record.get("tensorboard"):
             more["tensorboard"] = True
         self.record = {
             "finished": finished,
@@ -446,11 +441,7 @@ class Run:
         """Train for the remaining epochs."""
         self.early = None
         callbacks = self._callbacks()
-        if not self.done.told:
-            self.done = distributed.on_first(lambda: self.tell(callbacks))
         for start_epoch, end_epoch, batch in remaining_fits(self.done, self.settings.epochs):
-            if self.early and self.early.over():
-                break
             self.feed.set_epoch(start_epoch, batch)
             self.model.fit(
                 self.feed.batches(),
@@ -465,31 +456,13 @@ class Run:
                 break
         self.end(callbacks)
 
-    def tell(self, callbacks):
-        """Show the user's callbacks the end of the last epoch, as the run died before all of them had seen it.
-
-        Returns the `checkpoints.Progress` after it.
-        """
-        if not self.user_callbacks:
-            return self.done
-        callbacks.on_train_begin()
-        logs = {k: v for k, v in self.history[-1].items() if k not in ("epoch", "seconds")}
-        for callback in self.user_callbacks:
-            callback.on_epoch_end(self.done.epochs - 1, dict(logs))
-        ended = bool(self.done.ended or self.model.stop_training)
-        self.write.back_up(self.done.epochs, ended=ended)
-        return dataclasses.replace(self.done, ended=ended)
-
     def end(self, callbacks):
         """Tell the callbacks that the training is over, and keep what those of the user changed then."""
         model = self.model
-        before = model.get_weights() if self.user_callbacks else []
-        if self.user_callbacks and not callbacks.begun and self.done.changed is None:
-            self.report(
-                "the training had ended before: what callbacks do at its end, as to restore the best weights, is left out"
-            )
-        callbacks.end()
-        if self.done.changed is None:  # the other processes may have been given no callbacks
+        if not self.done.ended:
+            before = model.get_weights() if self.user_callbacks else []
+            callbacks.end()
+            # The other processes may have been given no callbacks.
             changed = distributed.on_first(
                 lambda: any(
                     not np.array_equal(a, b, equal_nan=True)
@@ -497,8 +470,8 @@ class Run:
                 )
             )
             self.done = dataclasses.replace(self.done, ended=True, changed=changed)
-            if self.writes and self.user_callbacks:
-                self.write.back_up(len(self.history), ended=True, changed=changed)
+            if self.writes:
+                self.backup.save(len(self.history), ended=True, changed=changed)
         self.stop.training = False  # what a signal ends now is in the backup
         if self.done.changed:
             self.report(
@@ -524,15 +497,12 @@ class Run:
             callbacks.append(self.ema)
         callbacks += [StartEpoch(self.feed, settings.seed, done, self.report), stopwatch]
         if self.writes:  # this process sees a NaN loss one step after any other process
-            shown, where = (self.history, self.shown), (self.folder, self.place)
-            replaces = self.replaced, self.inode
-            told = not self.user_callbacks
-            self.write = WriteRun(*where, *shown, stopwatch, self.stop, *replaces, told)
+            where, shown = (self.folder, self.place), (self.history, self.shown)
+            written = WriteRun(*where, *shown, stopwatch, self.replaced, self.inode)
+            self.backup = BackUp(written, stopwatch, self.stop)
             if self.resume:
-                go_on(self.user_callbacks, self.history[: None if done.told else -1], self.report)
-            callbacks += [StopAtNaN(), self.write, *self.user_callbacks]
-            if self.user_callbacks:
-                callbacks.append(BackUpAgain(self.write))
+                go_on(self.user_callbacks, self.history, self.report)
+            callbacks += [StopAtNaN(), written, *self.user_callbacks]
         if distributed.size() > 1:
             callbacks.append(StopTogether())
         if settings.early_stopping:
@@ -544,6 +514,8 @@ class Run:
                 start_from_epoch=settings.warmup_epochs,
             )
             callbacks.append(self.early)
+        if self.writes:
+            callbacks.append(self.backup)
         callbacks.append(self.stop)  # after all that may end the training
         if self.verbose != 0:
             callbacks.append(ProgressLine(self.verbose, self.stop))

@@ -26,20 +26,17 @@ class Held:
 
     def __enter__(self):
         with self.lock:
-            if not self.threads:
-                self.before = []
-                for owner, name in self.settings:
-                    if (before := getattr(owner, name)) != self.value:
-                        self.before.append((owner, name, before))
-                        setattr(owner, name, self.value)
+            for owner, name in () if self.threads else self.settings:
+                if (before := getattr(owner, name)) != self.value:
+                    self.before.append((owner, name, before))
+                    setattr(owner, name, self.value)
             self.threads += 1
 
     def __exit__(self, *error):
         with self.lock:
             self.threads -= 1
-            if not self.threads:
-                for owner, name, before in reversed(self.before):
-                    setattr(owner, name, before)
+            while self.before and not self.threads:
+                setattr(*self.before.pop())
 
 
 if BACKEND == "torch":

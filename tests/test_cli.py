@@ -511,6 +511,23 @@ def test_help_imports_nothing_heavy(command, kae):
     assert not HEAVY & set(done.stderr.split())
 
 
+@pytest.mark.parametrize("way", [[], ["--import", "json"]])
+def test_what_no_command_uses_of_keras_is_not_imported(way, kae):
+    """Keras' wrappers and plots look for it. A module of the user's may use these."""
+    code = (
+        "import sys\n"
+        "from kae.main import cli\n"
+        f"cli({way!r} + ['info', 'vae'], standalone_mode=False)\n"
+        "found = {'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "import keras, sklearn.mixture\n"
+        "assert keras.src.wrappers.sklearn_wrapper.sklearn is (sklearn if found else None)\n"
+        "print(*found, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert bool(done.stderr.splitlines()[-1]) == bool(way)
+
+
 def test_version(kae):
     done = kae("--version")
     assert done.returncode == 0 and done.stdout.startswith("kae, version ")

@@ -167,6 +167,14 @@ def test_parts_of_other_models(digits, model, part):
     np.testing.assert_allclose(output, truth, atol=1e-5)
 
 
+def test_no_images_of_the_trace_are_in_the_file(cvae, tmp_path):
+    """Those of 8192 x 8192 pixels would be 800 MB."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt2"
+    export.export(cvae, path, "torch")
+    assert torch.export.load(path).example_inputs is None
+
+
 def test_nothing_is_overwritten_without_force(cvae, tmp_path):
     path = tmp_path / "model.pt2"
     path.write_text("mine")

@@ -786,7 +786,7 @@ class TestRules:
         assert finals[0]["val_kl"] == pytest.approx(rows[-3], rel=1e-4) != rows[-1]
 
     def test_one_signal_as_the_training_ends_costs_nothing(self, tmp_path, monkeypatch):
-        """What is restored then is kept; a kill there, which loses it, is told."""
+        """What is restored then is kept; after a kill there, the last epoch is trained again, and that is told."""
 
         def early():
             return keras.callbacks.EarlyStopping("kl", mode="min", restore_best_weights=True)
@@ -796,7 +796,7 @@ class TestRules:
             write = checkpoints.write_backup
 
             def acting(folder, model, progress):
-                if progress.changed is not None:
+                if progress.ended:
                     act()
                 write(folder, model, progress)
 
@@ -815,8 +815,9 @@ class TestRules:
             fit(settings, run, callbacks=early(), force=True)
         told = {"resume": True, "callbacks": early(), "verbose": 0, "report": lines.append}
         fitting.fit(settings, run, **told)
-        assert any("the training had ended before" in line for line in lines)
-        assert not any("begins anew" in line for line in lines)
+        assert any("EarlyStopping begins anew" in line for line in lines)
+        for ours, theirs in zip(history(run), history(alone), strict=True):
+            assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
     def test_a_signal_in_the_epoch_of_our_own_early_stopping(self, tmp_path, monkeypatch):
         """The users' callbacks see the end of the training all the same."""
@@ -880,7 +881,7 @@ class TestRules:
 
         settings = small("vae", epochs=3)
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(callbacks.BackUpAgain, "on_epoch_end", killed)
+            patch.setattr(callbacks.BackUp, "on_epoch_end", killed)
             fit(settings, tmp_path, callbacks=Enough())
         fit(settings, tmp_path, resume=True, callbacks=Enough())
         assert len(history(tmp_path)) == 1
@@ -891,9 +892,13 @@ class TestRules:
         seen, full = [], [True]
 
         class Tracker(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.began = epoch
+
             def on_epoch_end(self, epoch, logs=None):
                 if full[0] and epoch == at:
                     raise OSError(errno.ENOSPC, "No space left on device")
+                assert self.began == epoch
                 assert set(logs) == {*names, *(f"val_{name}" for name in names)}
                 seen.append((epoch, logs["val_loss"]))
 
@@ -973,6 +978,13 @@ class TestRules:
         mine.write_text("mine")
         fit(small("vae", epochs=1), tmp_path, force=True)
         assert mine.read_text() == "mine"
+        pytest.importorskip("tensorboard")
+        for _ in range(2):
+            lines, curves = [], [callbacks.TensorBoard(tmp_path)]
+            again = {"callbacks": curves, "force": True, "verbose": 0, "report": lines.append}
+            fitting.fit(small("vae", epochs=1), tmp_path, **again)
+            assert mine.read_text() == "mine"
+            assert any("curves of no run known stay" in line for line in lines)
 
     def test_keras_callbacks_that_a_run_cannot_do_with_are_refused(self, tmp_path):
         rate = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
@@ -1794,7 +1806,10 @@ class TestKerasCallbacks:
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
             fit(small("vae", epochs=epochs), run, force=True)
         now = {k: v for k, v in contents(run).items() if not k.startswith(".next")}
-        assert now == before and checkpoints.can_resume(run)
+        took_place = (
+            write == "write_backup"
+        )  # which comes last; until then there is that of the start
+        assert (now == before) is not took_place and checkpoints.can_resume(run)
         fit(small("vae", epochs=epochs), run, resume=True)
         fit(small("vae", epochs=epochs), tmp_path / "whole")
         assert_same_run(run, tmp_path / "whole")

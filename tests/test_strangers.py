@@ -439,9 +439,10 @@ def test_a_network_that_asks_for_more_memory_than_there_may_be(
     """Each doubles the sides, and what is over is cut off at the end."""
     monkeypatch.setenv("KAE_MEMORY", "1")
     saved(model=VAE((28, 28, 1), 1, "conv", (1,) * (convolutions + 1)))
-    done = kae("sample", "run", "-n", "1")
     gib = 2 ** (2 * convolutions) * 16 // 2**30
-    assert done.exit_code == 1 and f"KAE_MEMORY={gib} allows it" in done.stderr
+    for command in (["sample", "run", "-n", "1"], ["export", "run", "--format", "torch"]):
+        done = kae(*command)
+        assert done.exit_code == 1 and f"KAE_MEMORY={gib} allows it" in done.stderr
     assert kae("info", "run").exit_code == 0
 
 
@@ -684,9 +685,9 @@ def test_an_old_saved_model_is_put_back_if_the_new_one_cannot_take_its_place(tmp
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch writes it")
-@pytest.mark.parametrize("format", ["torch", "onnx"])
+@pytest.mark.parametrize("format", ["torch", "onnx", "openvino"])
 def test_a_full_disk_at_export(saved, small_disk, format):
-    """torch's own writer ends the process."""
+    """torch's own writer ends the process, and openvino speaks of an iostream."""
     needs(format)
     folder = small_disk("8k")
     out = folder / f"a{EXPORT_SUFFIXES[format]}"

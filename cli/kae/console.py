@@ -29,6 +29,8 @@ BACKENDS = {
     "numpy": ("jax", "scipy"),
     "openvino": ("openvino", "scipy"),
 }
+# What Keras imports for its wrappers, plots and other backends, if it is there. That takes half of the time to start.
+NOT_OF_KERAS = ("IPython", "jax", "matplotlib", "pandas", "sklearn")
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from malloc.h
 TRAINING = ("torch", "jax", "tensorflow")
 
@@ -61,8 +63,11 @@ def say(message):
     echo(message, err=True)
 
 
-def start_backend(training=False):
-    """Check KERAS_BACKEND and import Keras; explain in one line if it is misspelt or not installed."""
+def start_backend(training=False, whole=False):
+    """Check KERAS_BACKEND and import Keras; explain in one line if it is misspelt or not installed.
+
+    Without `whole`, Keras' wrappers and plots, which no command uses, find their packages missing.
+    """
     name = os.environ.get("KERAS_BACKEND", "torch")
     if name not in BACKENDS:
         raise click.UsageError(
@@ -87,8 +92,10 @@ def start_backend(training=False):
             flags = os.environ.get("XLA_FLAGS", "").strip()
             if not flags or flags.startswith("-"):  # else it is the name of a file of flags
                 os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {flags}".strip()
+        unused = () if whole else set(NOT_OF_KERAS).difference(BACKENDS[name], sys.modules)
         try:
-            import keras
+            with hidden(unused):
+                import keras
 
             # keras.json is not asked: Keras writes it by itself, and models are made for these two.
             keras.config.set_floatx("float32")
@@ -118,6 +125,17 @@ def start_backend(training=False):
         finally:
             if enabled:
                 gc.enable()
+
+
+@contextlib.contextmanager
+def hidden(names):
+    """A context in which no package of these names can be imported. None may be imported yet."""
+    sys.modules.update(dict.fromkeys(names))  # makes every import of it an ImportError
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 @functools.cache

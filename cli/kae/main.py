@@ -143,7 +143,7 @@ def import_modules(modules):
     """
     from kae import console
 
-    console.start_backend()
+    console.start_backend(whole=True)
     for module in modules:
         try:
             if "" not in sys.path and importlib.util.find_spec(module.partition(".")[0]) is None:

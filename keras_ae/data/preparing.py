@@ -42,9 +42,17 @@ def prepare(name, data_dir, source, progress) -> Prepared:
         if found := disk.find(name, data_dir):
             return found  # another process was faster, and TFDS does not replace its dataset
         raise _explain(error, name, data_dir) from error
-    prepared = disk.find(name, data_dir)
-    assert prepared is not None
+    # A copy may lack the file that names the default config.
+    prepared = disk.find(name, data_dir) or disk.find(
+        f"{_full_name(builder)}:{builder.version}", data_dir
+    )
+    if prepared is None:
+        raise disk.damaged(Path(builder.data_dir), name, "it is not where its name says")
     return prepared
+
+
+def _full_name(builder):
+    return "/".join(filter(None, (builder.name, builder.builder_config_name)))
 
 
 def generate(builder, data_dir, progress, ours=False):
@@ -54,7 +62,7 @@ def generate(builder, data_dir, progress, ours=False):
     """
     import tensorflow_datasets as tfds
 
-    name = "/".join(filter(None, (builder.name, builder.builder_config_name)))
+    name = _full_name(builder)
     target = Path(builder.data_dir)
     if (target / "dataset_info.json").is_file():
         return  # another process was faster

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -142,6 +143,17 @@ def test_emnist_comes_out_upright(tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="emnist is not in"):
         offline(monkeypatch)
         data.load("emnist", "train")
+
+
+def test_a_default_config_is_found_without_the_file_that_names_it(tmp_path, monkeypatch):
+    """As in a copy of the folders of its configs alone."""
+    emnist_archive(tmp_path / "source")
+    know_downloads(monkeypatch, builders.EMNIST, tmp_path / "source")
+    data.prepare("emnist/digits", source=tmp_path / "source")
+    folder = tmp_path / "data" / "emnist"
+    (folder / "digits").rename(folder / "byclass")
+    shutil.rmtree(folder / ".config")
+    assert data.prepare("emnist").path == folder / "byclass" / "3.1.0"
 
 
 def test_emnist_needs_its_archive(idx, tmp_path, monkeypatch):
