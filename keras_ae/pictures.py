@@ -242,7 +242,7 @@ def _matplotlib():
         import matplotlib
     except ValueError as error:
         raise UserError(
-            f"matplotlib cannot read the matplotlibrc that it found: {error}"
+            f"matplotlib cannot read MPLBACKEND or the matplotlibrc that it found: {error}"
         ) from error
     return matplotlib
 

@@ -513,13 +513,14 @@ def test_help_imports_nothing_heavy(command, kae):
 
 @pytest.mark.parametrize("way", [[], ["--import", "json"]])
 def test_what_no_command_uses_of_keras_is_not_imported(way, kae):
-    """Keras' wrappers and plots look for it. A module of the user's may use these."""
+    """Keras' wrappers and plots look for it. A module of the user's may use these. Afterwards all of it is there."""
     code = (
         "import sys\n"
         "from kae.main import cli\n"
         f"cli({way!r} + ['info', 'vae'], standalone_mode=False)\n"
-        "found = {'sklearn', 'matplotlib'} & set(sys.modules)\n"
-        "import keras, sklearn.mixture\n"
+        "found = {'sklearn', 'matplotlib', 'torch._dynamo'} & set(sys.modules)\n"
+        "import keras, sklearn.mixture, torch._dynamo\n"
+        "assert torch._dynamo.is_compiling.__module__.startswith('torch.')\n"
         "assert keras.src.wrappers.sklearn_wrapper.sklearn is (sklearn if found else None)\n"
         "print(*found, file=sys.stderr)"
     )

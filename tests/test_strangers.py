@@ -475,8 +475,8 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
 
 
 def test_labels_of_many_classes_are_no_table_of_all():
-    classes = models.OneHot(np.arange(10_000_000) % 20_000, 20_000)
-    assert classes.shape == (10_000_000, 20_000)
+    classes = models.OneHot(np.arange(1_000_000) % 20_000, 20_000)
+    assert classes.shape == (1_000_000, 20_000)
     np.testing.assert_array_equal(classes[19_999:20_002], np.eye(20_000)[[19_999, 0, 1]])
     few = models.OneHot(np.array([2, 0]), 3)
     assert np.array_equal(np.concatenate([few, few[-1:]]), [[0, 0, 1], [1, 0, 0], [1, 0, 0]])

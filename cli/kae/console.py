@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from kae import lean
 from keras_ae import settings
 from keras_ae.errors import need, printable
 
@@ -29,8 +30,6 @@ BACKENDS = {
     "numpy": ("jax", "scipy"),
     "openvino": ("openvino", "scipy"),
 }
-# What Keras imports for its wrappers, plots and other backends, if it is there. That takes half of the time to start.
-NOT_OF_KERAS = ("IPython", "jax", "matplotlib", "pandas", "sklearn")
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from malloc.h
 TRAINING = ("torch", "jax", "tensorflow")
 
@@ -66,7 +65,7 @@ def say(message):
 def start_backend(training=False, whole=False):
     """Check KERAS_BACKEND and import Keras; explain in one line if it is misspelt or not installed.
 
-    Without `whole`, Keras' wrappers and plots, which no command uses, find their packages missing.
+    Without `whole`, it is without what no command uses of it, see `kae.lean`.
     """
     name = os.environ.get("KERAS_BACKEND", "torch")
     if name not in BACKENDS:
@@ -81,7 +80,7 @@ def start_backend(training=False, whole=False):
     if "keras" not in sys.modules:
         if os.path.exists("matplotlibrc") and not os.path.isfile("matplotlibrc"):
             raise click.ClickException(
-                "matplotlibrc in this folder is no file, and matplotlib, which Keras imports, would read it without end: "
+                "matplotlibrc in this folder is no file, and matplotlib would read it without end: "
                 "rename it, or work in another folder."
             )
         # The objects of an import are never garbage. To search them for garbage would take 0.4 of 2.8 s,
@@ -92,9 +91,8 @@ def start_backend(training=False, whole=False):
             flags = os.environ.get("XLA_FLAGS", "").strip()
             if not flags or flags.startswith("-"):  # else it is the name of a file of flags
                 os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {flags}".strip()
-        unused = () if whole else set(NOT_OF_KERAS).difference(BACKENDS[name], sys.modules)
         try:
-            with hidden(unused):
+            with contextlib.nullcontext() if whole else lean.imports(needed=BACKENDS[name]):
                 import keras
 
             # keras.json is not asked: Keras writes it by itself, and models are made for these two.
@@ -125,17 +123,6 @@ def start_backend(training=False, whole=False):
         finally:
             if enabled:
                 gc.enable()
-
-
-@contextlib.contextmanager
-def hidden(names):
-    """A context in which no package of these names can be imported. None may be imported yet."""
-    sys.modules.update(dict.fromkeys(names))  # makes every import of it an ImportError
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
 
 
 @functools.cache

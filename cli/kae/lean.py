@@ -1,0 +1,47 @@
+"""Imports Keras without what only its wrappers, plots and compilers need: these take more than half of its time."""
+
+import contextlib
+import importlib
+import sys
+import types
+
+# Keras imports these if they are there, for its wrappers of scikit-learn, its plots, its notebooks, and data.
+UNUSED = ("IPython", "jax", "matplotlib", "pandas", "sklearn")
+COMPILER = "torch._dynamo"
+
+
+class Compiler(types.ModuleType):
+    """Stands for torch's compiler, from which Keras takes a decorator of functions that are not to be compiled."""
+
+    @staticmethod
+    def disable(function=None, **options):
+        return function or (lambda decorated: decorated)
+
+    def __getattr__(self, name):  # another Keras may need more
+        if name.startswith("__"):  # `inspect` looks for these in every module
+            raise AttributeError(name)
+        sys.modules.pop(COMPILER, None)
+        return getattr(importlib.import_module(COMPILER), name)
+
+
+@contextlib.contextmanager
+def imports(needed):
+    """A context in which to import Keras, whose backend needs some packages. (torch is imported before it.)
+
+    Afterwards all are there again, but Keras' wrappers and plots have found theirs missing, and nothing of Keras'
+    is marked for torch's compiler.
+    """
+    if "torch" in needed:
+        importlib.import_module("torch")
+    unused = set(UNUSED).difference(needed, sys.modules)
+    compiles = "torch" in needed and COMPILER not in sys.modules
+    stand_in = {COMPILER: Compiler(COMPILER)} if compiles else {}
+    sys.modules.update(dict.fromkeys(unused), **stand_in)  # None makes every import an ImportError
+    try:
+        yield
+    finally:
+        for name in unused:
+            del sys.modules[name]
+        for name, module in stand_in.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
