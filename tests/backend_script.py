@@ -160,10 +160,15 @@ def bad_labels(images, labels):
         dataset = tf.data.Dataset.from_tensor_slices(((feed.images, feed.labels),)).batch(16)
         sources["tf.data"] = lambda: dataset
     others = [(*case, "PyDataset") for case in (("mlp", "mse"), ("mlp", "bce"), ("conv", "l1"))]
-    facts = {}
-    for backbone, reconstruction, source in [*(("mlp", "l1", name) for name in sources), *others]:
-        model, data = CVAE((28, 28, 1), 2, backbone, (4, 8), reconstruction), sources[source]
-        model.compile(Adam(1e-3))
+    facts, kind = {}, None
+    for *wanted, source in [*(("mlp", "l1", name) for name in sources), *others]:
+        if wanted != kind:  # else the model before, which is compiled
+            kind, (backbone, reconstruction) = wanted, wanted
+            model = CVAE((28, 28, 1), 2, backbone, (4, 8), reconstruction)
+            model.compile(keras.optimizers.SGD(1e-3))
+            fresh = model.get_weights()
+        data = sources[source]
+        model.set_weights(fresh)
         facts[f"{backbone} {reconstruction} {source}"] = [
             float(model.evaluate(data(), verbose=0, return_dict=True)["loss"]),
             float(model.fit(data(), verbose=0).history["loss"][0]),
@@ -273,9 +278,10 @@ def resuming(folder):
     fit("whole")
     write = checkpoints.write_backup
 
-    def write_and_die(*args):
-        write(*args)
-        raise Killed
+    def write_and_die(folder, model, progress):
+        write(folder, model, progress)
+        if progress.epochs:
+            raise Killed
 
     checkpoints.write_backup = write_and_die
     try:

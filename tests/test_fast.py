@@ -43,8 +43,6 @@ def test_the_variable_switches_all_levers(value, on):
 @pytest.mark.long
 @pytest.mark.skipif(not fast.ON, reason="the levers are off already")
 def test_every_contract_holds_without_the_levers():
-    some = (
-        [] if keras.backend.backend() == "torch" else ["-k", "not conv"]
-    )  # which XLA compiles long
-    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *some]
+    # Convolutions are in test_speed_paths.py, and XLA compiles them long.
+    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", "-k", "not conv"]
     assert "100%" in python("-m", "pytest", *options, CONTRACT, KAE_FAST="0")

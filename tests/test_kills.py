@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kills.py"
-KILLS = 20
+KILLS = 10
 pytestmark = pytest.mark.long
 
 
