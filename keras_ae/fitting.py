@@ -27,7 +27,6 @@ from keras_ae.callbacks import (
     BackUp,
     Callbacks,
     EarlyStopping,
-    ProgressLine,
     StartEpoch,
     StopAtNaN,
     StopAtSignal,
@@ -41,7 +40,6 @@ from keras_ae.callbacks import (
     forgetful,
     go_on,
     inode_of,
-    numbers_of,
 )
 from keras_ae.data.arrays import splits_of_arrays
 from keras_ae.errors import NotFinite, RunError
@@ -51,6 +49,7 @@ from keras_ae.inputs import check_range
 from keras_ae.models import AE, MODELS
 from keras_ae.overfitting import COMPARED, error_of, parted
 from keras_ae.priors import PRIORS
+from keras_ae.progress import ProgressLine, numbers_of
 from keras_ae.provenance import (
     check_origin,
     check_own,

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from keras_ae import AE, VAE, callbacks, pictures
+from keras_ae import AE, VAE, callbacks, pictures, progress
 from keras_ae.data import ImageData
 from keras_ae.errors import RunError
 
@@ -22,7 +22,7 @@ def test_a_fit_of_data_whose_length_nobody_knows(capsys):
         yield images[16:], None
 
     with callbacks.StopAtSignal(lambda line: None) as stop:
-        stop_at = [callbacks.ProgressLine(), callbacks.StopAtNaN(), stop]
+        stop_at = [progress.ProgressLine(), callbacks.StopAtNaN(), stop]
         model.fit(batches(), epochs=1, verbose=0, callbacks=stop_at)
         assert "loss" in capsys.readouterr().out
         model.decoder.weights[0].assign(model.decoder.weights[0] * np.nan)
@@ -107,8 +107,8 @@ def run_of(capsys, monkeypatch):
     def run(columns, verbose=1):
         monkeypatch.setenv("COLUMNS", str(columns))
         clock = iter(range(10_000))
-        monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-        line = callbacks.ProgressLine(verbose)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+        line = progress.ProgressLine(verbose)
         line.set_params({"epochs": 2, "steps": 400, "verbose": verbose})
         for epoch in range(2):
             line.on_epoch_begin(epoch)
@@ -141,7 +141,7 @@ def test_the_time_left_is_that_of_the_whole_run(run_of):
 
 def test_figures_are_told_in_the_order_of_the_terms():
     logs = dict.fromkeys(["kl", "kl_weight", "loss", "val_kl", "reconstruction", "val_loss"], 1.0)
-    names = [figure.split()[0] for figure in callbacks.figures_of(logs, ("reconstruction", "kl"))]
+    names = [figure.split()[0] for figure in progress.figures_of(logs, ("reconstruction", "kl"))]
     assert names == ["loss", "reconstruction", "kl", "kl_weight", "val_loss", "val_kl"]
 
 
@@ -180,7 +180,7 @@ def test_a_line_that_nobody_reads_any_more_ends_the_run(monkeypatch):
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed, callbacks.StopAtSignal(print) as stop:
-        line = callbacks.ProgressLine(2, stop)
+        line = progress.ProgressLine(2, stop)
         line.set_params({"epochs": 2, "steps": 4})
         monkeypatch.setattr("sys.stdout", closed)
         line.on_epoch_begin(0)
