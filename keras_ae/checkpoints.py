@@ -663,8 +663,9 @@ def way_on(folder):
         own = (read_run(folder).get("own") or {}).keys()
         trusted = ", trusted=True" if own & {"encoder", "decoder"} else ""
         if trusted or "model" in own:
+            trust = "if you trust its maker, " if trusted else ""
             return (
-                f"in Python, keras_ae.fit(settings, another_folder, model=keras_ae.load_model({str(model)!r}{trusted})) "
+                f"in Python, {trust}keras_ae.fit(settings, another_folder, model=keras_ae.load_model({str(model)!r}{trusted})) "
                 f"goes on from its model, with the settings of its run.json, {over}"
             )
     return f"--from {shlex.quote(str(folder))} goes on from its model, {over}"

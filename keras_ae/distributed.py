@@ -263,7 +263,7 @@ def _watched():
         yield
     except RuntimeError as error:
         raise LostWorker(
-            f"Process {rank()} of {size()} lost another one: the run ends here. Whole epochs are kept; "
+            f"Process {rank()} of {size()} lost another one: the run ends here. It is kept as of its last backup; "
             "--resume goes on."
         ) from error
 

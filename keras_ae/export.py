@@ -42,7 +42,7 @@ from keras_ae import __version__, checkpoints, telemetry
 from keras_ae.data import cache
 from keras_ae.errors import UserError, need
 from keras_ae.files import UNFINISHED, keep_mode, name_anew, shortened, sync
-from keras_ae.inference import batch_in_memory
+from keras_ae.inference import check_memory, memory_of_one
 from keras_ae.inputs import one_hot
 from keras_ae.programs import command_of
 from keras_ae.settings import EXPORT_PARTS, EXPORT_SUFFIXES
@@ -57,6 +57,9 @@ SAVED_MODEL = re.compile(
 
 class ExportError(UserError):
     """The model lacks the part, the export failed, or the path is taken."""
+
+
+TRACED = 3  # images that a part is traced with; torch would treat a batch size of 0 or 1 as fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ def export(model, path, format="onnx", part="decoder", force=False, report=print
     """
     path = Path(path)
     check(path, format, part, force)
-    batch_in_memory(model, 1)
+    check_memory(TRACED * memory_of_one(model), f"{TRACED} images in this network")
     if part == "sampler" and not hasattr(model, "prior"):
         raise ExportError("An ae has no prior to sample from: export another part, or a vae.")
     if model.dtype_policy.name != "float32":
@@ -438,15 +441,16 @@ def exported_program(net):
             return self.net(list(inputs))
 
     batch = torch.export.Dim("batch", min=1, max=2**20)
-    # Trace with three images: torch would treat a batch size of 0 or 1 as fixed.
-    example = tuple(ops.ones((3, *t.shape[1:]), dtype=t.dtype) for t in net.inputs)
+    example = tuple(ops.ones((TRACED, *t.shape[1:]), dtype=t.dtype) for t in net.inputs)
     shapes = tuple({0: batch} for _ in example)
     with torch.no_grad():
         program = torch.export.export(Part().eval(), example, dynamic_shapes=(shapes,))
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it contains paths of this machine
-    program.example_inputs = None  # a file would have them, which are as large as the images
+    # A file has their shapes, and not their numbers, which are as many as those of the images.
+    one = tuple(torch.zeros((), dtype=t.dtype, device=t.device).expand(t.shape) for t in example)
+    program.example_inputs = one, {}
     return program
 
 

@@ -461,16 +461,16 @@ class Run:
         if not self.done.ended:
             before = model.get_weights() if self.user_callbacks else []
             callbacks.end()
+
+            def kept():
+                now = model.get_weights() if before else []
+                same = all(np.array_equal(*pair, equal_nan=True) for pair in zip(before, now))
+                self.backup.save(len(self.history), ended=True, changed=not same)
+                return not same
+
             # The other processes may have been given no callbacks.
-            changed = distributed.on_first(
-                lambda: any(
-                    not np.array_equal(a, b, equal_nan=True)
-                    for a, b in zip(before, model.get_weights(), strict=bool(before))
-                )
-            )
+            changed = distributed.on_first(kept)
             self.done = dataclasses.replace(self.done, ended=True, changed=changed)
-            if self.writes:
-                self.backup.save(len(self.history), ended=True, changed=changed)
         self.stop.training = False  # what a signal ends now is in the backup
         if self.done.changed:
             self.report(
@@ -502,8 +502,6 @@ class Run:
             if self.resume:
                 go_on(self.user_callbacks, self.history, self.report)
             callbacks += [StopAtNaN(), written, *self.user_callbacks]
-        if distributed.size() > 1:
-            callbacks.append(StopTogether())
         if settings.early_stopping:
             self.early = EarlyStopping(
                 done,
@@ -515,6 +513,8 @@ class Run:
             callbacks.append(self.early)
         if self.writes:
             callbacks.append(self.backup)
+        if distributed.size() > 1:
+            callbacks.append(StopTogether())
         callbacks.append(self.stop)  # after all that may end the training
         if self.verbose != 0:
             callbacks.append(ProgressLine(self.verbose, self.stop))

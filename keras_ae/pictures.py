@@ -2,13 +2,14 @@
 
 import contextlib
 import math
+import os
 import struct
 import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_ae.errors import NotFinite, UserError, installed, need, printable
+from keras_ae.errors import NotFinite, UserError, need, printable
 from keras_ae.files import open_file
 from keras_ae.tensors import to_numpy
 
@@ -236,8 +237,19 @@ def animation(pictures, path, seconds=0.5):
 # Plots: matplotlib figures, written by `save_plot`
 
 
-def _matplotlib():
+def check_matplotlibrc():
+    """Refuse a matplotlibrc in the working folder that is no file. matplotlib would read a pipe without end."""
+    if os.path.exists("matplotlibrc") and not os.path.isfile("matplotlibrc"):
+        raise UserError(
+            "matplotlibrc in this folder is no file, and matplotlib would read it without end: rename it, or work in "
+            "another folder."
+        )
+
+
+def need_matplotlib():
+    """Import matplotlib; a UserError says why that is not possible."""
     need("A plot", "matplotlib")
+    check_matplotlibrc()
     try:
         import matplotlib
     except ValueError as error:
@@ -251,7 +263,7 @@ def _matplotlib():
 def _default_style():
     """Draws as matplotlib does by default: a `matplotlibrc` in the working folder may ask for LaTeX, which
     is a program, and would make other bytes of the same numbers."""
-    matplotlib = _matplotlib()
+    matplotlib = need_matplotlib()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
@@ -273,7 +285,7 @@ def scatter(points, labels=None, names=None, title="", axes=("", "")):
         plot.scatter(*points.T, **dots)
     else:
         classes, shown = np.unique(labels), []
-        colours = _matplotlib().colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        colours = need_matplotlib().colormaps["tab10" if len(classes) <= 10 else "turbo"]
         for i, y in enumerate(classes):
             colour = colours(i) if len(classes) <= 10 else colours(i / (len(classes) - 1))
             mine = points[labels == y].T
@@ -378,11 +390,6 @@ def rate_distortion(results, distortion=""):
     return figure
 
 
-def missing_for_plots():
-    """Why plots are not available, in one line; None if they are."""
-    return None if installed("matplotlib") else "it needs matplotlib: pip install matplotlib"
-
-
 def _legend(plot, handles, names, **kwargs):
     """Add a legend in which a name may be any text. By itself, matplotlib reads text between dollar signs
     as a formula, and omits names that begin with _."""
@@ -402,7 +409,7 @@ def save_plot(figure, path, file_format="png", title=None):
     plain = {"Date": None} if file_format == "svg" else {"Software": None}
     if title is not None:
         plain["Title"] = title
-    _matplotlib().rcParams["svg.hashsalt"] = "keras_ae"
+    need_matplotlib().rcParams["svg.hashsalt"] = "keras_ae"
     with warnings.catch_warnings():
         # Names may have letters that no font has, such as emoji: a box is drawn for each.
         missing = "Glyph .* missing from|Matplotlib currently does not support"
@@ -420,7 +427,7 @@ def title_of(path):
 
 def _plot(width, height, title="", columns=None):
     """(figure, plot), or (figure, list of `columns` plots side by side)."""
-    _matplotlib()
+    need_matplotlib()
     from matplotlib.figure import Figure  # not pyplot, which has windows and global state
 
     figure = Figure(figsize=(width, height), layout="constrained")

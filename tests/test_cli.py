@@ -529,6 +529,19 @@ def test_what_no_command_uses_of_keras_is_not_imported(way, kae):
     assert bool(done.stderr.splitlines()[-1]) == bool(way)
 
 
+def test_a_keras_that_needs_more_of_the_compiler_gets_it():
+    pytest.importorskip("torch")
+    code = (
+        "from kae import lean\n"
+        "with lean.imports(['torch']):\n"
+        "    import torch._dynamo.config\n"
+        "import torch\n"
+        "assert torch._dynamo.optimize and not isinstance(torch._dynamo, lean.Compiler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version(kae):
     done = kae("--version")
     assert done.returncode == 0 and done.stdout.startswith("kae, version ")

@@ -257,6 +257,13 @@ def test_the_settings_of_a_working_folder_change_no_plot(settings, tmp_path):
     assert (tmp_path / "plot.png").read_bytes() == first
 
 
+def test_a_pipe_called_as_the_settings_of_plots_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "matplotlibrc")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="matplotlib would read it without end"):
+        pictures.bars([1, 2], ["a", "b"])
+
+
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_letters_that_no_font_has_are_drawn_without_a_warning(form, tmp_path):
     names = ("👨‍👩‍👧", "हिन्दी", "漢字")

@@ -33,6 +33,8 @@ def command(runs, everything, out, force, as_json):
     console.start_backend()
     from keras_ae import checkpoints, pictures
 
+    if out:
+        pictures.need_matplotlib()
     found = {run: checkpoints.find_checkpoint(run) for run in runs}
     for run, place in found.items():
         if place.path.suffix != ".keras":

@@ -78,11 +78,10 @@ def start_backend(training=False, whole=False):
         )
     need(f"KERAS_BACKEND={name}", *BACKENDS[name])
     if "keras" not in sys.modules:
-        if os.path.exists("matplotlibrc") and not os.path.isfile("matplotlibrc"):
-            raise click.ClickException(
-                "matplotlibrc in this folder is no file, and matplotlib would read it without end: "
-                "rename it, or work in another folder."
-            )
+        if whole:
+            from keras_ae import pictures
+
+            pictures.check_matplotlibrc()
         # The objects of an import are never garbage. To search them for garbage would take 0.4 of 2.8 s,
         # and as much again later.
         enabled = gc.isenabled()

@@ -14,11 +14,13 @@ class Compiler(types.ModuleType):
     """Stands for torch's compiler, from which Keras takes a decorator of functions that are not to be compiled."""
 
     @staticmethod
-    def disable(function=None, **options):
+    def disable(function=None, *_, **options):
         return function or (lambda decorated: decorated)
 
-    def __getattr__(self, name):  # another Keras may need more
-        if name.startswith("__"):  # `inspect` looks for these in every module
+    def __getattr__(self, name):  # another Keras may need more, or (by __path__) a module in it
+        if (
+            name.startswith("__") and name != "__path__"
+        ):  # `inspect` looks for these in every module
             raise AttributeError(name)
         sys.modules.pop(COMPILER, None)
         return getattr(importlib.import_module(COMPILER), name)

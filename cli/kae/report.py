@@ -26,7 +26,10 @@ def command(model, dataset, data_dir, evaluate, seed, out, force):
     If the page of `kae explore` is in the same folder, as REPORT-explore.html, the report links to it.
     """
     target = console.target_of(out, f"samples/{console.stem_of(model)}.html", (".html",), force)
+    from keras_ae import pictures
+
     need("A report", "matplotlib", "sklearn")
+    pictures.need_matplotlib()
     network, checkpoint = console.load(model)
     console.tell_prior(network, checkpoint)
 

@@ -3,7 +3,6 @@
 import click
 
 from kae import console, options
-from keras_ae.errors import need
 
 
 @click.command("scatter")
@@ -32,7 +31,7 @@ def command(model, method, limit, dataset, data_dir, seed, out, force):
     console.start_backend()
     from keras_ae import latents, pictures
 
-    need("A plot", "matplotlib")
+    pictures.need_matplotlib()
     latents.need_method(method)
     network, checkpoint = console.load(model)
 

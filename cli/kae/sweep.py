@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kae import compare, console, fit, options
+from keras_ae.errors import UserError
 from keras_ae.settings import Settings
 
 ROWS = ("rate", "distortion", "elbo", "bits_per_dimension", "psnr", "epochs", "seconds")
@@ -68,9 +69,12 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
         raise click.UsageError("A sweep runs in one process; start each `kae fit` by torchrun.")
     console.keep_memory()  # allowed because the process is the command's own
     report = (lambda message: None) if quiet else console.say
-    missing = pictures.missing_for_plots()
-    if missing:
-        report(f"no rate-distortion plot: {missing}")
+    plots = True
+    try:
+        pictures.need_matplotlib()
+    except UserError as error:
+        plots = False
+        report(f"no rate-distortion plot: {error}")
     folder = out
     if folder is None:
         place = checkpoints.default_folder(settings)
@@ -99,7 +103,7 @@ def command(context, kl_weights, out, data_dir, tensorboard, force, quiet, as_js
             (lambda run: [TensorBoard(run)]) if tensorboard else (lambda run: ()),
         )
     plot = None
-    if not missing:
+    if plots:
         plot = folder / "rate-distortion.png"
         figure = pictures.rate_distortion(results, settings.reconstruction)
         # The plot of an earlier call is replaced; another file there is kept.

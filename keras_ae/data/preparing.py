@@ -47,7 +47,7 @@ def prepare(name, data_dir, source, progress) -> Prepared:
         f"{_full_name(builder)}:{builder.version}", data_dir
     )
     if prepared is None:
-        raise disk.damaged(Path(builder.data_dir), name, "it is not where its name says")
+        raise DataError(f"{name} was prepared in {builder.data_dir}, and is not found there.")
     return prepared
 
 
