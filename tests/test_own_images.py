@@ -125,7 +125,7 @@ def test_a_report_measures_by_the_training_images_of_the_dataset_that_was_asked_
 
 
 @pytest.mark.parametrize("more", [0, 20], ids=["as many", "more"])
-def test_another_dataset_of_that_name_and_version_is_told(kae, tmp_path, more):
+def test_another_dataset_of_that_name_and_version_is_told(kae, tmp_path, more, mnist_dir):
     draw(tmp_path / "others", 30 + more, side=32)
     how = ["--resize", "16x12", "--crop", "--background", "black", "--data-dir", tmp_path]
     kae("data", "import", "toys", tmp_path / "others", *how)
@@ -138,6 +138,9 @@ def test_another_dataset_of_that_name_and_version_is_told(kae, tmp_path, more):
     kae("score", "ae-toys", *ours, "--dataset", tmp_path / "toys", *limit)
     again = kae.refused("score", "ae-toys", *ours, "--dataset", "./my data/toys", *limit)
     assert "is what the model was trained on" in again
+    digits = next((mnist_dir / "mnist").glob("[0-9]*"))
+    of_digits = kae.refused("score", "ae-toys", *ours, "--dataset", digits, *limit, code=1)
+    assert "those of mnist are (28, 28, 1)" in of_digits and "scoring" not in of_digits
 
 
 @pytest.mark.parametrize(

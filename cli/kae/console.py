@@ -197,7 +197,7 @@ def say_used(found, name):
         here = Path.cwd()
         other = other.relative_to(here) if other.is_relative_to(here) else other
         whence = f" ({found.origin}; the released weights are {other})"
-    say(f"using {found.path}{whence}")
+    say(f"using {printable(found.path)}{whence}")
 
 
 def tell_prior(network, checkpoint):
@@ -312,7 +312,7 @@ def write(path, save, force, echoed=True, quiet=False):
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror or error}.") from error
     if not quiet and not (echoed and sys.stdout.isatty()):
-        say(f"wrote {path}")
+        say(f"wrote {printable(path)}")
     return path
 
 
@@ -451,8 +451,9 @@ def classes_of(network, files, labels):
     if not labels and set(folders) <= set(network.names):
         return [network.names.index(folder) for folder in folders]
     if len(labels) not in (1, len(files)):
+        each = f" for all, or {len(files)} times" if len(files) > 1 else ""
         raise click.UsageError(
-            f"A cvae needs the class of each image: give --label once for all, or {len(files)} times, or "
+            f"A cvae needs the class of each image: give --label once{each}, or "
             f"files in folders called as the classes; got {len(labels)}."
         )
     classes = [class_index(network, label) for label in labels]

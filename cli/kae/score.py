@@ -66,6 +66,7 @@ def command(
     import numpy as np
 
     from keras_ae import data, evaluation, pictures
+    from keras_ae.models import AE
     from keras_ae.provenance import checksum_of_data
 
     # For files, and if the model's own images are not here, --dataset names the images that it should know.
@@ -95,6 +96,7 @@ def command(
         if classes:
             raise click.UsageError("--odd is for classes of the model's own dataset.")
         _, scored = data.load_splits(dataset, data_dir, FEWER if fewer else limit, console.say)
+        AE.check_data(network, scored)  # the shape; its classes may be others
         # By the images as well: imports of one name may be of one version.
         same = (scored.name, scored.version) == (known.name, known.version)
         if same and checksum_of_data(scored) == checksum_of_data(known):

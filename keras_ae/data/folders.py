@@ -348,7 +348,10 @@ def _check_fraction(test_fraction, seed):
 
 
 def _train_and_test(listed, test_fraction, seed):
-    """Splits [(path, label)] into train and test, with the same share of every class."""
+    """Splits [(path, label)] into train and test, with the same share of every class.
+
+    Classes that are too small for a share of their own give an image each, until the share of all is met.
+    """
     fraction = 0.1 if test_fraction is None else test_fraction
     if len(listed) < 2:
         raise DataError("one image is no dataset: at least two are needed, one to test on")
@@ -360,9 +363,13 @@ def _train_and_test(listed, test_fraction, seed):
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
         tested[rows[: min(round(fraction * len(rows)), len(rows) - 1)]] = True
-    if not tested.any():  # all classes are too small for the share: take one image of the largest
-        largest = np.flatnonzero(labels == np.bincount(labels).argmax())
-        tested[random.choice(largest)] = True
+    counts, without = np.bincount(labels), np.setdiff1d(labels, labels[tested])
+    for label in sorted(random.permutation(without), key=lambda label: -counts[label]):
+        if counts[label] == 1 or tested.sum() >= max(1, round(fraction * len(listed))):
+            break
+        tested[random.choice(np.flatnonzero(labels == label))] = True
+    if not tested.any():  # each class has one image
+        tested[random.choice(len(listed))] = True
     pairs = list(zip(listed, tested))
     return {
         "train": [image for image, test in pairs if not test],

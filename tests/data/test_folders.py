@@ -177,6 +177,19 @@ def test_every_image_arrives_once_with_its_class(digits, tmp_path):
     assert report["splits"]["train"]["images"] == 45
 
 
+@pytest.mark.parametrize(
+    ("sizes", "tested"),
+    [([5] * 40, 20), ([4] * 26, 10), ([1] * 9 + [3], 1), ([1] * 20, 1), ([60, 4, 4], 7), ([2], 1)],
+)
+def test_small_classes_make_up_the_share_of_test_images(sizes, tested):
+    """A tenth of five is no image, and of 40 classes of five it is 20."""
+    listed = [(f"{label}/{i}", label) for label, size in enumerate(sizes) for i in range(size)]
+    split = folders._train_and_test(listed, None, None)
+    assert len(split["test"]) == tested and sorted(split["train"] + split["test"]) == sorted(listed)
+    if max(sizes) < 10:
+        assert len({label for _, label in split["test"]}) == tested  # of as many classes
+
+
 def test_stock_tfds_reads_it_without_us(digits, run_python):
     images, folder = digits
     prepared = data.import_folder("mine", folder, test_fraction=0.25)
