@@ -17,12 +17,11 @@ class Compiler(types.ModuleType):
     def disable(function=None, *_, **options):
         return function or (lambda decorated: decorated)
 
-    def __getattr__(self, name):  # another Keras may need more, or (by __path__) a module in it
-        if (
-            name.startswith("__") and name != "__path__"
-        ):  # `inspect` looks for these in every module
+    def __getattr__(self, name):
+        # `inspect` looks for some in every module. __path__ is looked for by an import of a module in this one.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        sys.modules.pop(COMPILER, None)
+        sys.modules.pop(COMPILER, None)  # another Keras needs more of it
         return getattr(importlib.import_module(COMPILER), name)
 
 
