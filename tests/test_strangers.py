@@ -440,7 +440,10 @@ def test_a_network_that_asks_for_more_memory_than_there_may_be(
     monkeypatch.setenv("KAE_MEMORY", "1")
     saved(model=VAE((28, 28, 1), 1, "conv", (1,) * (convolutions + 1)))
     gib = 2 ** (2 * convolutions) * 16 // 2**30
-    for images, command in (1, ["sample", "run", "-n", "1"]), (3, ["export", "run"]):
+    for images, command in (
+        (1, ["sample", "run", "-n", "1"]),
+        (3, ["export", "run", "--format", "torch"]),
+    ):
         done = kae(*command)
         assert done.exit_code == 1 and f"KAE_MEMORY={images * gib} allows it" in done.stderr
     assert kae("info", "run").exit_code == 0
