@@ -483,6 +483,13 @@ HEAVY = {
 }
 
 
+def python(code):
+    """Runs code in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -506,7 +513,7 @@ def test_help_imports_nothing_heavy(command, kae):
         f"cli({command!r} + ['--help'], standalone_mode=False)\n"
         "print(*sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python(code)
     assert done.stdout.startswith("Usage: ")
     assert not HEAVY & set(done.stderr.split())
 
@@ -524,8 +531,7 @@ def test_what_no_command_uses_of_keras_is_not_imported(way, kae):
         "assert keras.src.wrappers.sklearn_wrapper.sklearn is (sklearn if found else None)\n"
         "print(*found, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = python(code)
     assert bool(done.stderr.splitlines()[-1]) == bool(way)
 
 
@@ -538,8 +544,7 @@ def test_a_keras_that_needs_more_of_the_compiler_gets_it():
         "import torch\n"
         "assert torch._dynamo.optimize and not isinstance(torch._dynamo, lean.Compiler)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(code)
 
 
 def test_version(kae):

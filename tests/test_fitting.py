@@ -1806,9 +1806,8 @@ class TestKerasCallbacks:
             patch.setattr(fitting.Run, "undone", contextlib.nullcontext)
             fit(small("vae", epochs=epochs), run, force=True)
         now = {k: v for k, v in contents(run).items() if not k.startswith(".next")}
-        took_place = (
-            write == "write_backup"
-        )  # which comes last; until then there is that of the start
+        # The backup comes last; until then there is that of the start.
+        took_place = write == "write_backup"
         assert (now == before) is not took_place and checkpoints.can_resume(run)
         fit(small("vae", epochs=epochs), run, resume=True)
         fit(small("vae", epochs=epochs), tmp_path / "whole")

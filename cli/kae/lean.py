@@ -32,17 +32,16 @@ def imports(needed):
     Afterwards all are there again, but Keras' wrappers and plots have found theirs missing, and nothing of Keras'
     is marked for torch's compiler.
     """
+    stand_in = Compiler(COMPILER)
     if "torch" in needed:
         importlib.import_module("torch")
+        sys.modules.setdefault(COMPILER, stand_in)
     unused = set(UNUSED).difference(needed, sys.modules)
-    compiles = "torch" in needed and COMPILER not in sys.modules
-    stand_in = {COMPILER: Compiler(COMPILER)} if compiles else {}
-    sys.modules.update(dict.fromkeys(unused), **stand_in)  # None makes every import an ImportError
+    sys.modules.update(dict.fromkeys(unused))  # None makes every import an ImportError
     try:
         yield
     finally:
         for name in unused:
             del sys.modules[name]
-        for name, module in stand_in.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
